@@ -1,0 +1,1 @@
+//! Ahead-of-time compiler for language models: checkpoint in, engine file out.

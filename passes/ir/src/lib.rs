@@ -1,0 +1,1 @@
+//! The graph IR: one op table, types, printer, parser, verifier.

@@ -1,0 +1,1 @@
+//! The meaning of every IR op, in obvious f64 code.

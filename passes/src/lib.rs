@@ -1,0 +1,1 @@
+//! Graph passes: canonical, equalise, fusion, precision, layout.

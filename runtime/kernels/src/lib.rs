@@ -1,0 +1,1 @@
+//! Hand-written CPU kernels and the table that registers and tests them.

@@ -1,0 +1,1 @@
+//! Maps a Bessemer engine file and runs it.

@@ -1,0 +1,1 @@
+//! Rings of tests that cross crates: filetests, numerics, format compatibility, end to end, tidy.
