@@ -1,1 +1,20 @@
-//! The contract between compiler and runtime: file format, quantisation schemes, plan.
+//! The contract between the compiler and the runtime.
+//!
+//! Everything that is written into an engine file, and nothing else, is defined here: the file's frame
+//! ([`header`], [`file`], [`mod@write`]), what a weight's codes mean ([`scheme`]), how packed bytes lie
+//! ([`panel`], [`kv`]), the loop nests ([`nest`]) and the plan of steps that the runtime executes ([`plan`]).
+//!
+//! The IR of the compiler is never serialised. Both sides share this crate, so a change that one side does not
+//! understand does not compile on the other.
+
+pub mod act;
+pub mod kv;
+pub mod panel;
+pub mod rows;
+pub mod scheme;
+
+pub use panel::PanelLayout;
+pub use scheme::{Compute, Elem, Level, Levels, Offset, QuantScheme, ScaleType};
+
+/// Version of the compiler that is being built, written into every manifest.
+pub const PRODUCER: &str = concat!("bessemer ", env!("CARGO_PKG_VERSION"));
