@@ -1,0 +1,15 @@
+//! From a path to a checked model: checkpoints, their configuration, their architecture.
+//!
+//! Nothing here holds weights in memory. A [`Checkpoint`] maps its files and knows where each tensor lies;
+//! everything that the files claim is checked once, when the checkpoint is opened.
+
+pub mod arch;
+pub mod config;
+mod error;
+pub mod gguf;
+mod map;
+mod safetensors;
+mod source;
+
+pub use error::ImportError;
+pub use source::{Checkpoint, Metadata, StoredType, TensorInfo};
