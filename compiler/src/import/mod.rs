@@ -8,8 +8,10 @@ pub mod config;
 mod error;
 pub mod gguf;
 mod map;
+pub mod rope;
 mod safetensors;
 mod source;
+pub mod tensors;
 
 pub use error::ImportError;
 pub use source::{Checkpoint, Metadata, StoredType, TensorInfo};

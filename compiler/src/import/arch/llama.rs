@@ -1,14 +1,14 @@
 //! Llama: Llama 2 and 3, SmolLM, TinyLlama, and Mistral without a sliding window.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value};
 
 use super::Architecture;
 use crate::import::config::{Fields, HARMLESS_HF, Harmless, gguf_fields};
 use crate::import::error::ImportError;
 use crate::import::gguf::GgufMetadata;
-use crate::import::source::{Checkpoint, Metadata, StoredType};
+use crate::import::rope::{self, Rope, RopeScaling};
+use crate::import::source::{Checkpoint, Metadata};
+use crate::import::tensors;
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "llama",
@@ -47,56 +47,6 @@ pub struct LlamaConfig {
     /// Whether gate, up and down have a bias.
     pub mlp_bias: bool,
     naming: Naming,
-}
-
-/// Rotary position embedding: pair `i` of a head turns by `position * inv_freq[i]`, where
-/// `inv_freq[i] = theta^(-2i/head_dim)` before scaling.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// The base.
-    pub theta: f64,
-    /// What happens to the frequencies.
-    pub scaling: RopeScaling,
-    /// Which elements of a head make a pair.
-    pub pairing: RopePairing,
-}
-
-/// What happens to the rotary frequencies.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// Nothing.
-    None,
-    /// All are divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3.1: with the wavelength `w = 2 pi / inv_freq`, those with `w > original_context / low_freq_factor` are
-    /// divided by `factor`, those with `w < original_context / high_freq_factor` stay, and between the two
-    /// `s = (original_context / w - low) / (high - low)` blends them: `(1 - s) * inv_freq / factor + s * inv_freq`.
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// Edge of the low frequencies.
-        low_freq_factor: f64,
-        /// Edge of the high frequencies.
-        high_freq_factor: f64,
-        /// Context length before scaling.
-        original_context: usize,
-    },
-    /// Each is divided by its own factor (GGUF's `rope_freqs.weight`, which is how Llama 3.1 comes there).
-    Factors(Vec<f32>),
-}
-
-/// Which elements of a head the rotation takes together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopePairing {
-    /// `(i, i + head_dim/2)`: Hugging Face; "NEOX" in ggml.
-    HalfSplit,
-    /// `(2i, 2i + 1)`: "NORM" in ggml. GGUF files of this family store the rows of q and k permuted for it: row
-    /// `2i + j` of a head is row `j * head_dim/2 + i` of Hugging Face's (`permute` in `convert_hf_to_gguf.py`).
-    /// Both orders give the same scores, so the weights stay as they are and the graph follows the file.
-    Interleaved,
 }
 
 /// Whose tensor names a checkpoint uses.
@@ -143,7 +93,7 @@ const GLOBAL: [Row; 3] = [
 ];
 
 /// Tensors of one block, under `model.layers.N.` or `blk.N.`. In GGUF the rows of query and key (and of their
-/// biases) are permuted: see [`RopePairing::Interleaved`].
+/// biases) are permuted: see [`rope::RopePairing::Interleaved`].
 #[rustfmt::skip]
 const BLOCK: [Row; 16] = [
     (Role::AttentionNorm, "input_layernorm.weight", "attn_norm.weight", |c| vec![c.hidden]),
@@ -163,12 +113,6 @@ const BLOCK: [Row; 16] = [
     (Role::UpBias, "mlp.up_proj.bias", "ffn_up.bias", |c| vec![c.ffn]),
     (Role::DownBias, "mlp.down_proj.bias", "ffn_down.bias", |c| vec![c.hidden]),
 ];
-
-/// The factors of the rotary frequencies in GGUF.
-const ROPE_FREQS: &str = "rope_freqs.weight";
-
-/// Longest list of missing tensors. It also bounds the work when `num_hidden_layers` is absurd.
-const MOST_MISSING: usize = 1000;
 
 impl LlamaConfig {
     /// Reads the configuration and checks that the checkpoint holds its tensors, no others, in the right shapes.
@@ -229,49 +173,20 @@ impl LlamaConfig {
     fn check_tensors(&self, checkpoint: &Checkpoint) -> Result<(), ImportError> {
         let globals = GLOBAL.iter().filter(|row| self.has(row.0)).map(|row| (0, row));
         let block = || BLOCK.iter().filter(|row| self.has(row.0));
-        let expected = globals.clone().count() + self.layers * block().count();
         let blocks = (0..self.layers).flat_map(|layer| block().map(move |row| (layer, row)));
+        let count = globals.clone().count() + self.layers * block().count();
+        let expected =
+            globals.chain(blocks).map(|(layer, row)| (self.tensor_name(row.0, layer), (row.3)(self)));
 
-        let mut extra: BTreeSet<&str> = checkpoint.tensors().keys().map(String::as_str).collect();
-        let mut missing = Vec::new();
-        for (layer, (role, .., shape)) in globals.chain(blocks) {
-            let name = self.tensor_name(*role, layer);
-            extra.remove(name.as_str());
-            match checkpoint.tensors().get(&name) {
-                Some(info) if info.shape == shape(self) => {}
-                Some(info) => {
-                    return Err(ImportError::TensorShape {
-                        path: checkpoint.path().to_owned(),
-                        tensor: name,
-                        expected: shape(self),
-                        found: info.shape.clone(),
-                    });
-                }
-                None => missing.push(name),
-            }
-            if missing.len() == MOST_MISSING {
-                break;
-            }
-        }
-
-        let (path, found) = (checkpoint.path().to_owned(), checkpoint.tensors().len());
-        if !missing.is_empty() {
-            return Err(ImportError::MissingTensors { path, names: missing, expected, found });
-        }
-        // Old checkpoints store the rotary frequencies, which follow from the configuration.
-        extra.retain(|name| !name.ends_with(".self_attn.rotary_emb.inv_freq"));
-        extra.remove(match self.rope.scaling {
-            RopeScaling::Factors(_) => ROPE_FREQS,
-            _ => "",
-        });
-        if self.tied && extra.remove(self.tensor_name(Role::Output, 0).as_str()) {
-            self.check_stored_tie(checkpoint)?;
-        }
-        if !extra.is_empty() {
-            let names = extra.into_iter().map(str::to_owned).collect();
-            return Err(ImportError::UnexpectedTensors { path, names, expected, found });
-        }
-        Ok(())
+        let head = self.tensor_name(Role::Output, 0);
+        let stored_tie = self.tied && checkpoint.tensors().contains_key(&head);
+        tensors::check(checkpoint, count, expected, |name| {
+            // Old checkpoints store the rotary frequencies, which follow from the configuration.
+            name.ends_with(".self_attn.rotary_emb.inv_freq")
+                || (name == rope::FREQUENCY_FACTORS && matches!(self.rope.scaling, RopeScaling::Factors(_)))
+                || (name == head && stored_tie)
+        })?;
+        if stored_tie { self.check_stored_tie(checkpoint) } else { Ok(()) }
     }
 
     /// A tied head that is stored all the same is harmless only as an exact copy.
@@ -325,7 +240,7 @@ fn from_hf(checkpoint: &Checkpoint, config: &Map<String, Value>) -> Result<Llama
         vocab: fields.required_count("vocab_size")?,
         context,
         rms_norm_eps: fields.required_positive("rms_norm_eps")?,
-        rope: hf_rope(&fields)?,
+        rope: rope::from_hf(&fields)?,
         tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
         attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
         mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
@@ -376,67 +291,6 @@ fn reaches(window: &Value, context: usize) -> bool {
     window.as_u64().is_some_and(|window| window >= context as u64)
 }
 
-/// RoPE as transformers writes it: `rope_theta` and `rope_scaling`, since 5.0 both in `rope_parameters`.
-fn hf_rope(fields: &Fields) -> Result<Rope, ImportError> {
-    let outer = fields.positive("rope_theta")?;
-    let (old, new) = (fields.object("rope_scaling")?, fields.object("rope_parameters")?);
-    if old.is_some() && new.is_some() {
-        return Err(fields.error("rope_scaling", "either this or `rope_parameters`", "remove one of them"));
-    }
-    let Some(inner) = new.or(old) else {
-        return Ok(Rope {
-            theta: outer.unwrap_or(10000.0),
-            scaling: RopeScaling::None,
-            pairing: RopePairing::HalfSplit,
-        });
-    };
-
-    let theta = match (outer, inner.positive("rope_theta")?) {
-        (Some(outer), Some(inner_theta)) if outer != inner_theta => {
-            return Err(inner.error("rope_theta", format!("{outer}, as outside"), "remove one of them"));
-        }
-        (outer, inner_theta) => inner_theta.or(outer).unwrap_or(10000.0),
-    };
-    inner.neutral("partial_rotary_factor", "1", |value| value.as_f64() == Some(1.0))?;
-    let (long, short) = (inner.text("rope_type")?, inner.text("type")?);
-    if let (Some(long), Some(short)) = (long, short)
-        && long != short
-    {
-        return Err(inner.error("type", format!("`{long}`, as in `rope_type`"), "remove one of them"));
-    }
-    let scaling = match long.or(short) {
-        None | Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear { factor: inner.required_positive("factor")? },
-        Some("llama3") => {
-            let low_freq_factor = inner.required_positive("low_freq_factor")?;
-            let high_freq_factor = inner.required_positive("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                return Err(inner.error(
-                    "high_freq_factor",
-                    format!("more than low_freq_factor {low_freq_factor}"),
-                    "correct the value",
-                ));
-            }
-            RopeScaling::Llama3 {
-                factor: inner.required_positive("factor")?,
-                low_freq_factor,
-                high_freq_factor,
-                original_context: inner.required_count("original_max_position_embeddings")?,
-            }
-        }
-        Some(_) => {
-            let key = if long.is_some() { "rope_type" } else { "type" };
-            return Err(inner.error(
-                key,
-                "default, linear or llama3",
-                "this scaling is not built; use a model without it",
-            ));
-        }
-    };
-    inner.finish()?;
-    Ok(Rope { theta, scaling, pairing: RopePairing::HalfSplit })
-}
-
 fn from_gguf(checkpoint: &Checkpoint, metadata: &GgufMetadata) -> Result<LlamaConfig, ImportError> {
     let map = gguf_fields(metadata, "llama");
     let fields = Fields::new(checkpoint.config_path(), "llama.", &map);
@@ -468,7 +322,7 @@ fn from_gguf(checkpoint: &Checkpoint, metadata: &GgufMetadata) -> Result<LlamaCo
         vocab: fields.count("vocab_size")?.or(table).unwrap_or(1),
         context,
         rms_norm_eps: fields.required_positive("attention.layer_norm_rms_epsilon")?,
-        rope: gguf_rope(checkpoint, &fields, head_dim)?,
+        rope: rope::from_gguf(checkpoint, &fields, head_dim)?,
         // No key says so: the tensors do.
         tied: !has("output.weight"),
         attention_bias: has("blk.0.attn_q.bias"),
@@ -496,56 +350,4 @@ fn from_gguf(checkpoint: &Checkpoint, metadata: &GgufMetadata) -> Result<LlamaCo
         .check_sizes(&fields, ["attention.head_count", "attention.head_count_kv", "attention.key_length"])?;
     fields.finish()?;
     Ok(llama)
-}
-
-/// RoPE as llama.cpp reads it: a factor without a type means linear, and Llama 3.1's scaling is a tensor.
-fn gguf_rope(checkpoint: &Checkpoint, fields: &Fields, head_dim: usize) -> Result<Rope, ImportError> {
-    let theta = fields.positive("rope.freq_base")?.unwrap_or(10000.0);
-    let factor = fields.positive("rope.scaling.factor")?.or(fields.positive("rope.scale_linear")?);
-    let linear = match fields.text("rope.scaling.type")? {
-        Some("none") => None,
-        None | Some("linear") => factor.filter(|factor| *factor != 1.0),
-        Some(_) => {
-            let remedy = "this scaling is not built; use a model without it";
-            return Err(fields.error("rope.scaling.type", "none or linear", remedy));
-        }
-    };
-    fields.skip(&[Harmless {
-        reason: "only YaRN reads them",
-        keys: &["rope.scaling.original_context_length", "rope.scaling.finetuned"],
-    }]);
-
-    let scaling = match (linear, frequency_factors(checkpoint, head_dim)?) {
-        (None, None) => RopeScaling::None,
-        (Some(factor), None) => RopeScaling::Linear { factor },
-        (None, Some(factors)) => RopeScaling::Factors(factors),
-        (Some(_), Some(_)) => {
-            let expected = format!("no linear scaling beside the tensor `{ROPE_FREQS}`");
-            return Err(fields.error("rope.scaling.factor", expected, "convert the model again"));
-        }
-    };
-    Ok(Rope { theta, scaling, pairing: RopePairing::Interleaved })
-}
-
-fn frequency_factors(checkpoint: &Checkpoint, head_dim: usize) -> Result<Option<Vec<f32>>, ImportError> {
-    let Some(info) = checkpoint.tensors().get(ROPE_FREQS) else { return Ok(None) };
-    let path = || checkpoint.path().to_owned();
-    let tensor = || ROPE_FREQS.to_owned();
-    if info.stored != StoredType::F32 {
-        let (found, supported) = (info.stored.name(), "F32");
-        return Err(ImportError::UnsupportedEncoding { path: path(), tensor: tensor(), found, supported });
-    }
-    if info.shape != [head_dim / 2] {
-        let (expected, found) = (vec![head_dim / 2], info.shape.clone());
-        return Err(ImportError::TensorShape { path: path(), tensor: tensor(), expected, found });
-    }
-    let (elements, _) = checkpoint.bytes(ROPE_FREQS)?.as_chunks();
-    let factors: Vec<f32> = elements.iter().map(|element| f32::from_le_bytes(*element)).collect();
-    match factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
-        None => Ok(Some(factors)),
-        Some(wrong) => {
-            let what = format!("tensor `{ROPE_FREQS}`");
-            Err(ImportError::damaged(checkpoint.path(), what, "numbers above 0", wrong.to_string()))
-        }
-    }
 }
