@@ -29,7 +29,10 @@ impl Int8Layout {
             return Err(format!("activation group {group} is no multiple of 16 up to 65536"));
         }
         if weight.runs() > 1 && !weight.run().is_multiple_of(group) {
-            return Err(format!("activation group {group} does not divide the weight group {}", weight.run()));
+            return Err(format!(
+                "activation group {group} does not divide the weight group {}",
+                weight.run()
+            ));
         }
         Ok(Self { k: weight.k(), padded_k: weight.padded_k(), group })
     }

@@ -8,11 +8,21 @@
 //! understand does not compile on the other.
 
 pub mod act;
+pub mod codec;
+pub mod error;
+pub mod file;
+pub mod header;
 pub mod kv;
+pub mod manifest;
+pub mod nest;
 pub mod panel;
+pub mod plan;
 pub mod rows;
 pub mod scheme;
+pub mod validate;
+pub mod write;
 
+pub use error::FormatError;
 pub use panel::PanelLayout;
 pub use scheme::{Compute, Elem, Level, Levels, Offset, QuantScheme, ScaleType};
 

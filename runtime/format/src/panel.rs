@@ -74,7 +74,9 @@ impl PanelLayout {
     pub fn new(scheme: &QuantScheme, n: usize, k: usize) -> Result<Self, String> {
         scheme.check()?;
         if n == 0 || k == 0 || n > 1 << 28 || k > 1 << 24 {
-            return Err(format!("a packed matrix of {n} x {k} is out of range (n <= 2^28, k <= 2^24, both above 0)"));
+            return Err(format!(
+                "a packed matrix of {n} x {k} is out of range (n <= 2^28, k <= 2^24, both above 0)"
+            ));
         }
         let run = scheme.group(k);
         let runs = k.div_ceil(run);
@@ -231,7 +233,8 @@ impl PanelLayout {
         }
         let r = k / self.run;
         let column = row % COLUMNS;
-        let run = bytes.get((row / COLUMNS) * self.panel_bytes + self.run_offset(r) + self.run_code_bytes(r)..)?;
+        let run =
+            bytes.get((row / COLUMNS) * self.panel_bytes + self.run_offset(r) + self.run_code_bytes(r)..)?;
         let ty = levels.inner.ty;
         let scale = ty.read(run.get(column * ty.bytes()..)?.get(..ty.bytes())?);
         let offset = match self.scheme.offset {

@@ -210,7 +210,9 @@ impl QuantScheme {
                 return Err(format!("{what}: two-level scales are not supported by this version"));
             }
             if l.inner.rows > 1 || (l.inner.rows == 0 && l.inner.k != 0) {
-                return Err(format!("{what}: scales shared by several rows are not supported by this version"));
+                return Err(format!(
+                    "{what}: scales shared by several rows are not supported by this version"
+                ));
             }
             if !l.inner.k.is_multiple_of(16) {
                 return Err(format!("{what}: group size {} is no multiple of 16", l.inner.k));
@@ -329,7 +331,8 @@ impl std::str::FromStr for QuantScheme {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let bad = || format!("`{s}` is no scheme (examples: f32, bf16, s8:f16x32, u4:f16x32-8, u4:f16x32+f16)");
+        let bad =
+            || format!("`{s}` is no scheme (examples: f32, bf16, s8:f16x32, u4:f16x32-8, u4:f16x32+f16)");
         let ty = |t: &str| match t {
             "f32" => Ok(ScaleType::F32),
             "f16" => Ok(ScaleType::F16),

@@ -1,0 +1,30 @@
+//! The one place that turns contract types into bytes and back.
+//!
+//! bincode's standard configuration (little endian, variable-length integers). bincode is finished and no longer maintained,
+//! which suits a frozen format; golden-bytes tests pin its output, and a later switch stays inside this file.
+
+use crate::error::FormatError;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Largest section that is decoded: far above any real plan, far below what could exhaust memory.
+pub const SIZE_LIMIT: usize = 64 << 20;
+
+/// Encodes a contract value.
+pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FormatError> {
+    bincode::serde::encode_to_vec(value, bincode::config::standard())
+        .map_err(|e| FormatError::Codec { section: "encode", why: e.to_string() })
+}
+
+/// Decodes a contract value. All bytes must be consumed. `section` names it in the error.
+pub fn decode<T: DeserializeOwned>(section: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+    let error = |why: String| FormatError::Codec { section, why };
+    if bytes.len() > SIZE_LIMIT {
+        return Err(error(format!("{} bytes are above the limit of {SIZE_LIMIT}", bytes.len())));
+    }
+    let config = bincode::config::standard().with_limit::<SIZE_LIMIT>();
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config).map_err(|e| error(e.to_string()))?;
+    if used != bytes.len() {
+        return Err(error(format!("{} bytes follow the value", bytes.len() - used)));
+    }
+    Ok(value)
+}

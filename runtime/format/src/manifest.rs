@@ -1,0 +1,172 @@
+//! The manifest: what an engine is, where it came from and what is in it.
+
+use crate::scheme::QuantScheme;
+use serde::{Deserialize, Serialize};
+
+/// A blake3 hash.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Hash(pub [u8; 32]);
+
+impl Hash {
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl std::fmt::Display for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl std::fmt::Debug for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl std::str::FromStr for Hash {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let bad = || format!("`{s}` is no hash of 64 hexadecimal digits");
+        if s.len() != 64 || !s.is_ascii() {
+            return Err(bad());
+        }
+        let mut out = [0; 32];
+        for (i, b) in out.iter_mut().enumerate() {
+            *b = u8::from_str_radix(&s[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
+        }
+        Ok(Self(out))
+    }
+}
+
+/// What an engine is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The compiler that wrote the file ([`crate::PRODUCER`]).
+    pub producer: String,
+    /// Where the weights came from.
+    pub source: Source,
+    /// The options that shaped the bytes, as `key=value` in a fixed order.
+    pub options: Vec<(String, String)>,
+    /// What the host must have.
+    pub requirements: Requirements,
+    /// Every tensor of the checkpoint.
+    pub tensors: Vec<TensorEntry>,
+    /// A hash for each of the plan's weight slices, in their order.
+    pub weight_hashes: Vec<Hash>,
+    /// Machine code in the CODE section.
+    pub code: Vec<CodeEntry>,
+}
+
+/// Where the weights came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Hash over the checkpoint's files in a stated order; independent of folder and file names of the user.
+    pub hash: Hash,
+    /// `safetensors` or `gguf`.
+    pub format: String,
+    /// The architecture as the checkpoint names it.
+    pub architecture: String,
+}
+
+/// What a host must have. Compared by exhaustive destructuring, so that a new field is decided upon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirements {
+    /// Target of the programs: `cpu` or a narrower one.
+    pub target: String,
+    /// CPU features without which no kernel of the plan runs; empty for the ISA-neutral `cpu`.
+    pub cpu_features: Vec<String>,
+}
+
+/// What became of one tensor of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorEntry {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Shape in the checkpoint, outermost first.
+    pub shape: Vec<u64>,
+    /// Encoding in the checkpoint.
+    pub stored: String,
+    /// Scheme in the engine.
+    pub scheme: QuantScheme,
+    /// The plan's weight slices that hold it.
+    pub weights: Vec<u32>,
+    /// Name of a scale folded into it, if any, so that it can be undone.
+    pub folded: Option<String>,
+}
+
+/// Machine code of one nest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodeEntry {
+    /// Instruction set and features.
+    pub isa: CodeIsa,
+    /// The nest it computes.
+    pub nest: u32,
+    /// Element type of the KV cache that it was generated for; `None` where the nest touches none.
+    pub kv: Option<KvElem>,
+    /// Offset in the CODE section, a multiple of 64.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Instruction sets that code is generated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum CodeIsa {
+    /// x86-64 with the features of x86-64-v3, System V calling convention.
+    X86_64V3,
+    /// AArch64 with NEON, AAPCS64.
+    Aarch64,
+}
+
+/// Element type of a KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum KvElem {
+    /// bfloat16.
+    Bf16,
+    /// binary32.
+    F32,
+}
+
+impl KvElem {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            KvElem::Bf16 => 2,
+            KvElem::F32 => 4,
+        }
+    }
+}
+
+/// Why the compiler chose what it chose: the REPORT section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// For each node: the kernel and why others were not taken.
+    pub selection: Vec<Selection>,
+    /// What each pass did, in order.
+    pub passes: Vec<PassReport>,
+}
+
+/// The reasons of one kernel selection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Selection {
+    /// The node.
+    pub node: String,
+    /// What runs it.
+    pub chosen: String,
+    /// Candidates that were not taken, each with its reason.
+    pub rejected: Vec<(String, String)>,
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PassReport {
+    /// Name of the pass.
+    pub pass: String,
+    /// Rewrites applied.
+    pub rewrites: u32,
+    /// Nodes after it.
+    pub nodes: u32,
+}

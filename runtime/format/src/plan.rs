@@ -1,0 +1,308 @@
+//! The plan: what the runtime executes, as data.
+//!
+//! A [`Program`] serves a *regime* of row counts, never a phase: prefill, decode, a mixed batch and draft verification
+//! are the same call with different arrays. Its inputs are `R` token rows with a position and a cache slot each, and the
+//! list of rows whose logits are wanted. Programs of one plan compute the same function; they differ in kernels.
+
+use crate::nest::Nest;
+use crate::scheme::{Compute, QuantScheme};
+use serde::{Deserialize, Serialize};
+
+/// Index into [`Program::buffers`].
+pub type BufferId = u32;
+/// Index into [`Plan::weights`].
+pub type WeightId = u32;
+/// Index into [`Plan::nests`].
+pub type NestId = u32;
+/// Index into [`Plan::states`].
+pub type StateId = u32;
+
+/// Everything needed to run a model on one kind of device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Facts about the model that the runtime must know.
+    pub model: ModelFacts,
+    /// Slices of the WEIGHTS section.
+    pub weights: Vec<WeightSlice>,
+    /// State that outlives a forward pass.
+    pub states: Vec<StateDecl>,
+    /// Loop nests that steps refer to.
+    pub nests: Vec<Nest>,
+    /// Programs by ascending row count; the runtime takes the first that holds the batch.
+    pub programs: Vec<Program>,
+}
+
+/// Facts about the model that the runtime must know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// Size of the vocabulary: the length of a logits row.
+    pub vocab: u32,
+    /// Positions that the model was made for; longer sequences are refused.
+    pub context: u32,
+    /// Width of the residual stream.
+    pub hidden: u32,
+    /// Number of layers.
+    pub layers: u32,
+}
+
+/// How a weight's bytes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum WeightLayout {
+    /// Row-major, floating-point elements only.
+    Dense,
+    /// [`crate::panel`].
+    Panel,
+}
+
+/// A tensor in the WEIGHTS section: `n` rows of `k` elements.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightSlice {
+    /// Offset from the start of the section, a multiple of 64.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Output rows.
+    pub n: u32,
+    /// Input elements.
+    pub k: u32,
+    /// What the codes mean.
+    pub scheme: QuantScheme,
+    /// How they lie.
+    pub layout: WeightLayout,
+}
+
+/// State that outlives a forward pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StateDecl {
+    /// Blocks of [`crate::kv::TOKENS`] tokens, addressed through a block table.
+    Blocks {
+        /// Elements of a block (bf16 or f32, chosen at run time).
+        elems: u64,
+    },
+}
+
+/// Which numbers of rows a program serves, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Regime {
+    /// Smallest number of rows.
+    pub min_rows: u32,
+    /// Largest number of rows.
+    pub max_rows: u32,
+}
+
+/// The steps for one regime.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// Row counts served.
+    pub regime: Regime,
+    /// Bytes of the arena at `max_rows` rows.
+    pub arena_bytes: u64,
+    /// Buffers.
+    pub buffers: Vec<Buffer>,
+    /// Steps in execution order.
+    pub steps: Vec<Step>,
+}
+
+/// A named piece of memory of a program: `elems_per_row` elements for each row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// Name for people.
+    pub name: String,
+    /// Element type.
+    pub elem: BufferElem,
+    /// Which count of rows sizes it.
+    pub rows: RowCount,
+    /// Elements of a row.
+    pub row_elems: u64,
+    /// Where it lies.
+    pub home: Home,
+}
+
+/// Element type of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum BufferElem {
+    /// Activations.
+    F32,
+    /// Indices.
+    I32,
+    /// Bytes with a structure of their own ([`crate::act`]).
+    Bytes,
+}
+
+impl BufferElem {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            BufferElem::F32 | BufferElem::I32 => 4,
+            BufferElem::Bytes => 1,
+        }
+    }
+}
+
+/// A count of rows known when a forward pass starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RowCount {
+    /// Token rows of the batch.
+    Tokens,
+    /// Rows whose logits are wanted (never more than token rows).
+    Logits,
+}
+
+/// Where a buffer lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Home {
+    /// In the arena, at a 64-byte aligned offset that leaves room for `max_rows` rows.
+    Arena {
+        /// Offset in bytes.
+        offset: u64,
+    },
+    /// An array that the runtime fills before the first step.
+    Input(Input),
+    /// The logits, `[logit rows][vocab]`.
+    Logits,
+}
+
+/// Arrays of a forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Input {
+    /// `i32[R]`: token ids, each below the vocabulary size.
+    Tokens,
+    /// `i32[R]`: position of each row in its sequence.
+    Positions,
+    /// `i32[R]`: where each row's key and value go: `block * TOKENS + position % TOKENS`.
+    Slots,
+    /// `i32[R]`: which sequence of the batch a row belongs to.
+    Sequences,
+    /// `i32[L]`: rows whose logits are wanted, ascending.
+    LogitRows,
+    /// `i32[S][TableStride]`: the blocks of each sequence, in order.
+    BlockTable,
+}
+
+/// One step of a program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What is done.
+    pub kind: StepKind,
+    /// Where: an index into the devices of the run. This version runs place 0 only.
+    pub place: u16,
+    /// Whether all threads must have finished this step before any starts the next. False only where the next step
+    /// reads, row for row, what the same thread wrote.
+    pub barrier: bool,
+    /// The node it came from, for people and for `inspect`.
+    pub source: String,
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum StepKind {
+    /// `out[r] = table[tokens[r]]`
+    Embed {
+        /// `i32[R]` token ids.
+        tokens: BufferId,
+        /// A panel weight of `vocab` rows.
+        table: WeightId,
+        /// `f32[R][k]`.
+        out: BufferId,
+    },
+    /// A segmented linear with an epilogue.
+    Linear(Linear),
+    /// Causal attention over the block table.
+    Attention(Attention),
+    /// A loop nest over rows.
+    Nest {
+        /// The nest.
+        nest: NestId,
+        /// How many rows axis 0 has.
+        rows: RowCount,
+        /// What each of its views is bound to.
+        args: Vec<Arg>,
+    },
+    /// Copy a buffer to another place. Refused by this version's runtime.
+    Copy {
+        /// Source.
+        from: BufferId,
+        /// Destination.
+        to: BufferId,
+    },
+}
+
+/// One input, one activation conversion, a list of weight segments, an epilogue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Linear {
+    /// `f32[rows][k]`.
+    pub input: BufferId,
+    /// Which rows.
+    pub rows: RowCount,
+    /// What it computes in.
+    pub compute: Compute,
+    /// Bytes for converted activations ([`crate::act::Int8Layout`]); present exactly when `compute` converts.
+    pub scratch: Option<BufferId>,
+    /// Weights, each writing its own columns of `out`.
+    pub segments: Vec<Segment>,
+    /// What happens to the result before it is stored.
+    pub epilogue: Epilogue,
+    /// `f32[rows][columns]`.
+    pub out: BufferId,
+}
+
+/// One weight of a [`Linear`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// A panel weight.
+    pub weight: WeightId,
+    /// A dense f32 vector of `n` elements that is added.
+    pub bias: Option<WeightId>,
+    /// First column of `out` that it writes.
+    pub column: u32,
+}
+
+/// What happens to a linear's result before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Epilogue {
+    /// Nothing (a bias is part of the segment).
+    None,
+    /// `out = residual + result`. The residual may be the output buffer itself.
+    Residual(BufferId),
+    /// Two segments of equal shape and column, gate and up: `out = silu(gate) * up`.
+    SwiGlu,
+}
+
+/// Causal attention with grouped queries: head `h` reads key head `h / (heads / kv_heads)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attention {
+    /// `f32[R][heads * head_dim]`, rotated queries.
+    pub query: BufferId,
+    /// First query element of a row within the buffer's row.
+    pub query_column: u32,
+    /// The cache.
+    pub state: StateId,
+    /// First element of this layer within a block.
+    pub layer_elems: u64,
+    /// `f32[R][heads * head_dim]`.
+    pub out: BufferId,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads.
+    pub kv_heads: u32,
+    /// Elements of a head, even.
+    pub head_dim: u32,
+    /// Factor of the scores before softmax.
+    pub scale: f32,
+    /// Tokens of a chunk: partial results are made by chunk and merged in ascending order, whatever the threads. A multiple of
+    /// [`crate::kv::TOKENS`].
+    pub chunk: u32,
+    /// Bytes for partial results; present when the program splits rows over chunks.
+    pub scratch: Option<BufferId>,
+}
+
+/// What a nest's view is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Arg {
+    /// A buffer of the program.
+    Buffer(BufferId),
+    /// A weight.
+    Weight(WeightId),
+    /// A state pool: all blocks, elements counted from block 0.
+    State(StateId),
+}

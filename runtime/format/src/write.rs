@@ -1,0 +1,140 @@
+//! Writing an engine, streamed: the weights go straight to the file, nothing is held in memory but the small sections.
+
+use crate::codec;
+use crate::error::FormatError;
+use crate::file::weights_hash;
+use crate::header::{Entry, Frame, HEADER_BYTES, SectionKind};
+use crate::manifest::{Hash, Manifest, Report};
+use crate::plan::Plan;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+/// Everything of an engine but the weights' bytes.
+pub struct Sections<'a> {
+    /// What the engine is. Its `weight_hashes` are filled in by the writer.
+    pub manifest: Manifest,
+    /// What it executes.
+    pub plan: &'a Plan,
+    /// Encoded tokeniser section; empty for none.
+    pub tokenizer: &'a [u8],
+    /// Machine code; empty for none.
+    pub code: &'a [u8],
+    /// Why the compiler chose what it chose.
+    pub report: &'a Report,
+    /// Text for people; empty for none.
+    pub debug: &'a str,
+}
+
+/// Writes an engine into `out` (which must be empty). `fill(id, sink)` writes the bytes of weight `id`, exactly as many as the
+/// plan says. Weights must lie in the plan in ascending offsets without overlap.
+///
+/// The manifest needs the weights' hashes and stands before them, so room for it is kept: its encoded size does not
+/// depend on the values of hashes.
+pub fn write_engine<W: Write + Seek>(
+    out: &mut W,
+    path: &Path,
+    mut sections: Sections<'_>,
+    fill: &mut dyn FnMut(u32, &mut dyn Write) -> Result<(), std::io::Error>,
+) -> Result<Frame, FormatError> {
+    let io = |source| FormatError::Io { path: path.to_path_buf(), source };
+    sections.manifest.weight_hashes = vec![Hash([0; 32]); sections.plan.weights.len()];
+    let plan = codec::encode(sections.plan)?;
+    let report = codec::encode(sections.report)?;
+    let manifest_len = codec::encode(&sections.manifest)?.len() as u64;
+    let weights_len = sections.plan.weights.iter().map(|w| w.offset + w.len).max().unwrap_or(0);
+
+    let lens = [
+        (SectionKind::Manifest, manifest_len),
+        (SectionKind::Plan, plan.len() as u64),
+        (SectionKind::Tokenizer, sections.tokenizer.len() as u64),
+        (SectionKind::Weights, weights_len),
+        (SectionKind::Code, sections.code.len() as u64),
+        (SectionKind::Report, report.len() as u64),
+        (SectionKind::Debug, sections.debug.len() as u64),
+    ];
+    let present: Vec<_> = lens.into_iter().filter(|(_, len)| *len > 0).collect();
+    let mut cursor = (HEADER_BYTES * (1 + present.len())) as u64;
+    let mut entries = Vec::new();
+    for (kind, len) in present {
+        let offset = cursor.next_multiple_of(kind.align());
+        entries.push(Entry { kind: kind as u32, flags: kind.flags(), offset, len, hash: Hash([0; 32]) });
+        cursor = offset + len;
+    }
+    let mut frame = Frame { file_len: cursor.next_multiple_of(64), entries };
+
+    // Weights first: everything else is known only when their hashes are.
+    if let Some(entry) = frame.entry(SectionKind::Weights).copied() {
+        out.seek(SeekFrom::Start(entry.offset)).map_err(io)?;
+        let mut written = 0u64;
+        for (id, w) in sections.plan.weights.iter().enumerate() {
+            if w.offset < written {
+                return Err(FormatError::Invalid {
+                    at: format!("weight {id}"),
+                    why: format!("starts at {} inside the one before, which ends at {written}", w.offset),
+                });
+            }
+            write_zeros(out, w.offset - written).map_err(io)?;
+            let mut sink = HashingSink { inner: &mut *out, hasher: blake3::Hasher::new(), written: 0 };
+            fill(id as u32, &mut sink).map_err(io)?;
+            if sink.written != w.len {
+                return Err(FormatError::Length { what: "weight", found: sink.written, expected: w.len });
+            }
+            sections.manifest.weight_hashes[id] = Hash(*sink.hasher.finalize().as_bytes());
+            written = w.offset + w.len;
+        }
+    }
+    let manifest = codec::encode(&sections.manifest)?;
+    for entry in &mut frame.entries {
+        let bytes: &[u8] = match SectionKind::from_number(entry.kind) {
+            Some(SectionKind::Manifest) => &manifest,
+            Some(SectionKind::Plan) => &plan,
+            Some(SectionKind::Tokenizer) => sections.tokenizer,
+            Some(SectionKind::Code) => sections.code,
+            Some(SectionKind::Report) => &report,
+            Some(SectionKind::Debug) => sections.debug.as_bytes(),
+            Some(SectionKind::Weights) | None => {
+                entry.hash = weights_hash(&sections.manifest.weight_hashes);
+                continue;
+            }
+        };
+        entry.hash = Hash::of(bytes);
+        out.seek(SeekFrom::Start(entry.offset)).map_err(io)?;
+        out.write_all(bytes).map_err(io)?;
+    }
+    // Gaps were never written: seeking over them left zeros. The end needs its padding written out.
+    let end = frame.entries.last().map_or(HEADER_BYTES as u64, |e| e.offset + e.len);
+    out.seek(SeekFrom::Start(end)).map_err(io)?;
+    write_zeros(out, frame.file_len - end).map_err(io)?;
+    out.seek(SeekFrom::Start(0)).map_err(io)?;
+    out.write_all(&frame.encode()).map_err(io)?;
+    out.flush().map_err(io)?;
+    Ok(frame)
+}
+
+fn write_zeros(out: &mut dyn Write, mut count: u64) -> std::io::Result<()> {
+    let zeros = [0u8; 4096];
+    while count > 0 {
+        let now = count.min(zeros.len() as u64) as usize;
+        out.write_all(&zeros[..now])?;
+        count -= now as u64;
+    }
+    Ok(())
+}
+
+struct HashingSink<'a> {
+    inner: &'a mut dyn Write,
+    hasher: blake3::Hasher,
+    written: u64,
+}
+
+impl Write for HashingSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.written += n as u64;
+        Ok(n)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
