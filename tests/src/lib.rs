@@ -1,1 +1,4 @@
 //! Rings of tests that cross crates: filetests, numerics, format compatibility, end to end, tidy.
+
+pub mod checkpoints;
+pub mod mutate;

@@ -1,9 +1,10 @@
 //! A checkpoint on disk: which tensors there are, where their bytes lie, and what the configuration says.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use bessemer_format::file::Bytes;
 use serde_json::Value as Json;
 
 use super::error::{ImportError, excerpt};
@@ -93,11 +94,16 @@ pub enum Metadata {
 }
 
 /// A mapped file of a checkpoint.
-#[derive(Debug)]
 struct SourceFile {
     /// Name inside the checkpoint, not on disk.
     name: String,
-    map: Mmap,
+    map: Bytes,
+}
+
+impl fmt::Debug for SourceFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} bytes)", self.name, self.map.len())
+    }
 }
 
 /// An opened checkpoint. The places of all tensors are checked; weight bytes are read only through
