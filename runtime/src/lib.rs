@@ -1,1 +1,5 @@
 //! Maps a Bessemer engine file and runs it.
+
+pub mod sample;
+#[cfg(feature = "text")]
+pub mod text;

@@ -1,0 +1,244 @@
+//! The TOKENIZER section: everything text needs, laid out so that opening it parses nothing.
+//!
+//! The large tables are flat little-endian byte strings which [`crate::text::Tokenizer`] searches in place: decoding the
+//! section is a handful of block copies, whatever the size of the vocabulary.
+
+use serde::de::{Deserializer, Error as _, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::{MergeTable, SplitPattern, TextError};
+
+/// Upper bound of what one section may claim while it is decoded.
+const MAX_SECTION_BYTES: usize = 256 << 20;
+
+/// The content of an engine's TOKENIZER section.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TextSection {
+    /// Vocabulary, merges and rules of the tokeniser.
+    pub tokenizer: TokenizerData,
+    /// Token that begins a text, if the vocabulary has one.
+    pub bos: Option<u32>,
+    /// Token that ends a text, if the vocabulary has one.
+    pub eos: Option<u32>,
+    /// Whether the model expects [`TextSection::bos`] before a plain prompt.
+    pub add_bos: bool,
+    /// Tokens at which generation ends: those of the checkpoint's generation configuration and [`TextSection::eos`].
+    pub stop_tokens: Vec<u32>,
+    /// Jinja source that renders a conversation into a prompt.
+    pub chat_template: Option<String>,
+}
+
+impl TextSection {
+    /// Encodes the section as the bytes that [`TextSection::decode`] reads.
+    pub fn encode(&self) -> Result<Vec<u8>, TextError> {
+        bincode::serde::encode_to_vec(self, bincode::config::standard())
+            .map_err(|e| TextError::Encode { reason: e.to_string() })
+    }
+
+    /// Decodes a section; bytes that remain after it are an error.
+    pub fn decode(bytes: &[u8]) -> Result<Self, TextError> {
+        let config = bincode::config::standard().with_limit::<MAX_SECTION_BYTES>();
+        let (section, used) = bincode::serde::borrow_decode_from_slice(bytes, config)
+            .map_err(|e| TextError::Decode { reason: e.to_string() })?;
+        if used != bytes.len() {
+            return Err(TextError::TrailingBytes { used, len: bytes.len() });
+        }
+        Ok(section)
+    }
+}
+
+/// Vocabulary, merges and rules of one byte-pair tokeniser.
+///
+/// Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and SentencePiece-style BPE (Llama 2, Mistral, Gemma) differ only in
+/// [`TokenizerData::symbols`], [`TokenizerData::normalizer`] and whether there are [`TokenizerData::splits`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TokenizerData {
+    /// The bytes that each token stands for.
+    pub vocab: Vocab,
+    /// Which pairs of tokens join, and in which order.
+    pub merges: MergeTable,
+    /// What the smallest symbols are.
+    pub symbols: Symbols,
+    /// Token of each single byte, 256 entries ([`NO_TOKEN`] where there is none): the alphabet of
+    /// [`Symbols::Bytes`], the fallback of [`Symbols::Chars`].
+    pub byte_tokens: U32Array,
+    /// Token for a symbol that the vocabulary lacks; without one such a symbol is dropped.
+    pub unknown: Option<u32>,
+    /// Whether a run of unknown symbols gives one token.
+    pub fuse_unknown: bool,
+    /// What happens to the text before it is split.
+    pub normalizer: Normalizer,
+    /// Splits into words, applied one after the other; merges never cross a split.
+    pub splits: Vec<SplitPattern>,
+    /// Whether a word that is itself in the vocabulary becomes that token without looking at the merges.
+    pub whole_words: bool,
+    /// Tokens that text can be looked up as (whole words, or single characters), sorted by their bytes.
+    pub lexicon: U32Array,
+    /// Tokens found in the text before everything else, longest text first.
+    pub added: Vec<AddedToken>,
+    /// Whether decoding a whole text drops one leading space (the one that [`Prefix`] added).
+    pub strip_leading_space: bool,
+}
+
+/// Marks an entry of [`TokenizerData::byte_tokens`] without a token.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+/// The smallest symbols, from which merges start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Symbols {
+    /// Every byte of the text is a symbol.
+    #[default]
+    Bytes,
+    /// Every character is a symbol; one that the vocabulary lacks falls back to its bytes.
+    Chars,
+}
+
+/// What happens to each stretch of text between added tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Normalizer {
+    /// Unicode normalisation form C.
+    pub nfc: bool,
+    /// SentencePiece writes a space as U+2581. The vocabulary here holds real spaces, so that decoding needs no
+    /// second pass; in return a literal U+2581 of the text is read as a space, as SentencePiece reads it.
+    pub space_marker: bool,
+    /// The space in front of the text.
+    pub prefix: Prefix,
+}
+
+/// Where SentencePiece's dummy space goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Prefix {
+    /// Nowhere.
+    #[default]
+    None,
+    /// Before every stretch of text between added tokens.
+    Every,
+    /// Before every stretch that does not begin with a space already.
+    EveryUnlessSpace,
+    /// As [`Prefix::EveryUnlessSpace`], but only at the very beginning of the text.
+    FirstUnlessSpace,
+}
+
+/// A token that is found in the text as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedToken {
+    /// Its id.
+    pub id: u32,
+    /// The text that it matches.
+    pub text: String,
+    /// Control token: matched only on request, hidden from decoded text.
+    pub special: bool,
+    /// Matched in the normalised text instead of the text as written.
+    pub normalized: bool,
+    /// Takes the white space on its left with it.
+    pub lstrip: bool,
+    /// Takes the white space on its right with it.
+    pub rstrip: bool,
+}
+
+/// The bytes of every token, end to end.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Vocab {
+    bytes: Bytes,
+    ends: U32Array,
+}
+
+impl Vocab {
+    /// Lays out the tokens in the order of their ids.
+    pub fn new<T: AsRef<[u8]>>(tokens: impl IntoIterator<Item = T>) -> Result<Self, TextError> {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for token in tokens {
+            bytes.extend_from_slice(token.as_ref());
+            ends.push(u32::try_from(bytes.len()).map_err(|_| TextError::TooLarge { what: "vocabulary" })?);
+        }
+        Ok(Vocab { bytes: Bytes(bytes), ends: ends.into_iter().collect() })
+    }
+
+    /// The bytes of one token; `None` if there is no such token.
+    pub fn get(&self, id: u32) -> Option<&[u8]> {
+        let index = id as usize;
+        let end = self.ends.get(index)? as usize;
+        let start = if index == 0 { 0 } else { self.ends.get(index - 1)? as usize };
+        self.bytes.0.get(start..end)
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is no token at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A byte string that is decoded as one block (serde takes a `Vec<u8>` byte by byte).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Bytes(Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BytesVisitor;
+        impl<'de> Visitor<'de> for BytesVisitor {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a byte string")
+            }
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes(bytes.to_vec()))
+            }
+        }
+        deserializer.deserialize_bytes(BytesVisitor)
+    }
+}
+
+/// An array of `u32`, kept as the little-endian bytes of the file and read in place.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct U32Array(Bytes);
+
+impl U32Array {
+    /// The value at `index`, if it is inside.
+    pub fn get(&self, index: usize) -> Option<u32> {
+        let start = index.checked_mul(4)?;
+        let bytes = self.0.0.get(start..start.checked_add(4)?)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.0.0.len() / 4
+    }
+
+    /// Whether the array holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.0.is_empty()
+    }
+
+    /// The values in order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.0.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))
+    }
+}
+
+impl FromIterator<u32> for U32Array {
+    fn from_iter<I: IntoIterator<Item = u32>>(values: I) -> Self {
+        U32Array(Bytes(values.into_iter().flat_map(u32::to_le_bytes).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for U32Array {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = Bytes::deserialize(deserializer)?;
+        if !bytes.0.len().is_multiple_of(4) {
+            return Err(D::Error::custom(format!("{} bytes are no array of u32", bytes.0.len())));
+        }
+        Ok(U32Array(bytes))
+    }
+}
