@@ -1,0 +1,292 @@
+//! Attributes of ops, and their one printed form.
+//!
+//! An attribute prints as it parses; the op table calls [`Attr`] for every field, so a new op has text at once.
+
+use crate::recipe::{Origin, Recipe, Transform};
+use crate::stored::Stored;
+use crate::text::Cursor;
+use bessemer_format::plan::Input;
+use bessemer_format::{Compute, QuantScheme};
+
+/// An attribute that can stand in the text form.
+pub trait Attr: Sized {
+    /// Appends the text.
+    fn print(&self, out: &mut String);
+    /// Parses what `print` wrote.
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String>;
+}
+
+/// One segment of a linear: it keeps its source name and its own columns of the output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segment {
+    /// Name of the weight in the source.
+    pub name: String,
+    /// Output columns.
+    pub width: u64,
+    /// Whether a bias operand follows its weight.
+    pub bias: bool,
+}
+
+/// What happens to a linear's result before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Nothing.
+    None,
+    /// The last operand is added.
+    Residual,
+    /// Two segments, gate and up: `silu(gate) * up`.
+    SwiGlu,
+}
+
+/// Which elements of a head RoPE rotates with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Element i with i + d/2.
+    Half,
+    /// Element 2i with 2i + 1.
+    Interleaved,
+}
+
+/// A scalar function of one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnaryKind {
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// `-x`
+    Neg,
+}
+
+/// A scalar function of two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BinaryKind {
+    /// `a + b`
+    Add,
+    /// `a * b`
+    Mul,
+}
+
+/// One instruction of a pointwise cluster. Numbers below the operand count name operands, higher ones earlier instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scalar {
+    /// A unary function.
+    Unary(UnaryKind, u32),
+    /// A binary function.
+    Binary(BinaryKind, u32, u32),
+}
+
+macro_rules! number {
+    ($($ty:ty),*) => {$(
+        impl Attr for $ty {
+            fn print(&self, out: &mut String) {
+                out.push_str(&self.to_string());
+            }
+            fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+                let word = c.word();
+                word.parse().map_err(|_| format!("`{word}` is no {}", stringify!($ty)))
+            }
+        }
+    )*};
+}
+number!(u32, u64, bool);
+
+/// Floats print in the shortest form that reads back to the same bits.
+impl Attr for f32 {
+    fn print(&self, out: &mut String) {
+        out.push_str(&format!("{self:?}"));
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let word = c.word();
+        word.parse().map_err(|_| format!("`{word}` is no f32"))
+    }
+}
+
+impl Attr for String {
+    fn print(&self, out: &mut String) {
+        out.push_str(&format!("{self:?}"));
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        c.string()
+    }
+}
+
+impl<T: Attr> Attr for Vec<T> {
+    fn print(&self, out: &mut String) {
+        out.push('[');
+        for (i, v) in self.iter().enumerate() {
+            if i > 0 {
+                out.push_str(", ");
+            }
+            v.print(out);
+        }
+        out.push(']');
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        c.expect("[")?;
+        let mut out = Vec::new();
+        while !c.eat("]") {
+            if !out.is_empty() {
+                c.expect(",")?;
+            }
+            out.push(T::parse(c)?);
+        }
+        Ok(out)
+    }
+}
+
+/// Enums whose values are single words.
+macro_rules! words {
+    ($ty:ty { $($word:literal => $value:expr),* $(,)? }) => {
+        impl Attr for $ty {
+            fn print(&self, out: &mut String) {
+                $(if *self == $value { out.push_str($word); })*
+            }
+            fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+                let word = c.word();
+                $(if word == $word { return Ok($value); })*
+                Err(format!("`{word}` is none of: {}", [$($word),*].join(", ")))
+            }
+        }
+    };
+}
+words!(Epilogue { "none" => Epilogue::None, "residual" => Epilogue::Residual, "swiglu" => Epilogue::SwiGlu });
+words!(RopeStyle { "half" => RopeStyle::Half, "interleaved" => RopeStyle::Interleaved });
+words!(UnaryKind { "silu" => UnaryKind::Silu, "neg" => UnaryKind::Neg });
+words!(BinaryKind { "add" => BinaryKind::Add, "mul" => BinaryKind::Mul });
+words!(Input {
+    "tokens" => Input::Tokens, "positions" => Input::Positions, "slots" => Input::Slots,
+    "sequences" => Input::Sequences, "logit_rows" => Input::LogitRows, "block_table" => Input::BlockTable,
+});
+words!(Stored {
+    "F32" => Stored::F32, "F16" => Stored::F16, "BF16" => Stored::Bf16,
+    "Q4_0" => Stored::Q4_0, "Q4_1" => Stored::Q4_1, "Q8_0" => Stored::Q8_0,
+});
+
+/// `f32` or `int8x32`.
+impl Attr for Compute {
+    fn print(&self, out: &mut String) {
+        match self {
+            Compute::F32 => out.push_str("f32"),
+            Compute::Int8 { group } => out.push_str(&format!("int8x{group}")),
+        }
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let word = c.word();
+        let group = || word.strip_prefix("int8x")?.parse().ok();
+        match word {
+            "f32" => Ok(Compute::F32),
+            _ => {
+                Ok(Compute::Int8 { group: group().ok_or(format!("`{word}` is no compute (f32, int8x32)"))? })
+            }
+        }
+    }
+}
+
+impl Attr for QuantScheme {
+    fn print(&self, out: &mut String) {
+        out.push_str(&self.to_string());
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        c.scheme_word().parse()
+    }
+}
+
+/// `"name":576` or `"name":576+bias`.
+impl Attr for Segment {
+    fn print(&self, out: &mut String) {
+        self.name.print(out);
+        out.push_str(&format!(":{}{}", self.width, if self.bias { "+bias" } else { "" }));
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let name = c.string()?;
+        c.expect(":")?;
+        let width = u64::parse(c)?;
+        let bias = c.eat("+");
+        if bias {
+            c.expect("bias")?;
+        }
+        Ok(Self { name, width, bias })
+    }
+}
+
+/// `silu(0)`, `add(0, 1)`.
+impl Attr for Scalar {
+    fn print(&self, out: &mut String) {
+        match self {
+            Scalar::Unary(kind, a) => {
+                kind.print(out);
+                out.push_str(&format!("({a})"));
+            }
+            Scalar::Binary(kind, a, b) => {
+                kind.print(out);
+                out.push_str(&format!("({a}, {b})"));
+            }
+        }
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let start = c.clone();
+        let unary = UnaryKind::parse(c);
+        if unary.is_err() {
+            *c = start;
+        }
+        let binary = if unary.is_err() { Some(BinaryKind::parse(c)?) } else { None };
+        c.expect("(")?;
+        let a = u32::parse(c)?;
+        let scalar = match (unary, binary) {
+            (Ok(kind), _) => Scalar::Unary(kind, a),
+            (_, Some(kind)) => {
+                c.expect(",")?;
+                Scalar::Binary(kind, a, u32::parse(c)?)
+            }
+            (Err(e), None) => return Err(e),
+        };
+        c.expect(")")?;
+        Ok(scalar)
+    }
+}
+
+/// `tensor "name" Q4_1 [576, 576]`, `random 7 0.5 [64, 64]`, `values [1.0, 2.0] [2]`, then `| transform` …
+impl Attr for Recipe {
+    fn print(&self, out: &mut String) {
+        match &self.origin {
+            Origin::Tensor { name, stored } => {
+                out.push_str("tensor ");
+                name.print(out);
+                out.push(' ');
+                stored.print(out);
+            }
+            Origin::Random { seed, scale } => out.push_str(&format!("random {seed} {scale:?}")),
+            Origin::Values(values) => {
+                out.push_str("values ");
+                values.print(out);
+            }
+        }
+        out.push(' ');
+        self.shape.print(out);
+        for t in &self.transforms {
+            out.push_str(" | ");
+            match t {
+                Transform::Convert(scheme) => {
+                    out.push_str("convert ");
+                    scheme.print(out);
+                }
+            }
+        }
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let origin = match c.word() {
+            "tensor" => Origin::Tensor { name: c.string()?, stored: Stored::parse(c)? },
+            "random" => Origin::Random { seed: u64::parse(c)?, scale: f32::parse(c)? },
+            "values" => Origin::Values(Vec::parse(c)?),
+            other => return Err(format!("`{other}` is no origin (tensor, random, values)")),
+        };
+        let shape = Vec::parse(c)?;
+        let mut transforms = Vec::new();
+        while c.eat("|") {
+            match c.word() {
+                "convert" => transforms.push(Transform::Convert(QuantScheme::parse(c)?)),
+                other => return Err(format!("`{other}` is no transform (convert)")),
+            }
+        }
+        Ok(Self { origin, shape, transforms })
+    }
+}

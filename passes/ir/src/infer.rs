@@ -1,0 +1,252 @@
+//! Types of results from types of operands: the one place where shapes are checked.
+
+use crate::attr::{Epilogue, Scalar};
+use crate::op::Op;
+use crate::types::{DType, Dim, Layout, TensorType};
+use bessemer_format::plan::Input;
+
+/// The types that `op` gives for operands of these types, or what is wrong.
+pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String> {
+    let arity = |n: usize| match operands.len() {
+        found if found == n => Ok(()),
+        found => Err(format!("takes {n} operands, has {found}")),
+    };
+    match op {
+        Op::Input { input } => {
+            arity(0)?;
+            match input {
+                Input::LogitRows => Ok(vec![TensorType::i32([Dim::LogitRows])]),
+                Input::Tokens | Input::Positions | Input::Slots | Input::Sequences => {
+                    Ok(vec![TensorType::i32([Dim::Rows])])
+                }
+                Input::BlockTable => {
+                    Err("the block table is no value of the graph; states stand for it".into())
+                }
+            }
+        }
+        Op::State { kv_heads, head_dim, .. } => {
+            arity(0)?;
+            if *kv_heads == 0 || *head_dim == 0 || !head_dim.is_multiple_of(2) {
+                return Err(format!(
+                    "{kv_heads} heads of {head_dim}: a head needs an even number of elements"
+                ));
+            }
+            Ok(vec![TensorType::state()])
+        }
+        Op::Const { recipe } => {
+            arity(0)?;
+            if recipe.shape.is_empty() || recipe.shape.len() > 2 || recipe.shape.contains(&0) {
+                return Err(format!("a constant has one or two extents above zero, not {:?}", recipe.shape));
+            }
+            Ok(vec![TensorType::weight(&recipe.shape, recipe.scheme(), Layout::Dense)])
+        }
+        Op::Embed {} => {
+            arity(2)?;
+            let rows = index_rows(&operands[0], "tokens")?;
+            let (_, k) = matrix(&operands[1], "table")?;
+            Ok(vec![TensorType::f32([rows, Dim::Const(k)])])
+        }
+        Op::RmsNorm { eps } => {
+            arity(2)?;
+            norm(*eps, &operands[0], &operands[1])?;
+            Ok(vec![operands[0].clone()])
+        }
+        Op::AddRmsNorm { eps } => {
+            arity(3)?;
+            same(&operands[0], &operands[1])?;
+            norm(*eps, &operands[0], &operands[2])?;
+            Ok(vec![operands[0].clone(), operands[0].clone()])
+        }
+        Op::Linear { segments, epilogue, .. } => linear(segments, *epilogue, operands),
+        Op::RopeTable { inv_freq, .. } => {
+            arity(1)?;
+            let rows = index_rows(&operands[0], "positions")?;
+            if inv_freq.is_empty() || inv_freq.iter().any(|f| !f.is_finite() || *f < 0.0) {
+                return Err("frequencies must be finite, not negative, and at least one".into());
+            }
+            Ok(vec![TensorType::f32([rows, Dim::Const(2 * inv_freq.len() as u64)])])
+        }
+        Op::Rope { heads, .. } => {
+            arity(2)?;
+            let (rows, width) = activation(&operands[0], "x")?;
+            let head_dim = head_dim(width, u64::from(*heads))?;
+            expect(&operands[1], &TensorType::f32([rows, Dim::Const(head_dim)]), "table")?;
+            Ok(vec![operands[0].clone()])
+        }
+        Op::Append { kv_heads } => {
+            arity(3)?;
+            state(&operands[0])?;
+            same(&operands[1], &operands[2])?;
+            let (_, width) = activation(&operands[1], "k")?;
+            head_dim(width, u64::from(*kv_heads))?;
+            Ok(vec![TensorType::state()])
+        }
+        Op::RopeAppend { heads, kv_heads, .. } => {
+            arity(3)?;
+            let (rows, width) = activation(&operands[0], "qkv")?;
+            let head_dim = head_dim(width, u64::from(*heads) + 2 * u64::from(*kv_heads))?;
+            expect(&operands[1], &TensorType::f32([rows, Dim::Const(head_dim)]), "table")?;
+            state(&operands[2])?;
+            let queries = TensorType::f32([rows, Dim::Const(head_dim * u64::from(*heads))]);
+            Ok(vec![queries, TensorType::state()])
+        }
+        Op::Attention { heads, kv_heads, scale } => {
+            arity(2)?;
+            let (_, width) = activation(&operands[0], "q")?;
+            head_dim(width, u64::from(*heads))?;
+            state(&operands[1])?;
+            if *kv_heads == 0 || !heads.is_multiple_of(*kv_heads) {
+                return Err(format!("{heads} query heads do not divide among {kv_heads} key heads"));
+            }
+            if !scale.is_finite() {
+                return Err(format!("scale {scale}"));
+            }
+            Ok(vec![operands[0].clone()])
+        }
+        Op::Unary { .. } => {
+            arity(1)?;
+            activation(&operands[0], "a")?;
+            Ok(vec![operands[0].clone()])
+        }
+        Op::Binary { .. } => {
+            arity(2)?;
+            activation(&operands[0], "a")?;
+            same(&operands[0], &operands[1])?;
+            Ok(vec![operands[0].clone()])
+        }
+        Op::Pointwise { body } => {
+            let first = operands.first().ok_or("takes at least one operand")?;
+            activation(first, "operand 0")?;
+            operands.iter().try_for_each(|o| same(first, o))?;
+            if body.is_empty() {
+                return Err("has no instruction".into());
+            }
+            for (i, s) in body.iter().enumerate() {
+                let defined = (operands.len() + i) as u32;
+                let known = match s {
+                    Scalar::Unary(_, a) => *a < defined,
+                    Scalar::Binary(_, a, b) => *a < defined && *b < defined,
+                };
+                if !known {
+                    return Err(format!("instruction {i} reads a number that is not defined yet"));
+                }
+            }
+            Ok(vec![first.clone()])
+        }
+        Op::SelectRows {} => {
+            arity(2)?;
+            let (_, width) = activation(&operands[0], "x")?;
+            let rows = index_rows(&operands[1], "rows")?;
+            Ok(vec![TensorType::f32([rows, Dim::Const(width)])])
+        }
+        Op::Output {} => {
+            let logits = operands.first().ok_or("takes logits and states")?;
+            activation(logits, "logits")?;
+            operands[1..].iter().try_for_each(state)?;
+            Ok(Vec::new())
+        }
+    }
+}
+
+fn linear(
+    segments: &[crate::attr::Segment],
+    epilogue: Epilogue,
+    operands: &[TensorType],
+) -> Result<Vec<TensorType>, String> {
+    let mut rest = operands.iter();
+    let mut next = |what: &str| rest.next().ok_or_else(|| format!("operand {what} is missing"));
+    let (rows, k) = activation(next("x")?, "x")?;
+    let mut total = 0u64;
+    for s in segments {
+        let w = next(&s.name)?;
+        let (n, weight_k) = matrix(w, &s.name)?;
+        if (n, weight_k) != (s.width, k) {
+            return Err(format!("weight `{}` is {n} x {weight_k}, expected {} x {k}", s.name, s.width));
+        }
+        if s.bias {
+            expect_vector(next("bias")?, n, "bias")?;
+        }
+        total = total.checked_add(n).ok_or("too wide")?;
+    }
+    if segments.is_empty() {
+        return Err("has no segment".into());
+    }
+    if epilogue == Epilogue::SwiGlu {
+        if segments.len() != 2 || segments[0].width != segments[1].width {
+            return Err("the swiglu epilogue takes two segments of equal width, gate and up".into());
+        }
+        total = segments[0].width;
+    }
+    let out = TensorType::f32([rows, Dim::Const(total)]);
+    if epilogue == Epilogue::Residual {
+        expect(next("residual")?, &out, "residual")?;
+    }
+    match rest.next() {
+        Some(_) => Err(format!("has {} operands, more than its segments take", operands.len())),
+        None => Ok(vec![out]),
+    }
+}
+
+fn norm(eps: f32, x: &TensorType, w: &TensorType) -> Result<(), String> {
+    let (_, width) = activation(x, "x")?;
+    if !(eps.is_finite() && eps >= 0.0) {
+        return Err(format!("eps {eps} must be finite and not negative"));
+    }
+    expect_vector(w, width, "w")
+}
+
+fn expect(found: &TensorType, expected: &TensorType, what: &str) -> Result<(), String> {
+    if found == expected { Ok(()) } else { Err(format!("{what} is {found}, expected {expected}")) }
+}
+
+fn expect_vector(found: &TensorType, n: u64, what: &str) -> Result<(), String> {
+    let ok = found.dtype == DType::F32
+        && found.shape == [Dim::Const(n)]
+        && found.encoding.layout == Layout::Dense
+        && found.scheme().elem.is_float();
+    if ok { Ok(()) } else { Err(format!("{what} is {found}, expected a dense vector f32[{n}]")) }
+}
+
+fn same(a: &TensorType, b: &TensorType) -> Result<(), String> {
+    if a == b { Ok(()) } else { Err(format!("operands differ: {a} and {b}")) }
+}
+
+fn state(t: &TensorType) -> Result<(), String> {
+    if t.dtype == DType::State { Ok(()) } else { Err(format!("{t} where a state is expected")) }
+}
+
+fn index_rows(t: &TensorType, what: &str) -> Result<Dim, String> {
+    match (t.dtype, &t.shape[..]) {
+        (DType::I32, [rows @ (Dim::Rows | Dim::LogitRows)]) => Ok(*rows),
+        _ => Err(format!("{what} is {t}, expected i32[R] or i32[L]")),
+    }
+}
+
+/// Rows and width of plain activations.
+fn activation(t: &TensorType, what: &str) -> Result<(Dim, u64), String> {
+    match (t.dtype, &t.shape[..]) {
+        (DType::F32, [rows @ (Dim::Rows | Dim::LogitRows), Dim::Const(width)])
+            if t.encoding == crate::types::Encoding::PLAIN =>
+        {
+            Ok((*rows, *width))
+        }
+        _ => Err(format!("{what} is {t}, expected activations f32[R, n] or f32[L, n]")),
+    }
+}
+
+/// Rows and elements of a constant matrix, in any encoding.
+fn matrix(t: &TensorType, what: &str) -> Result<(u64, u64), String> {
+    match (t.dtype, &t.shape[..]) {
+        (DType::F32, [Dim::Const(n), Dim::Const(k)]) => Ok((*n, *k)),
+        _ => Err(format!("{what} is {t}, expected a matrix of constant extents")),
+    }
+}
+
+fn head_dim(width: u64, heads: u64) -> Result<u64, String> {
+    if heads == 0 || !width.is_multiple_of(heads) || !(width / heads).is_multiple_of(2) {
+        return Err(format!(
+            "{width} elements do not divide into {heads} heads of an even number of elements"
+        ));
+    }
+    Ok(width / heads)
+}

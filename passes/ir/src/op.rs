@@ -1,0 +1,167 @@
+//! The op table: every op of the IR, once. The macro makes the enum, the names, and the text form of the attributes.
+
+use crate::attr::{Attr, BinaryKind, Epilogue, RopeStyle, Scalar, Segment, UnaryKind};
+use crate::recipe::Recipe;
+use crate::text::Cursor;
+use bessemer_format::Compute;
+use bessemer_format::plan::Input;
+
+macro_rules! ops {
+    ($($(#[$doc:meta])* $name:ident = $text:literal { $($(#[$fdoc:meta])* $field:ident : $ty:ty),* $(,)? })*) => {
+        /// An operation. Operands and results are stated as `name(operands) -> results` in each variant.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Op { $($(#[$doc])* $name { $($(#[$fdoc])* $field: $ty),* }),* }
+
+        impl Op {
+            /// Name in the text form of every op, in table order.
+            pub const NAMES: &'static [&'static str] = &[$($text),*];
+
+            /// Name in the text form.
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$name { .. } => $text),* }
+            }
+
+            /// Appends the attributes as `{a=1, b=2}` (nothing for an op without attributes).
+            pub fn print_attrs(&self, out: &mut String) {
+                match self {
+                    $(Op::$name { $($field),* } => {
+                        let fields: &[(&str, &dyn Fn(&mut String))] =
+                            &[$((stringify!($field), &|out: &mut String| Attr::print($field, out))),*];
+                        for (i, (name, print)) in fields.iter().enumerate() {
+                            out.push_str(if i == 0 { " {" } else { ", " });
+                            out.push_str(name);
+                            out.push('=');
+                            print(out);
+                        }
+                        if !fields.is_empty() {
+                            out.push('}');
+                        }
+                    })*
+                }
+            }
+
+            /// Parses the attributes of the op called `name`.
+            pub fn parse_attrs(name: &str, c: &mut Cursor<'_>) -> Result<Op, String> {
+                match name {
+                    $($text => {
+                        #[allow(unused_mut)]
+                        let mut open = false;
+                        $(
+                            c.expect(if std::mem::replace(&mut open, true) { "," } else { "{" })?;
+                            c.expect(stringify!($field))?;
+                            c.expect("=")?;
+                            let $field = <$ty as Attr>::parse(c)?;
+                        )*
+                        if open {
+                            c.expect("}")?;
+                        }
+                        Ok(Op::$name { $($field),* })
+                    })*
+                    _ => Err(format!("`{name}` is no op; known: {}", Op::NAMES.join(", "))),
+                }
+            }
+        }
+    };
+}
+
+ops! {
+    /// `input() -> i32[R]` or `i32[L]`: an array of the forward pass.
+    Input = "input" {
+        /// Which one.
+        input: Input,
+    }
+    /// `state() -> state`: the cache of a layer before this forward pass.
+    State = "state" {
+        /// Which layer.
+        layer: u32,
+        /// Key and value heads.
+        kv_heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+    }
+    /// `const() -> tensor`: a constant, as a recipe.
+    Const = "const" {
+        /// Where its numbers come from.
+        recipe: Recipe,
+    }
+    /// `embed(tokens i32[R], table f32[V, k]) -> f32[R, k]`: a row of the table for each token.
+    Embed = "embed" {}
+    /// `rms_norm(x f32[R, n], w f32[n]) -> f32[R, n]`: `x / sqrt(mean(x^2) + eps) * w`.
+    RmsNorm = "rms_norm" {
+        /// Added to the mean square.
+        eps: f32,
+    }
+    /// `linear(x f32[R, k], (w f32[n, k] [, bias f32[n]])… [, residual f32[R, n]]) -> f32[R, sum n]`:
+    /// one input, a list of segments that each keep their weight, an epilogue.
+    Linear = "linear" {
+        /// Segments in output order.
+        segments: Vec<Segment>,
+        /// What happens before the result is stored.
+        epilogue: Epilogue,
+        /// What it computes in.
+        compute: Compute,
+    }
+    /// `rope_table(positions i32[R]) -> f32[R, 2 m]`: cosines, then sines, of `position * inv_freq[j]` (the product rounded to f32), each
+    /// times `factor`, for m frequencies. Every kind of scaling is a list of frequencies.
+    RopeTable = "rope_table" {
+        /// Inverse frequencies.
+        inv_freq: Vec<f32>,
+        /// Factor of both (attention scaling of some rope kinds).
+        factor: f32,
+    }
+    /// `rope(x f32[R, heads * d], table f32[R, d]) -> f32[R, heads * d]`: rotates pairs of elements of each head.
+    Rope = "rope" {
+        /// Which elements are pairs.
+        style: RopeStyle,
+        /// Heads of x.
+        heads: u32,
+    }
+    /// `append(state, k f32[R, kv_heads * d], v f32[R, kv_heads * d]) -> state`: each row's key and value enter at its position.
+    Append = "append" {
+        /// Key and value heads.
+        kv_heads: u32,
+    }
+    /// `attention(q f32[R, heads * d], state) -> f32[R, heads * d]`: causal softmax attention; row r sees positions up to its own.
+    Attention = "attention" {
+        /// Query heads.
+        heads: u32,
+        /// Key and value heads: query head h reads head `h / (heads / kv_heads)`.
+        kv_heads: u32,
+        /// Factor of the scores.
+        scale: f32,
+    }
+    /// `unary(a) -> same`: a scalar function of each element.
+    Unary = "unary" {
+        /// Which function.
+        kind: UnaryKind,
+    }
+    /// `binary(a, b) -> same`: a scalar function of each pair of elements.
+    Binary = "binary" {
+        /// Which function.
+        kind: BinaryKind,
+    }
+    /// `select_rows(x f32[R, n], rows i32[L]) -> f32[L, n]`: the rows whose logits are wanted.
+    SelectRows = "select_rows" {}
+    /// `output(logits f32[L, V], state…) -> ()`: what a forward pass leaves behind.
+    Output = "output" {}
+    /// `add_rms_norm(a f32[R, n], b f32[R, n], w f32[n]) -> (f32[R, n], f32[R, n])`: `s = a + b` and its RMS norm.
+    AddRmsNorm = "add_rms_norm" {
+        /// Added to the mean square.
+        eps: f32,
+    }
+    /// `rope_append(qkv f32[R, (heads + 2 kv_heads) * d], table f32[R, d], state) -> (f32[R, heads * d], state)`:
+    /// rotates queries and keys, appends keys and values.
+    RopeAppend = "rope_append" {
+        /// Which elements are pairs.
+        style: RopeStyle,
+        /// Query heads.
+        heads: u32,
+        /// Key and value heads.
+        kv_heads: u32,
+    }
+    /// `pointwise(operands…) -> same`: a cluster of scalar functions in one pass; the last instruction is the result.
+    Pointwise = "pointwise" {
+        /// Instructions in order.
+        body: Vec<Scalar>,
+    }
+}

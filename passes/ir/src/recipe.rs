@@ -1,0 +1,249 @@
+//! Constants as recipes: where the numbers come from and what is done to them. Only the writer of an engine, the oracle and the eager
+//! executor run recipes, a few rows at a time.
+
+use crate::stored::Stored;
+use bessemer_format::rows::Rows;
+use bessemer_format::{Elem, Offset, QuantScheme};
+use std::ops::Range;
+
+/// Bytes of a checkpoint's tensors.
+pub trait WeightSource: Sync {
+    /// The stored bytes of a tensor, row-major; `None` if there is no such tensor.
+    fn tensor(&self, name: &str) -> Option<&[u8]>;
+}
+
+/// A source without tensors, for graphs whose constants are random or literal.
+pub struct NoSource;
+
+impl WeightSource for NoSource {
+    fn tensor(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+}
+
+/// Where a constant's numbers come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// A tensor of the checkpoint.
+    Tensor {
+        /// Its name there.
+        name: String,
+        /// Its encoding there.
+        stored: Stored,
+    },
+    /// Uniform pseudo-random numbers in `-scale..scale`, for tests and for shapes without weights.
+    Random {
+        /// Seed.
+        seed: u64,
+        /// Bound.
+        scale: f32,
+    },
+    /// Literal numbers.
+    Values(Vec<f32>),
+}
+
+/// A change of the numbers on the way into the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transform {
+    /// Dequantise to f32, then round to this scheme ([`quantise`]).
+    Convert(QuantScheme),
+}
+
+/// A constant: origin, shape (outermost first), and what is done to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// Where the numbers come from.
+    pub origin: Origin,
+    /// Shape: one or two extents.
+    pub shape: Vec<u64>,
+    /// What is done to them, in order.
+    pub transforms: Vec<Transform>,
+}
+
+impl Recipe {
+    /// A tensor as it stands in the checkpoint.
+    pub fn tensor(name: impl Into<String>, stored: Stored, shape: &[u64]) -> Self {
+        Self {
+            origin: Origin::Tensor { name: name.into(), stored },
+            shape: shape.to_vec(),
+            transforms: Vec::new(),
+        }
+    }
+
+    /// Literal numbers as a vector.
+    pub fn values(values: Vec<f32>) -> Self {
+        Self { shape: vec![values.len() as u64], origin: Origin::Values(values), transforms: Vec::new() }
+    }
+
+    /// The scheme of the result.
+    pub fn scheme(&self) -> QuantScheme {
+        match (self.transforms.last(), &self.origin) {
+            (Some(Transform::Convert(scheme)), _) => *scheme,
+            (None, Origin::Tensor { stored, .. }) => stored.scheme(),
+            (None, _) => QuantScheme::F32,
+        }
+    }
+
+    /// The same numbers converted to `scheme`; unchanged when they are in it already.
+    pub fn converted(mut self, scheme: QuantScheme) -> Self {
+        if self.scheme() != scheme {
+            self.transforms.push(Transform::Convert(scheme));
+        }
+        self
+    }
+
+    /// Name of the tensor it comes from.
+    pub fn source_name(&self) -> Option<&str> {
+        match &self.origin {
+            Origin::Tensor { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Rows (1 for a vector) and elements of a row.
+    pub fn matrix(&self) -> (usize, usize) {
+        match self.shape[..] {
+            [k] => (1, k as usize),
+            [n, k] => (n as usize, k as usize),
+            _ => (0, 0),
+        }
+    }
+
+    /// Runs the recipe for a range of rows.
+    pub fn rows(&self, source: &dyn WeightSource, rows: Range<usize>) -> Result<Rows, String> {
+        let (n, k) = self.matrix();
+        if rows.end > n || rows.start > rows.end {
+            return Err(format!("rows {rows:?} of a constant of {n}"));
+        }
+        let mut out = match &self.origin {
+            Origin::Tensor { name, stored } => {
+                let bytes =
+                    source.tensor(name).ok_or_else(|| format!("the source has no tensor `{name}`"))?;
+                let row_bytes = stored.row_bytes(k).ok_or_else(|| {
+                    format!("`{name}`: rows of {k} elements do not divide into {stored:?} blocks")
+                })?;
+                let slice = bytes.get(rows.start * row_bytes..rows.end * row_bytes).ok_or_else(|| {
+                    format!("`{name}`: {} bytes where {n} rows of {row_bytes} are expected", bytes.len())
+                })?;
+                stored.rows(slice, k).map_err(|why| format!("`{name}`: {why}"))?
+            }
+            Origin::Random { seed, scale } => {
+                let value = |i: usize| uniform(*seed, i as u64) * scale;
+                Rows::floats(Elem::F32, rows.len(), k, (rows.start * k..rows.end * k).map(value).collect())
+            }
+            Origin::Values(values) => {
+                let slice =
+                    values.get(rows.start * k..rows.end * k).ok_or("fewer values than the shape says")?;
+                Rows::floats(Elem::F32, rows.len(), k, slice.to_vec())
+            }
+        };
+        for Transform::Convert(scheme) in &self.transforms {
+            out = quantise(scheme, out.rows, out.k, &out.values());
+        }
+        Ok(out)
+    }
+
+    /// All values in f32, row-major.
+    pub fn values_f32(&self, source: &dyn WeightSource) -> Result<Vec<f32>, String> {
+        Ok(self.rows(source, 0..self.matrix().0)?.values())
+    }
+}
+
+/// The `i`-th number of a stream in -1..1: splitmix64, top 24 bits.
+pub fn uniform(seed: u64, i: u64) -> f32 {
+    let mut z = seed
+        .wrapping_mul(0xd134_2543_de82_ef95)
+        .wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    ((z >> 40) as i64 - (1 << 23)) as f32 / (1 << 23) as f32
+}
+
+/// Round to nearest: THE definition of converting f32 rows to a scheme.
+///
+/// Floating-point elements round to nearest even. Integer elements, a group at a time, in f32:
+/// without offset `scale = amax / (2^(b-1) - 1)` (signed) and `code = round_ties_even(x / scale)`; with a constant offset c (unsigned)
+/// `scale = x_of_largest_magnitude / -c` and `code = round_ties_even(x / scale) + c`, as GGUF's Q4_0 does; with a floating offset
+/// `scale = (max - min) / (2^b - 1)`, `offset = min`, `code = round_ties_even((x - offset) / scale)`. Scale and offset are rounded to
+/// their stored type before codes are chosen; codes are clamped.
+pub fn quantise(scheme: &QuantScheme, rows: usize, k: usize, values: &[f32]) -> Rows {
+    let (bits, signed) = match scheme.elem {
+        Elem::U(b) => (u32::from(b), false),
+        Elem::S(b) => (u32::from(b), true),
+        float => return Rows::floats(float, rows, k, values.to_vec()),
+    };
+    let (low, high) = if signed {
+        (-((1i32 << (bits - 1)) - 1) as f32, ((1i32 << (bits - 1)) - 1) as f32)
+    } else {
+        (0.0, ((1i32 << bits) - 1) as f32)
+    };
+    let group = scheme.group(k);
+    let scale_ty = scheme.scale.map_or(bessemer_format::ScaleType::F32, |s| s.inner.ty);
+    let mut out = Rows {
+        scheme: *scheme,
+        rows,
+        k,
+        codes: Vec::with_capacity(rows * k),
+        scales: Vec::new(),
+        offsets: Vec::new(),
+    };
+    for row in values.chunks_exact(k) {
+        for x in row.chunks(group) {
+            let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
+            for &v in x {
+                min = min.min(v);
+                max = max.max(v);
+            }
+            let (scale, offset, shift) = match scheme.offset {
+                Offset::None => (min.abs().max(max.abs()) / high, 0.0, 0.0),
+                Offset::Const(c) => {
+                    (if max.abs() > min.abs() { max } else { min } / -(c as f32), 0.0, c as f32)
+                }
+                Offset::Float(o) => {
+                    let min = o.inner.ty.round(min);
+                    out.offsets.push(min);
+                    ((max - min) / high, min, 0.0)
+                }
+            };
+            let scale = scale_ty.round(scale);
+            out.scales.push(scale);
+            out.codes.extend(x.iter().map(|&v| {
+                let code = if scale == 0.0 { 0.0 } else { ((v - offset) / scale).round_ties_even() };
+                (code + shift).clamp(low, high)
+            }));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_stays_within_half_a_step() {
+        let x: Vec<f32> = (0..3 * 96).map(|i| uniform(1, i)).collect();
+        for scheme in ["s8:f32x32", "u4:f32x32+f32", "u4:f32x48-8", "s4:f32x0", "u3:f32x16+f32"] {
+            let scheme: QuantScheme = scheme.parse().unwrap();
+            let q = quantise(&scheme, 3, 96, &x);
+            // A constant offset leaves the positive side one step short.
+            let steps = if matches!(scheme.offset, Offset::Const(_)) { 1.0 } else { 0.5 };
+            for r in 0..3 {
+                for k in 0..96 {
+                    let (scale, _) = q.scale_offset(r, k);
+                    let error = (q.value(r, k) - x[r * 96 + k]).abs();
+                    assert!(error <= scale.abs() * (steps + 1e-4), "{scheme} {error} {scale}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn conversion_of_converted_rows_is_stable() {
+        let x: Vec<f32> = (0..64).map(|i| uniform(2, i)).collect();
+        let once = quantise(&QuantScheme::Q8_0, 1, 64, &x);
+        let twice = quantise(&QuantScheme::Q8_0, 1, 64, &once.values());
+        assert_eq!(once.codes, twice.codes);
+    }
+}

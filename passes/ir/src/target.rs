@@ -1,0 +1,16 @@
+//! What passes may know of a target.
+
+use crate::types::Layout;
+use bessemer_format::{Compute, QuantScheme};
+
+/// A target's taste, as far as passes ask for it. `targets` implements it, the compiler injects it.
+pub trait TargetInfo {
+    /// Name on the command line.
+    fn name(&self) -> String;
+    /// Whether weights of this scheme can be held, with the reason if not.
+    fn supports(&self, scheme: &QuantScheme) -> Result<(), String>;
+    /// The layout that a linear's or an embedding's `n` by `k` weight of this scheme should have.
+    fn weight_layout(&self, scheme: &QuantScheme, n: u64, k: u64) -> Layout;
+    /// What a linear over weights of this scheme computes in by default.
+    fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute;
+}
