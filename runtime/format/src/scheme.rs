@@ -269,6 +269,16 @@ pub enum Compute {
 /// `scale = amax / 127`, `inverse = 1 / scale` (0 for an all-zero group), `code = round_ties_even(x * inverse)`,
 /// all in f32. Returns the scale. A non-finite input gives a NaN scale, so that it cannot pass unseen.
 pub fn quantise_int8(x: &[f32], codes: &mut [i8]) -> f32 {
+    let (scale, inverse) = int8_scale(x);
+    for (q, &v) in codes.iter_mut().zip(x) {
+        *q = int8_code(v, inverse);
+    }
+    scale
+}
+
+/// The scale of a group and the inverse that [`int8_code`] multiplies with (0 where every code is zero).
+#[inline]
+pub fn int8_scale(x: &[f32]) -> (f32, f32) {
     let mut amax = 0.0f32;
     let mut finite = true;
     for &v in x {
@@ -276,17 +286,19 @@ pub fn quantise_int8(x: &[f32], codes: &mut [i8]) -> f32 {
         amax = amax.max(v.abs());
     }
     if !finite {
-        codes.fill(0);
-        return f32::NAN;
+        return (f32::NAN, 0.0);
     }
     let scale = amax / 127.0;
     // A scale so small that its inverse overflows codes as zero: the group is smaller than f32 resolves.
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-    for (q, &v) in codes.iter_mut().zip(x) {
-        *q = (v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
-    }
-    scale
+    (scale, if inverse.is_finite() { inverse } else { 0.0 })
+}
+
+/// The code of one element, given its group's inverse.
+#[inline]
+pub fn int8_code(v: f32, inverse: f32) -> i8 {
+    // Infinity times zero is NaN, which casts to zero.
+    (v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8
 }
 
 impl fmt::Display for Elem {

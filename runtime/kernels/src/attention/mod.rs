@@ -1,0 +1,193 @@
+//! Attention of some queries over one block of the KV cache, with an online softmax.
+//!
+//! Blocks are laid out by [`bessemer_format::kv`]. A caller walks the blocks of a sequence in order, keeps an
+//! [`OnlineSoftmax`] state across them and ends with [`OnlineSoftmax::finish`]; states of disjoint ranges of blocks
+//! can be computed apart (by other threads) and joined with [`OnlineSoftmax::merge`].
+
+pub(crate) mod portable;
+
+use crate::Isa;
+use bessemer_format::kv;
+
+/// The element type of a KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvElem {
+    /// The upper half of a binary32.
+    Bf16,
+    /// IEEE binary32.
+    F32,
+}
+
+impl KvElem {
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            KvElem::Bf16 => 2,
+            KvElem::F32 => 4,
+        }
+    }
+}
+
+/// One head of one block: keys and values in the order of [`bessemer_format::kv`].
+#[derive(Clone, Copy, Debug)]
+pub struct KvBlock<'a> {
+    /// How elements are stored.
+    pub elem: KvElem,
+    /// Elements of a head; even.
+    pub head_dim: usize,
+    /// [`kv::head_elems`] keys.
+    pub keys: &'a [u8],
+    /// [`kv::head_elems`] values.
+    pub values: &'a [u8],
+}
+
+/// The queries that attend to a block: of every token and query head that shares the block's KV head.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// `[queries][head_dim]`.
+    pub q: &'a [f32],
+    /// Factor of the scores, usually 1 / sqrt(head_dim).
+    pub scale: f32,
+    /// For each query, how many tokens of the block it sees (0 to 32, from the block's start). Tokens beyond may
+    /// hold any bytes.
+    pub visible: &'a [u32],
+}
+
+/// The running state of a softmax-weighted sum, for some queries.
+///
+/// After tokens with scores `s[t]` and values `v[t]`: `m = max s`, `l = sum of exp(s[t] - m)`,
+/// `acc = sum of exp(s[t] - m) * v[t]`.
+#[derive(Debug)]
+pub struct OnlineSoftmax<'a> {
+    /// `[queries]`: the largest score so far.
+    pub m: &'a mut [f32],
+    /// `[queries]`: the sum of weights so far.
+    pub l: &'a mut [f32],
+    /// `[queries][head_dim]`: the weighted sum of values so far.
+    pub acc: &'a mut [f32],
+}
+
+/// What scores are compared with so that nothing is `inf - inf`: the maximum, or 0 while there is none.
+#[inline(always)]
+pub(crate) fn base(m: f32) -> f32 {
+    if m == f32::NEG_INFINITY { 0.0 } else { m }
+}
+
+impl OnlineSoftmax<'_> {
+    /// The state before any token.
+    pub fn reset(&mut self) {
+        self.m.fill(f32::NEG_INFINITY);
+        self.l.fill(0.0);
+        self.acc.fill(0.0);
+    }
+
+    /// Joins the state of later tokens into this one.
+    ///
+    /// With `m' = max(m, other.m)`, `a = exp(m - m')` and `b = exp(other.m - m')` (0 for a state without tokens):
+    /// `l = l * a + other.l * b` and `acc = acc * a + other.acc * b`, products rounded before the addition.
+    /// The result depends on the order of merging only through rounding; callers keep a fixed order.
+    ///
+    /// # Panics
+    /// If the states are of different shapes.
+    pub fn merge(&mut self, other: &OnlineSoftmax<'_>) {
+        let queries = self.m.len();
+        assert!(self.l.len() == queries && other.m.len() == queries && other.l.len() == queries);
+        assert!(
+            self.acc.len() == other.acc.len() && (queries == 0 || self.acc.len().is_multiple_of(queries))
+        );
+        let d = self.acc.len() / queries.max(1);
+        for i in 0..queries {
+            let m = self.m[i].max(other.m[i]);
+            let (a, b) = (crate::math::exp(self.m[i] - base(m)), crate::math::exp(other.m[i] - base(m)));
+            self.m[i] = m;
+            self.l[i] = self.l[i] * a + other.l[i] * b;
+            for (x, y) in self.acc[i * d..][..d].iter_mut().zip(&other.acc[i * d..][..d]) {
+                *x = *x * a + y * b;
+            }
+        }
+    }
+
+    /// Writes `acc / l` to `out`, `[queries][head_dim]`; zeros for a query that saw no token.
+    ///
+    /// # Panics
+    /// If `out` is not as long as `acc`.
+    pub fn finish(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.acc.len());
+        let d = self.acc.len() / self.l.len().max(1);
+        for (i, &l) in self.l.iter().enumerate() {
+            for (o, a) in out[i * d..][..d].iter_mut().zip(&self.acc[i * d..][..d]) {
+                *o = if l == 0.0 { 0.0 } else { a / l };
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The host runs the kernel's instruction set, and the lengths are those that [`Attention::attend_block`] checks.
+pub(crate) type AttentionFn = unsafe fn(&KvBlock<'_>, &Queries<'_>, &mut OnlineSoftmax<'_>);
+
+/// Attention over one block.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    pub(crate) isa: Isa,
+    pub(crate) kernel: AttentionFn,
+}
+
+impl Attention {
+    /// The instruction set of the kernel.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Lets `queries` attend to the visible tokens of `block`, updating `state`:
+    ///
+    /// ```text
+    /// s[t] = scale * sum of q[d] * k[t][d] in ascending d
+    /// m'   = max(m, max s[t]);  c = exp(m - m');  p[t] = exp(s[t] - m')
+    /// l    = l * c + sum of p[t];  acc[d] = acc[d] * c + p[t] * v[t][d] in ascending t
+    /// ```
+    ///
+    /// with [`math::exp`](crate::math::exp); products may be fused into sums. Tokens beyond a query's `visible` are
+    /// never part of a sum. A NaN score makes the query's state NaN. The result of a query never depends on others.
+    ///
+    /// # Panics
+    /// If a slice is not as long as the shapes say, `head_dim` is odd or 0, or a `visible` exceeds 32.
+    #[inline]
+    pub fn attend_block(&self, block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
+        let (n, d) = (queries.visible.len(), block.head_dim);
+        assert!(d > 0 && d.is_multiple_of(2), "head_dim {d} is odd or zero");
+        let bytes = kv::head_elems(d) * block.elem.bytes();
+        assert!(block.keys.len() == bytes && block.values.len() == bytes, "a head's keys or values are cut");
+        assert!(queries.q.len() == n * d && state.acc.len() == n * d, "queries or state are cut");
+        assert!(state.m.len() == n && state.l.len() == n, "state is cut");
+        assert!(
+            queries.visible.iter().all(|&v| v as usize <= kv::TOKENS),
+            "more tokens visible than there are"
+        );
+        // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths were
+        // checked above.
+        unsafe { (self.kernel)(block, queries, state) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_an_empty_state_changes_nothing() {
+        let (mut m, mut l, mut acc) = ([1.5f32, f32::NEG_INFINITY], [2.0f32, 0.0], [1.0f32, 2.0, 0.0, 0.0]);
+        let mut state = OnlineSoftmax { m: &mut m, l: &mut l, acc: &mut acc };
+        let (mut em, mut el, mut ea) = ([0.0; 2], [0.0; 2], [0.0; 4]);
+        let mut empty = OnlineSoftmax { m: &mut em, l: &mut el, acc: &mut ea };
+        empty.reset();
+        state.merge(&empty);
+        assert_eq!((&state.m[..], &state.l[..]), (&[1.5, f32::NEG_INFINITY][..], &[2.0, 0.0][..]));
+        let mut out = [9.0; 4];
+        state.finish(&mut out);
+        assert_eq!(out, [0.5, 1.0, 0.0, 0.0]);
+        empty.merge(&state);
+        empty.finish(&mut out);
+        assert_eq!(out, [0.5, 1.0, 0.0, 0.0]);
+    }
+}

@@ -1,0 +1,267 @@
+//! Matrix products of activations with packed weights.
+//!
+//! `out[row][n] = sum over k of x[row][k] * W[n][k]`, by tiles of up to [`TILE_ROWS`] rows by the 16 output columns of
+//! one panel. [`LinearF32`] dequantises weights in registers and accumulates in f32; [`LinearInt8`] multiplies
+//! integer codes with activations that [`Quantise`] has rounded to signed bytes.
+//!
+//! What happens to a finished tile (bias, residual, SwiGLU, storing) is the caller's: every `for_each` method hands
+//! tiles to a closure. A tile always has 16 columns; those beyond n are exact zeros only if the activations are
+//! finite, and are to be ignored.
+
+pub(crate) mod portable;
+
+use crate::Isa;
+use bessemer_format::act::Int8Layout;
+use bessemer_format::panel::{COLUMNS, PanelLayout};
+use std::ops::Range;
+
+/// Rows of the largest tile that one kernel call computes. A multiple of every kernel's register block, and small
+/// enough for the activations of a tile to stay in the L2 cache while the panels stream by.
+pub const TILE_ROWS: usize = 64;
+
+/// The 16 outputs of one row in one panel.
+pub type Lane = [f32; COLUMNS];
+
+/// Arguments: layout, panel (exactly `panel_bytes`), activations, row stride in elements, one output a row.
+///
+/// # Safety
+/// The host runs the kernel's instruction set, the kernel's family covers the layout's scheme,
+/// `panel.len() == layout.panel_bytes()`, and `x.len() >= (out.len() - 1) * stride + layout.k()`.
+pub(crate) type LinearF32Fn = unsafe fn(&PanelLayout, &[u8], &[f32], usize, &mut [Lane]);
+
+/// Arguments: layout, activation layout, panel (exactly `panel_bytes`), activation rows, one output a row.
+///
+/// # Safety
+/// The host runs the kernel's instruction set, the kernel's family covers the layout's scheme, the activation layout
+/// was made for the weight layout, `panel.len() == layout.panel_bytes()`, and
+/// `x.len() == out.len() * act.row_bytes()`.
+pub(crate) type LinearInt8Fn = unsafe fn(&PanelLayout, &Int8Layout, &[u8], &[u8], &mut [Lane]);
+
+/// Arguments: layout, one row of floats, one row of the layout.
+///
+/// # Safety
+/// The host runs the kernel's instruction set, `x.len() == layout.k`, `out.len() == layout.row_bytes()`,
+/// `layout.k <= layout.padded_k`, and the group and `padded_k` are multiples of 16 above 0.
+pub(crate) type QuantiseFn = unsafe fn(&Int8Layout, &[f32], &mut [u8]);
+
+/// A linear with f32 activations: [`Compute::F32`](bessemer_format::Compute::F32).
+///
+/// Weights are dequantised by [`QuantScheme::dequant`](bessemer_format::QuantScheme::dequant) and accumulated in f32;
+/// the order of additions and whether they are fused with the multiplications is the kernel's, so results of
+/// different instruction sets differ within the rounding bound. The result of a row never depends on other rows.
+#[derive(Clone, Debug)]
+pub struct LinearF32 {
+    pub(crate) layout: PanelLayout,
+    pub(crate) isa: Isa,
+    pub(crate) kernel: LinearF32Fn,
+}
+
+/// Activations in f32: `rows` rows of k elements, `stride` elements from one to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsF32<'a> {
+    /// The elements; the last row may end the slice at its k-th element.
+    pub data: &'a [f32],
+    /// Number of rows.
+    pub rows: usize,
+    /// Elements from one row to the next, at least k.
+    pub stride: usize,
+}
+
+impl LinearF32 {
+    /// The layout of the weights.
+    pub fn layout(&self) -> &PanelLayout {
+        &self.layout
+    }
+
+    /// The instruction set of the kernel (older than its set's where the scheme has no newer one).
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// One tile: `out[i]` becomes row `first_row + i` of `x` times panel `panel` of `weight` (a whole packed matrix).
+    ///
+    /// # Panics
+    /// If `weight` or `x` is shorter than the shapes say, or `panel` or the rows are out of range.
+    #[inline]
+    pub fn tile(&self, weight: &[u8], panel: usize, x: RowsF32<'_>, first_row: usize, out: &mut [Lane]) {
+        if out.is_empty() {
+            return;
+        }
+        let (k, rows) = (self.layout.k(), out.len());
+        assert!(first_row + rows <= x.rows && (x.rows == 1 || x.stride >= k), "rows out of range");
+        let x_tile = &x.data[first_row * x.stride..];
+        assert!(x_tile.len() >= (rows - 1) * x.stride + k, "activations shorter than their shape");
+        let panel = panel_of(&self.layout, weight, panel);
+        // SAFETY: a kernel is only handed out by a `KernelSet`, which exists only for what the host runs and picks
+        // by family; the lengths were checked above.
+        unsafe { (self.kernel)(&self.layout, panel, x_tile, x.stride, out) }
+    }
+
+    /// All rows by a range of panels, in an order that keeps activations in cache while weights stream:
+    /// `finished(panel, first_row, tile)` is called once for every tile.
+    pub fn for_each_tile(
+        &self,
+        weight: &[u8],
+        panels: Range<usize>,
+        x: RowsF32<'_>,
+        mut finished: impl FnMut(usize, usize, &[Lane]),
+    ) {
+        let mut out = [[0.0; COLUMNS]; TILE_ROWS];
+        for first in (0..x.rows).step_by(TILE_ROWS) {
+            let out = &mut out[..TILE_ROWS.min(x.rows - first)];
+            for panel in panels.clone() {
+                self.tile(weight, panel, x, first, out);
+                finished(panel, first, out);
+            }
+        }
+    }
+
+    /// As [`LinearF32::for_each_tile`] for two weights of the same shape (gate and up of a SwiGLU): the closure gets
+    /// the tiles of the same panel and rows together. `other` may be in another scheme.
+    pub fn for_each_tile_pair(
+        &self,
+        weight: &[u8],
+        other: (&LinearF32, &[u8]),
+        panels: Range<usize>,
+        x: RowsF32<'_>,
+        mut finished: impl FnMut(usize, usize, &[Lane], &[Lane]),
+    ) {
+        let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
+        for first in (0..x.rows).step_by(TILE_ROWS) {
+            let [a, b] = tiles.each_mut().map(|t| &mut t[..TILE_ROWS.min(x.rows - first)]);
+            for panel in panels.clone() {
+                self.tile(weight, panel, x, first, a);
+                other.0.tile(other.1, panel, x, first, b);
+                finished(panel, first, a, b);
+            }
+        }
+    }
+}
+
+/// A linear with activations rounded to signed bytes: [`Compute::Int8`](bessemer_format::Compute::Int8).
+///
+/// Bit-identical on every instruction set and for every number of rows. For each activation group `g` in ascending k,
+/// with `w` the raw weight codes, `c` the constant offset (0 if none) and `q` the activation codes:
+///
+/// ```text
+/// isum = sum of w * q - c * sums[g]                (i32, exact; wraps only for groups above 32768)
+/// acc  = fma(isum as f32, scale_w * scale_x[g], acc)
+/// acc  = fma(offset_w, scale_x[g] * (sums[g] as f32), acc)      only with a floating-point offset
+/// ```
+#[derive(Clone, Debug)]
+pub struct LinearInt8 {
+    pub(crate) layout: PanelLayout,
+    pub(crate) act: Int8Layout,
+    pub(crate) isa: Isa,
+    pub(crate) kernel: LinearInt8Fn,
+}
+
+impl LinearInt8 {
+    /// The layout of the weights.
+    pub fn layout(&self) -> &PanelLayout {
+        &self.layout
+    }
+
+    /// The layout of the activations.
+    pub fn act(&self) -> &Int8Layout {
+        &self.act
+    }
+
+    /// The instruction set of the kernel (older than its set's where the scheme has no newer one).
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// One tile: `out[i]` becomes row `i` of `x` times panel `panel` of `weight` (a whole packed matrix). `x` holds
+    /// exactly the tile's rows, each [`Int8Layout::row_bytes`] long, as [`Quantise::row`] fills them.
+    ///
+    /// # Panics
+    /// If `weight` or `x` has another length than the shapes say, or `panel` is out of range.
+    #[inline]
+    pub fn tile(&self, weight: &[u8], panel: usize, x: &[u8], out: &mut [Lane]) {
+        assert_eq!(x.len(), out.len() * self.act.row_bytes(), "activation bytes do not match the rows");
+        let panel = panel_of(&self.layout, weight, panel);
+        // SAFETY: a kernel is only handed out by a `KernelSet`, which exists only for what the host runs, picks by
+        // family and makes the activation layout itself; the lengths were checked above.
+        unsafe { (self.kernel)(&self.layout, &self.act, panel, x, out) }
+    }
+
+    /// All rows of `x` by a range of panels, in an order that keeps activations in cache while weights stream:
+    /// `finished(panel, first_row, tile)` is called once for every tile.
+    pub fn for_each_tile(
+        &self,
+        weight: &[u8],
+        panels: Range<usize>,
+        x: &[u8],
+        mut finished: impl FnMut(usize, usize, &[Lane]),
+    ) {
+        let mut out = [[0.0; COLUMNS]; TILE_ROWS];
+        for (i, x) in x.chunks(TILE_ROWS * self.act.row_bytes()).enumerate() {
+            let out = &mut out[..x.len() / self.act.row_bytes()];
+            for panel in panels.clone() {
+                self.tile(weight, panel, x, out);
+                finished(panel, i * TILE_ROWS, out);
+            }
+        }
+    }
+
+    /// As [`LinearInt8::for_each_tile`] for two weights of the same shape that read the same activations (gate and
+    /// up of a SwiGLU): the closure gets the tiles of the same panel and rows together.
+    pub fn for_each_tile_pair(
+        &self,
+        weight: &[u8],
+        other: (&LinearInt8, &[u8]),
+        panels: Range<usize>,
+        x: &[u8],
+        mut finished: impl FnMut(usize, usize, &[Lane], &[Lane]),
+    ) {
+        let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
+        for (i, x) in x.chunks(TILE_ROWS * self.act.row_bytes()).enumerate() {
+            let [a, b] = tiles.each_mut().map(|t| &mut t[..x.len() / self.act.row_bytes()]);
+            for panel in panels.clone() {
+                self.tile(weight, panel, x, a);
+                other.0.tile(other.1, panel, x, b);
+                finished(panel, i * TILE_ROWS, a, b);
+            }
+        }
+    }
+}
+
+/// Rounds activations to signed bytes for [`LinearInt8`], by
+/// [`quantise_int8`](bessemer_format::scheme::quantise_int8) group by group. Bit-identical on every instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantise {
+    pub(crate) isa: Isa,
+    pub(crate) kernel: QuantiseFn,
+}
+
+impl Quantise {
+    /// The instruction set of the kernel.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Fills one row of `layout` from the k floats of `x`. Every byte of `out` is written: codes and padding beyond k
+    /// are zero. A group with a non-finite element gets a NaN scale and zero codes.
+    ///
+    /// # Panics
+    /// If `x` is not k elements or `out` not [`Int8Layout::row_bytes`] long, or the layout is none that
+    /// [`Int8Layout::new`] makes.
+    #[inline]
+    pub fn row(&self, layout: &Int8Layout, x: &[f32], out: &mut [u8]) {
+        let ok = |n: usize| n > 0 && n.is_multiple_of(16);
+        assert!(layout.k <= layout.padded_k && ok(layout.padded_k) && ok(layout.group), "{layout:?}");
+        assert!(layout.groups() == layout.padded_k.div_ceil(layout.group), "{layout:?}");
+        assert_eq!(x.len(), layout.k, "a row has k elements");
+        assert_eq!(out.len(), layout.row_bytes(), "an output row has row_bytes bytes");
+        // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths and the
+        // layout were checked above.
+        unsafe { (self.kernel)(layout, x, out) }
+    }
+}
+
+#[inline]
+fn panel_of<'a>(layout: &PanelLayout, weight: &'a [u8], panel: usize) -> &'a [u8] {
+    assert!(panel < layout.panels(), "panel {panel} of {}", layout.panels());
+    &weight[panel * layout.panel_bytes()..][..layout.panel_bytes()]
+}

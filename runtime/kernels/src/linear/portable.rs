@@ -1,0 +1,112 @@
+//! Linear kernels in plain Rust: the reference for every other, and what runs schemes that have no kernel of their
+//! own. The bodies are inlined into wrappers with newer target features, which changes their speed and no bit.
+
+use super::{Lane, TILE_ROWS};
+use crate::codes::{ATOM_K, RunCodes, float_step, run_scales};
+use bessemer_format::PanelLayout;
+use bessemer_format::act::Int8Layout;
+use bessemer_format::panel::{COLUMNS, K_STEP};
+use bessemer_format::scheme::{Offset, int8_code, int8_scale};
+
+/// [`super::LinearF32`] for every scheme: multiplications and additions in ascending k, never fused.
+#[inline(always)]
+pub(crate) fn linear_f32(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: usize, out: &mut [Lane]) {
+    out.fill([0.0; COLUMNS]);
+    let scheme = *layout.scheme();
+    let mut weights = [[0.0; COLUMNS]; K_STEP];
+    for r in 0..layout.runs() {
+        let run_len = layout.run_len(r);
+        let integer = (!scheme.elem.is_float())
+            .then(|| (RunCodes::new(layout, panel, r), run_scales(layout, panel, r)));
+        for k in (0..run_len).step_by(K_STEP) {
+            match &integer {
+                None => float_step(layout, panel, k, &mut weights),
+                Some((codes, (scale, offset))) => {
+                    for (j, four) in weights.as_chunks_mut::<ATOM_K>().0.iter_mut().enumerate() {
+                        let atom = codes.atom(k / ATOM_K + j);
+                        for (i, w) in four.iter_mut().enumerate() {
+                            for c in 0..COLUMNS {
+                                w[c] = scheme.dequant(f32::from(atom[ATOM_K * c + i]), scale[c], offset[c]);
+                            }
+                        }
+                    }
+                }
+            }
+            let at = r * layout.run() + k;
+            let len = K_STEP.min(run_len - k);
+            for (row, out) in out.iter_mut().enumerate() {
+                let mut acc = *out;
+                for (w, &x) in weights.iter().zip(&x[row * stride + at..][..len]) {
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        *acc += x * w;
+                    }
+                }
+                *out = acc;
+            }
+        }
+    }
+}
+
+/// [`super::LinearInt8`] for every scheme of integer codes.
+#[inline(always)]
+pub(crate) fn linear_int8(layout: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
+    for (x, out) in x.chunks(TILE_ROWS * act.row_bytes()).zip(out.chunks_mut(TILE_ROWS)) {
+        int8_tile(layout, act, panel, x, out);
+    }
+}
+
+#[inline(always)]
+fn int8_tile(layout: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
+    out.fill([0.0; COLUMNS]);
+    let constant = if let Offset::Const(c) = layout.scheme().offset { c } else { 0 };
+    let float = matches!(layout.scheme().offset, Offset::Float(_));
+    let mut sums = [[0i32; COLUMNS]; TILE_ROWS];
+    for g in 0..act.groups() {
+        let (start, end) = (g * act.group, act.padded_k.min((g + 1) * act.group));
+        let r = if layout.runs() == 1 { 0 } else { start / layout.run() };
+        let codes = RunCodes::new(layout, panel, r);
+        let (scale, offset) = run_scales(layout, panel, r);
+        let sums = &mut sums[..out.len()];
+        sums.fill([0; COLUMNS]);
+        for k in (start..end).step_by(ATOM_K) {
+            let atom = codes.atom((k - r * layout.run()) / ATOM_K);
+            for (row, sums) in x.chunks_exact(act.row_bytes()).zip(sums.iter_mut()) {
+                let q = [row[k], row[k + 1], row[k + 2], row[k + 3]].map(|q| i32::from(q as i8));
+                for c in 0..COLUMNS {
+                    for i in 0..ATOM_K {
+                        sums[c] = sums[c].wrapping_add(i32::from(atom[ATOM_K * c + i]) * q[i]);
+                    }
+                }
+            }
+        }
+        for (row, (sums, acc)) in x.chunks_exact(act.row_bytes()).zip(sums.iter().zip(out.iter_mut())) {
+            let word = |at: usize| [row[at], row[at + 1], row[at + 2], row[at + 3]];
+            let scale_x = f32::from_le_bytes(word(act.scales_at() + 4 * g));
+            let sum_x = i32::from_le_bytes(word(act.sums_at() + 4 * g));
+            for c in 0..COLUMNS {
+                let isum = sums[c].wrapping_sub(constant.wrapping_mul(sum_x));
+                acc[c] = (isum as f32).mul_add(scale[c] * scale_x, acc[c]);
+                if float {
+                    acc[c] = offset[c].mul_add(scale_x * sum_x as f32, acc[c]);
+                }
+            }
+        }
+    }
+}
+
+/// [`super::Quantise`].
+#[inline(always)]
+pub(crate) fn quantise(layout: &Int8Layout, x: &[f32], out: &mut [u8]) {
+    out.fill(0);
+    for (g, x) in x.chunks(layout.group).enumerate() {
+        let (scale, inverse) = int8_scale(x);
+        let mut sum = 0;
+        for (out, &v) in out[g * layout.group..].iter_mut().zip(x) {
+            let code = int8_code(v, inverse);
+            *out = code as u8;
+            sum += i32::from(code);
+        }
+        out[layout.scales_at() + 4 * g..][..4].copy_from_slice(&scale.to_le_bytes());
+        out[layout.sums_at() + 4 * g..][..4].copy_from_slice(&sum.to_le_bytes());
+    }
+}

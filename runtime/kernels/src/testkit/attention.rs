@@ -1,0 +1,199 @@
+//! Tests of an [`Attention`] row.
+
+use super::data::Random;
+use super::{gamma, guard::Guarded};
+use crate::attention::{Attention, AttentionFn, KvBlock, KvElem, OnlineSoftmax, Queries};
+use crate::table::{KernelSet, Row};
+use bessemer_format::kv::{self, TOKENS};
+
+const ELEMS: [KvElem; 2] = [KvElem::F32, KvElem::Bf16];
+
+/// A sequence of blocks in natural order (`[token][d]`) and packed.
+struct Cache {
+    elem: KvElem,
+    d: usize,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    blocks: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Cache {
+    fn new(elem: KvElem, d: usize, tokens: usize, mut next: impl FnMut() -> f32) -> Self {
+        let mut value = || match elem {
+            KvElem::F32 => next(),
+            KvElem::Bf16 => half::bf16::from_f32(next()).to_f32(),
+        };
+        let k: Vec<f32> = (0..tokens * d).map(|_| value()).collect();
+        let v: Vec<f32> = (0..tokens * d).map(|_| value()).collect();
+        // What is not visible is NaN.
+        let mut blocks =
+            vec![
+                (vec![0xff; kv::head_elems(d) * elem.bytes()], vec![0xff; kv::head_elems(d) * elem.bytes()]);
+                tokens.div_ceil(TOKENS)
+            ];
+        let put = |out: &mut [u8], at: usize, v: f32| match elem {
+            KvElem::F32 => out[4 * at..][..4].copy_from_slice(&v.to_le_bytes()),
+            KvElem::Bf16 => out[2 * at..][..2].copy_from_slice(&half::bf16::from_f32(v).to_le_bytes()),
+        };
+        for t in 0..tokens {
+            let (keys, values) = &mut blocks[t / TOKENS];
+            for i in 0..d {
+                put(keys, kv::key(d, t % TOKENS, i), k[t * d + i]);
+                put(values, kv::value(d, t % TOKENS, i), v[t * d + i]);
+            }
+        }
+        Self { elem, d, k, v, blocks }
+    }
+
+    /// Queries that see `seen[i]` tokens from the start of the sequence.
+    fn attend(&self, attention: &Attention, q: &[f32], scale: f32, seen: &[usize]) -> Vec<f32> {
+        let n = seen.len();
+        let (mut m, mut l, mut acc) = (vec![0.0; n], vec![0.0; n], vec![0.0; n * self.d]);
+        let mut state = OnlineSoftmax { m: &mut m, l: &mut l, acc: &mut acc };
+        state.reset();
+        for (b, (keys, values)) in self.blocks.iter().enumerate() {
+            let visible: Vec<u32> =
+                seen.iter().map(|&s| s.saturating_sub(b * TOKENS).min(TOKENS) as u32).collect();
+            let block = KvBlock { elem: self.elem, head_dim: self.d, keys, values };
+            attention.attend_block(&block, &Queries { q, scale, visible: &visible }, &mut state);
+        }
+        let mut out = vec![f32::NAN; n * self.d];
+        state.finish(&mut out);
+        out
+    }
+
+    fn check(&self, got: &[f32], q: &[f32], scale: f32, seen: &[usize]) {
+        let d = self.d;
+        for (i, &seen) in seen.iter().enumerate() {
+            if seen == 0 {
+                assert!(got[i * d..][..d].iter().all(|&v| v == 0.0), "a query that sees nothing gets zeros");
+                continue;
+            }
+            let mut scores = Vec::new();
+            let mut worst = 0.0f64;
+            for t in 0..seen {
+                let terms = (0..d).map(|j| f64::from(q[i * d + j]) * f64::from(self.k[t * d + j]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()));
+                scores.push(sum * f64::from(scale));
+                worst = worst.max(gamma(d + 2) * size * f64::from(scale.abs()));
+            }
+            let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let p: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
+            let l: f64 = p.iter().sum();
+            for j in 0..d {
+                let (mut want, mut size) = (0.0, 0.0);
+                for (t, p) in p.iter().enumerate() {
+                    let term = p / l * f64::from(self.v[t * d + j]);
+                    want += term;
+                    size += term.abs();
+                }
+                // Weights: scores off by `worst` and the rounding of s - m (scores are below 16 here), exp by 2 ulp;
+                // then sums of `seen` terms rescaled once a block, above and below the fraction line.
+                let spread = scores.iter().map(|s| (s - m).abs()).fold(0.0, f64::max).max(m.abs());
+                let weight = 2.0 * worst + 2.0 * spread * f64::from(f32::EPSILON) + 8.0 * gamma(2);
+                let bound = size * (2.0 * weight + 2.0 * gamma(seen + 2 * self.blocks.len() + 4)) + 1e-37;
+                let error = (f64::from(got[i * d + j]) - want).abs();
+                assert!(
+                    error <= bound,
+                    "{:?} d={d} query {i} sees {seen}, element {j}: {} against {want}, error {error:e} > {bound:e}",
+                    self.elem,
+                    got[i * d + j]
+                );
+            }
+        }
+    }
+}
+
+/// With every score alike or far below the maximum, weights are 1 or 0 and nothing rounds: the portable bits.
+pub(crate) fn exact(row: &Row<AttentionFn>) {
+    let attention = Attention { isa: row.isa, kernel: row.kernel };
+    let portable = KernelSet::for_isa(crate::Isa::Portable).unwrap().attention();
+    let mut random = Random::new(41);
+    for elem in ELEMS {
+        for (d, queries) in [(16, 1), (64, 3), (128, 4), (64, 13)] {
+            let cache = Cache::new(elem, d, 80, || random.int(-3, 3) as f32);
+            let q: Vec<f32> = (0..queries * d).map(|i| if i % d == 0 { 1000.0 } else { 0.0 }).collect();
+            let seen: Vec<usize> = (0..queries).map(|i| 80 - 7 * (i % 5)).collect();
+            let got = cache.attend(&attention, &q, 0.5, &seen);
+            assert_eq!(got, cache.attend(&portable, &q, 0.5, &seen), "{elem:?} d={d}");
+            assert!(got.iter().all(|v| v.is_finite()) && got.iter().any(|v| *v != 0.0));
+        }
+    }
+}
+
+/// Random data stays within the rounding bound of the f64 definition.
+pub(crate) fn bounded(row: &Row<AttentionFn>) {
+    let attention = Attention { isa: row.isa, kernel: row.kernel };
+    let mut random = Random::new(42);
+    for elem in ELEMS {
+        for d in [64, 128] {
+            let cache = Cache::new(elem, d, 150, || random.float());
+            let q = random.floats(9 * d);
+            let seen = [150, 150, 150, 150, 150, 150, 150, 149, 33];
+            let scale = 8.0 / (d as f32).sqrt();
+            cache.check(&cache.attend(&attention, &q, scale, &seen), &q, scale, &seen);
+        }
+    }
+}
+
+/// Head sizes that fill no vector, every number of visible tokens (none included), queries alone and together; and
+/// NaN from visible tokens is not lost.
+pub(crate) fn odd_shapes(row: &Row<AttentionFn>) {
+    let attention = Attention { isa: row.isa, kernel: row.kernel };
+    let mut random = Random::new(43);
+    for elem in ELEMS {
+        for d in [2, 6, 16, 30, 48, 64, 80, 96, 128, 130] {
+            let cache = Cache::new(elem, d, 65, || random.float());
+            let seen: Vec<usize> = (0..=65).collect();
+            let q = random.floats(seen.len() * d);
+            let got = cache.attend(&attention, &q, 0.3, &seen);
+            cache.check(&got, &q, 0.3, &seen);
+            for (i, &s) in seen.iter().enumerate() {
+                let alone = cache.attend(&attention, &q[i * d..][..d], 0.3, &[s]);
+                assert_eq!(alone, got[i * d..][..d], "{elem:?} d={d}: query {i} depends on others");
+            }
+            // Token 40 is NaN; a query that sees it must show it, one that does not must not.
+            let mut at = 0;
+            let cache = Cache::new(elem, d, 65, || {
+                at += 1;
+                if at == 40 * d + 1 { f32::NAN } else { random.float() }
+            });
+            let got = cache.attend(&attention, &q[..2 * d], 0.3, &[41, 40]);
+            assert!(got[..d].iter().all(|v| v.is_nan()) && got[d..].iter().all(|v| v.is_finite()));
+        }
+    }
+}
+
+/// No access outside of any buffer.
+pub(crate) fn guarded(row: &Row<AttentionFn>) {
+    let attention = Attention { isa: row.isa, kernel: row.kernel };
+    let mut random = Random::new(44);
+    for elem in ELEMS {
+        for d in [2, 16, 30, 64, 80] {
+            let cache = Cache::new(elem, d, 32, || random.float());
+            for queries in [1, 2, 3, 4, 5, 9] {
+                let q = random.floats(queries * d);
+                let visible: Vec<u32> = (0..queries).map(|i| 32 - (i as u32 / 4) * 5).collect();
+                let (keys, values) = &cache.blocks[0];
+                let mut results = Vec::new();
+                for end in [true, false] {
+                    let bytes = |b: &[u8]| if end { Guarded::at_end(b) } else { Guarded::at_start(b) };
+                    let floats = |f: &[f32]| if end { Guarded::at_end(f) } else { Guarded::at_start(f) };
+                    let (keys, values, q) = (bytes(keys), bytes(values), floats(&q));
+                    let mut parts = [1, 1, d].map(|w| floats(&vec![0.0; queries * w]));
+                    let [m, l, acc] = &mut parts;
+                    let mut state = OnlineSoftmax { m, l, acc };
+                    state.reset();
+                    let block = KvBlock { elem, head_dim: d, keys: &keys, values: &values };
+                    attention.attend_block(
+                        &block,
+                        &Queries { q: &q, scale: 0.2, visible: &visible },
+                        &mut state,
+                    );
+                    results.push(state.acc.to_vec());
+                }
+                assert_eq!(results[0], results[1]);
+            }
+        }
+    }
+}

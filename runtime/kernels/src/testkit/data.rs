@@ -1,0 +1,117 @@
+//! Random and exact test data.
+
+use crate::pack::pack_panels;
+use bessemer_format::rows::Rows;
+use bessemer_format::{Elem, Offset, PanelLayout, QuantScheme, ScaleType};
+
+/// A small fixed generator (SplitMix64), so that tests repeat.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// An integer of `low..=high`.
+    pub(crate) fn int(&mut self, low: i32, high: i32) -> i32 {
+        low + (self.next() % (high - low + 1) as u64) as i32
+    }
+
+    /// A float of (-1, 1).
+    pub(crate) fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0 + f32::EPSILON / 4.0
+    }
+
+    pub(crate) fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+
+    pub(crate) fn small_ints(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.int(-3, 3) as f32).collect()
+    }
+}
+
+/// The lowest and highest code of an integer element.
+pub(crate) fn code_range(elem: Elem) -> (i32, i32) {
+    match elem {
+        Elem::U(b) => (0, (1 << b) - 1),
+        Elem::S(b) => (-(1 << (b - 1)), (1 << (b - 1)) - 1),
+        _ => (-8, 8),
+    }
+}
+
+/// Rows that use the whole range of codes, with random scales and offsets.
+pub(crate) fn random_rows(random: &mut Random, scheme: QuantScheme, n: usize, k: usize) -> Rows {
+    rows_from(
+        random,
+        scheme,
+        n,
+        k,
+        |r, elem| match elem {
+            e if e.is_float() => r.float(),
+            e => {
+                let (low, high) = code_range(e);
+                r.int(low, high) as f32
+            }
+        },
+        Random::float,
+    )
+}
+
+/// Rows of small integers whose scales are powers of two, so that sums of a few thousand products are exact in f32.
+pub(crate) fn exact_rows(random: &mut Random, scheme: QuantScheme, n: usize, k: usize) -> Rows {
+    rows_from(
+        random,
+        scheme,
+        n,
+        k,
+        |r, elem| {
+            let (low, high) = code_range(elem);
+            r.int(low, high) as f32
+        },
+        |r| [0.5, 1.0, -1.0, 2.0][r.int(0, 3) as usize],
+    )
+}
+
+fn rows_from(
+    random: &mut Random,
+    scheme: QuantScheme,
+    n: usize,
+    k: usize,
+    mut code: impl FnMut(&mut Random, Elem) -> f32,
+    mut scale: impl FnMut(&mut Random) -> f32,
+) -> Rows {
+    let codes = (0..n * k).map(|_| code(random, scheme.elem)).collect();
+    if scheme.elem.is_float() {
+        return Rows::floats(scheme.elem, n, k, codes);
+    }
+    let groups = n * k.div_ceil(scheme.group(k));
+    let mut side = |ty: ScaleType| -> Vec<f32> { (0..groups).map(|_| ty.round(scale(random))).collect() };
+    let scales = side(scheme.scale.unwrap().inner.ty);
+    let offsets = if let Offset::Float(o) = scheme.offset { side(o.inner.ty) } else { Vec::new() };
+    Rows { scheme, rows: n, k, codes, scales, offsets }
+}
+
+pub(crate) fn packed(rows: &Rows) -> (PanelLayout, Vec<u8>) {
+    let layout = PanelLayout::new(&rows.scheme, rows.rows, rows.k).unwrap();
+    let mut bytes = vec![0; layout.total_bytes()];
+    pack_panels(&layout, rows, &mut bytes).unwrap();
+    (layout, bytes)
+}
+
+/// The schemes that a kernel of `family` is tested with.
+pub(crate) fn schemes(family: crate::table::Family) -> impl Iterator<Item = QuantScheme> {
+    let text = "f32 f16 bf16 \
+        u4:f16x32-8 u4:f16x32+f16 u4:f32x16 u4:bf16x128+f32 u4:f16x0+f16 u4:f16x48-7 u4:bf16x0-8 u4:f16x64+bf16 \
+        s8:f16x32 s8:f32x16 s8:bf16x128 s8:f16x0 s8:f16x48 s8:f16x64+f16 s8:f16x32-3 s8:f16x512 u4:f16x512-8 \
+        u1:f16x16 u2:f16x32+f16 u3:f16x32-4 u5:f16x48 u6:bf16x64-32 u7:f16x0 u8:f16x32-128 u8:f16x0+f16 \
+        s2:f16x32 s3:f16x16 s4:f16x128 s5:f16x32 s6:f32x0 s7:f16x32";
+    text.split_whitespace().map(|s| s.parse().unwrap()).filter(move |s: &QuantScheme| family.covers(s.elem))
+}

@@ -1,0 +1,28 @@
+//! The tests that every row of the kernel table undergoes.
+
+pub(crate) mod attention;
+pub(crate) mod data;
+pub(crate) mod guard;
+pub(crate) mod linear_f32;
+pub(crate) mod linear_int8;
+pub(crate) mod quantise;
+
+use crate::Isa;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Whether this host runs `isa`; says and counts what is skipped if not.
+pub(crate) fn host_runs(name: &str, isa: Isa) -> bool {
+    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+    if isa.available() {
+        return true;
+    }
+    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+    eprintln!("skipped kernel test {count}: `{name}` needs {isa}, which this host lacks");
+    false
+}
+
+/// The bound of a sum of `terms` rounded products in f32, in any order, fused or not: Higham's gamma.
+pub(crate) fn gamma(terms: usize) -> f64 {
+    let nu = terms as f64 * f64::from(f32::EPSILON) / 2.0;
+    nu / (1.0 - nu)
+}
