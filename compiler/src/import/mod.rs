@@ -4,6 +4,7 @@
 //! everything that the files claim is checked once, when the checkpoint is opened.
 
 pub mod arch;
+pub mod build;
 pub mod config;
 mod error;
 pub mod gguf;
@@ -12,6 +13,7 @@ pub mod rope;
 mod safetensors;
 mod source;
 pub mod tensors;
+pub mod text;
 
 pub use error::ImportError;
 pub use source::{Checkpoint, Metadata, StoredType, TensorInfo};

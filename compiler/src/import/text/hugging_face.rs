@@ -1,0 +1,109 @@
+//! The files around `tokenizer.json`: which tokens begin and end a text, and the chat template.
+
+use std::collections::BTreeMap;
+
+use bessemer_runtime::text::TextSection;
+use serde_json::{Map, Value as Json};
+
+use super::tokenizer_json;
+use super::{Origin, TextImportError};
+use crate::import::Checkpoint;
+
+const TOKENIZER: &str = "tokenizer.json";
+
+/// The section of a Hugging Face directory whose `config.json` is `config`.
+pub(super) fn section(
+    checkpoint: &Checkpoint,
+    config: &Map<String, Json>,
+) -> Result<Option<TextSection>, TextImportError> {
+    let path = checkpoint.path().join(TOKENIZER);
+    let Some(bytes) = checkpoint.companion(TOKENIZER) else {
+        return match checkpoint.companion("tokenizer.model") {
+            Some(_) => Err(Origin(&checkpoint.path().join("tokenizer.model")).unsupported(
+                "tokeniser",
+                "a SentencePiece model file alone",
+                "tokenizer.json (transformers' `save_pretrained` writes it)",
+            )),
+            None => Ok(None),
+        };
+    };
+    let pipeline = tokenizer_json::read(Origin(&path), bytes)?;
+    let tokenizer_config = object(checkpoint, "tokenizer_config.json")?;
+    let special_tokens = object(checkpoint, "special_tokens_map.json")?;
+    let generation = object(checkpoint, "generation_config.json")?;
+
+    let named = |key: &str| {
+        let name =
+            [&tokenizer_config, &special_tokens].into_iter().find_map(|file| token_name(file.get(key)?))?;
+        pipeline.ids.get(name).copied()
+    };
+    let listed = |key: &str| {
+        let ids = token_ids(generation.get(key));
+        if ids.is_empty() { token_ids(config.get(key)) } else { ids }
+    };
+    let bos = named("bos_token").or(pipeline.bos).or_else(|| listed("bos_token_id").first().copied());
+    let mut stop_tokens = listed("eos_token_id");
+    let eos = named("eos_token").or_else(|| stop_tokens.first().copied());
+    stop_tokens.extend(eos);
+    stop_tokens.sort_unstable();
+    stop_tokens.dedup();
+    let add_bos = tokenizer_config.get("add_bos_token").and_then(Json::as_bool);
+    Ok(Some(TextSection {
+        tokenizer: pipeline.data,
+        bos,
+        eos,
+        add_bos: bos.is_some() && add_bos.unwrap_or(pipeline.bos.is_some()),
+        stop_tokens,
+        chat_template: chat_template(checkpoint, &tokenizer_config)?,
+    }))
+}
+
+/// A companion file with an object in it; empty if there is no such file.
+fn object(checkpoint: &Checkpoint, name: &str) -> Result<BTreeMap<String, Json>, TextImportError> {
+    let path = checkpoint.path().join(name);
+    match checkpoint.companion(name) {
+        Some(bytes) => serde_json::from_slice(bytes).map_err(|e| Origin(&path).json(e)),
+        None => Ok(BTreeMap::new()),
+    }
+}
+
+/// A token's name, given as text or as an object with its flags.
+fn token_name(json: &Json) -> Option<&str> {
+    json.as_str().or_else(|| json.get("content")?.as_str())
+}
+
+/// A token id or a list of them.
+fn token_ids(json: Option<&Json>) -> Vec<u32> {
+    let id = |json: &Json| json.as_u64().and_then(|id| u32::try_from(id).ok());
+    match json {
+        Some(Json::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(json) => id(json).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// The template from its own file, or from the tokeniser's configuration: a text, or a list of named texts of which
+/// `default` is meant.
+fn chat_template(
+    checkpoint: &Checkpoint,
+    tokenizer_config: &BTreeMap<String, Json>,
+) -> Result<Option<String>, TextImportError> {
+    const JINJA: &str = "chat_template.jinja";
+    if let Some(bytes) = checkpoint.companion(JINJA) {
+        let text = std::str::from_utf8(bytes).map_err(|e| TextImportError::NotUtf8 {
+            path: checkpoint.path().join(JINJA),
+            valid: e.valid_up_to(),
+        })?;
+        return Ok(Some(text.to_owned()));
+    }
+    let own_file = object(checkpoint, "chat_template.json")?;
+    let json = own_file.get("chat_template").or_else(|| tokenizer_config.get("chat_template"));
+    let template = match json {
+        Some(Json::Array(named)) => {
+            let is_default = |entry: &&Json| entry.get("name").and_then(Json::as_str) == Some("default");
+            named.iter().find(is_default).and_then(|entry| entry.get("template"))
+        }
+        other => other,
+    };
+    Ok(template.and_then(Json::as_str).map(str::to_owned))
+}

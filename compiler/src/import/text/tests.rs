@@ -1,0 +1,141 @@
+use std::path::{Path, PathBuf};
+
+use bessemer_runtime::text::{ChatInput, Detokenizer, Special, Tokenizer};
+use serde_json::{Value as Json, json};
+
+use super::*;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The tokeniser of a checkpoint, by way of the bytes that an engine holds.
+fn open(path: &Path) -> Tokenizer {
+    let checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{e}"));
+    let section = text_section(&checkpoint).unwrap_or_else(|e| panic!("{e}")).expect("a tokeniser");
+    Tokenizer::from_section(&section.encode().unwrap()).unwrap()
+}
+
+fn ids(json: &Json) -> Vec<u32> {
+    json.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// What an ordinary build of the tokenizers library and of transformers computed (fixtures/PROVENANCE.md).
+fn check_golden(kind: &str, source: &Path) {
+    let golden = repository().join(format!("fixtures/goldens/tokenizer_{kind}.json"));
+    let golden: Json = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let tokenizer = open(source);
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() > 50);
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let expected = ids(&case["ids"]);
+        assert_eq!(tokenizer.encode(text, Special::Parse).unwrap(), expected, "{kind}: {text:?}");
+        let with_bos: Vec<u32> = tokenizer
+            .bos()
+            .filter(|_| tokenizer.adds_bos())
+            .into_iter()
+            .chain(expected.iter().copied())
+            .collect();
+        assert_eq!(with_bos, ids(&case["ids_special"]), "{kind}: {text:?}");
+        assert_eq!(tokenizer.decode(&expected), case["decoded_plain"].as_str().unwrap(), "{kind}: {text:?}");
+        let mut stream = Detokenizer::new(tokenizer.clone()).show_special(true);
+        let shown: String = expected.iter().map(|&id| stream.push(id)).collect();
+        assert_eq!(shown + &stream.finish(), case["decoded"].as_str().unwrap(), "{kind}: {text:?}");
+    }
+    let chats = golden["chats"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for chat in chats {
+        let messages = chat["messages"].as_array().unwrap();
+        let input =
+            ChatInput::new(messages).add_generation_prompt(chat["add_generation_prompt"] == json!(true));
+        let prompt = tokenizer.chat_template().unwrap().render(&input).unwrap();
+        assert_eq!(prompt, chat["text"].as_str().unwrap(), "{kind}");
+        assert_eq!(tokenizer.encode(&prompt, Special::Parse).unwrap(), ids(&chat["ids"]), "{kind}");
+    }
+}
+
+#[test]
+fn directories_match_the_tokenizers_library() {
+    for (kind, model) in [("chatml", "gqa_tied"), ("llama3", "bf16"), ("llama2", "f16_sharded")] {
+        check_golden(kind, &repository().join("fixtures/models").join(model));
+    }
+}
+
+#[test]
+fn gguf_copies_match_the_tokenizers_library() {
+    for (kind, file) in [("chatml", "gqa_tied.f32.gguf"), ("llama2", "f16_sharded.f16.gguf")] {
+        check_golden(kind, &repository().join("fixtures/models").join(file));
+    }
+}
+
+#[test]
+fn fetched_models_match_the_tokenizers_library() {
+    let models = repository().join(".cache/models");
+    let fetched = [("smollm2", "smollm2-135m-instruct.gguf"), ("stories15m", "stories15M")];
+    let (present, absent): (Vec<_>, Vec<_>) =
+        fetched.into_iter().partition(|(_, name)| models.join(name).exists());
+    present.iter().for_each(|(kind, name)| check_golden(kind, &models.join(name)));
+    if !absent.is_empty() {
+        println!(
+            "skipped {} of {}: not in .cache/models (fixtures/fetch.py brings them)",
+            absent.len(),
+            fetched.len()
+        );
+    }
+}
+
+/// Token ids of llama.cpp's own test vectors: `ggml-vocab-NAME.gguf` with `.inp` and `.out`, from `models/` of its
+/// source (PyPI: the sdist of llama-cpp-python, under vendor/llama.cpp), copied into `.cache/vectors`.
+#[test]
+fn llama_cpp_vectors() {
+    const NAMES: [&str; 14] = [
+        "command-r",
+        "deepseek-coder",
+        "falcon",
+        "gpt-2",
+        "llama-bpe",
+        "llama-spm",
+        "mpt",
+        "phi-3",
+        "qwen2",
+        "qwen35",
+        "refact",
+        "starcoder",
+        "bert-bge",
+        "gemma-4",
+    ];
+    let folder = repository().join(".cache/vectors");
+    let mut skipped = Vec::new();
+    for name in NAMES {
+        let path = folder.join(format!("ggml-vocab-{name}.gguf"));
+        if !path.exists() {
+            skipped.push(name);
+            continue;
+        }
+        let read = |suffix: &str| {
+            std::fs::read_to_string(folder.join(format!("ggml-vocab-{name}.gguf.{suffix}"))).unwrap()
+        };
+        if let "bert-bge" | "gemma-4" = name {
+            let error = text_section(&Checkpoint::open(&path).unwrap()).unwrap_err();
+            assert!(matches!(error, TextImportError::Unsupported { .. }), "{name}: {error}");
+            continue;
+        }
+        let tokenizer = open(&path);
+        let (inputs, outputs) = (read("inp"), read("out"));
+        let texts: Vec<&str> = inputs.split("\n__ggml_vocab_test__\n").collect();
+        let lines: Vec<&str> = outputs.lines().collect();
+        assert!(
+            lines.len() > 40 && texts.len() >= lines.len(),
+            "{name}: {} texts, {} lines",
+            texts.len(),
+            lines.len()
+        );
+        for (text, line) in texts.into_iter().zip(lines) {
+            let expected: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+            assert_eq!(tokenizer.encode(text, Special::AsText).unwrap(), expected, "{name}: {text:?}");
+        }
+    }
+    if !skipped.is_empty() {
+        println!("skipped {} of {} vocabularies: not in .cache/vectors", skipped.len(), NAMES.len());
+    }
+}
