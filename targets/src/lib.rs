@@ -1,1 +1,15 @@
-//! Kernel selection, schedule, memory plan, loop nests and code generators, one folder a device.
+//! From a packed graph to a plan: kernel selection, schedule, memory, loop nests, code. One folder a device.
+//!
+//! ```text
+//! graph (phase Packed) -> schedule: steps and virtual buffers -> memory: arena offsets -> plan
+//!                              \-> lower: a nest for whatever has no hand-written kernel -> codegen: machine code
+//! ```
+
+pub mod cpu;
+pub mod error;
+pub mod lower;
+pub mod memory;
+pub mod schedule;
+
+pub use cpu::CpuTarget;
+pub use error::TargetError;

@@ -12,7 +12,7 @@ use bessemer_tests::mutate::Mutator;
 /// Everything that import does with a checkpoint.
 fn import(path: &Path) -> Result<(), ImportError> {
     let checkpoint = Checkpoint::open(path)?;
-    (arch::detect(&checkpoint)?.check)(&checkpoint)?;
+    (arch::detect(&checkpoint)?.build)(&checkpoint)?;
     for name in checkpoint.tensors().keys() {
         checkpoint.bytes(name)?;
     }

@@ -18,6 +18,10 @@ pub enum ImportError {
         source: io::Error,
     },
 
+    /// The graph that an architecture file built does not fit together: our mistake, or a size no check caught.
+    #[error("the model's graph does not fit together: {0}; please report the model's configuration")]
+    Graph(#[from] bessemer_ir::GraphError),
+
     /// The path is no checkpoint of a kind that we read.
     #[error("{path}: expected {expected}, found {found}; {remedy}", path = path.display())]
     NotACheckpoint {

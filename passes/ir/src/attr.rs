@@ -155,6 +155,7 @@ words!(BinaryKind { "add" => BinaryKind::Add, "mul" => BinaryKind::Mul });
 words!(Input {
     "tokens" => Input::Tokens, "positions" => Input::Positions, "slots" => Input::Slots,
     "sequences" => Input::Sequences, "logit_rows" => Input::LogitRows, "block_table" => Input::BlockTable,
+    "table_starts" => Input::TableStarts,
 });
 words!(Stored {
     "F32" => Stored::F32, "F16" => Stored::F16, "BF16" => Stored::Bf16,

@@ -19,7 +19,7 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
                 Input::Tokens | Input::Positions | Input::Slots | Input::Sequences => {
                     Ok(vec![TensorType::i32([Dim::Rows])])
                 }
-                Input::BlockTable => {
+                Input::BlockTable | Input::TableStarts => {
                     Err("the block table is no value of the graph; states stand for it".into())
                 }
             }

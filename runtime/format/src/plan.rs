@@ -177,6 +177,9 @@ pub enum Input {
     LogitRows,
     /// `i32[S][TableStride]`: the blocks of each sequence, in order.
     BlockTable,
+    /// `i32[R]`: index of the first block table entry of the row's sequence (`sequence * TableStride`), for nests, whose indices
+    /// cannot multiply two numbers that are known only at run time.
+    TableStarts,
 }
 
 /// One step of a program.
@@ -305,4 +308,12 @@ pub enum Arg {
     Weight(WeightId),
     /// A state pool: all blocks, elements counted from block 0.
     State(StateId),
+}
+
+impl Attention {
+    /// Bytes of [`Attention::scratch`] a row: a maximum, a sum and an accumulator for every head and chunk of the longest context.
+    pub fn scratch_row_bytes(&self, context: u32) -> u64 {
+        let chunks = u64::from(context.div_ceil(self.chunk.max(1)));
+        u64::from(self.heads) * chunks * (u64::from(self.head_dim) + 2) * 4
+    }
 }

@@ -283,7 +283,7 @@ fn every_fixture_is_a_sound_llama() {
     for path in paths {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let family = arch::detect(&checkpoint).unwrap();
-        (family.check)(&checkpoint).unwrap_or_else(|error| panic!("{error}"));
+        (family.build)(&checkpoint).map(drop).unwrap_or_else(|error| panic!("{error}"));
         for name in checkpoint.tensors().keys() {
             assert!(!checkpoint.bytes(name).unwrap().is_empty());
         }

@@ -1,8 +1,11 @@
 //! Llama: Llama 2 and 3, SmolLM, TinyLlama, and Mistral without a sliding window.
 
+use bessemer_format::plan::{Input, ModelFacts};
+use bessemer_ir::attr::{BinaryKind, UnaryKind};
 use serde_json::{Map, Value};
 
 use super::Architecture;
+use crate::import::build::{Builder, Model};
 use crate::import::config::{Fields, HARMLESS_HF, Harmless, gguf_fields};
 use crate::import::error::ImportError;
 use crate::import::gguf::GgufMetadata;
@@ -14,7 +17,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "llama",
     hf: &[("llama", "LlamaForCausalLM"), ("mistral", "MistralForCausalLM")],
     gguf: &["llama"],
-    check: |checkpoint| LlamaConfig::read(checkpoint).map(drop),
+    build: |checkpoint| LlamaConfig::read(checkpoint)?.build(checkpoint),
 };
 
 /// What a Llama checkpoint computes, from either container.
@@ -146,6 +149,57 @@ impl LlamaConfig {
     /// Rows of the key projection and of the value projection.
     pub fn kv_rows(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// The graph: pre-norm blocks of attention and a SwiGLU network over one residual stream.
+    fn build(&self, checkpoint: &Checkpoint) -> Result<Model, ImportError> {
+        let mut b = Builder::new(checkpoint);
+        let bias = |role: Role, layer| self.has(role).then(|| self.tensor_name(role, layer));
+        let tokens = b.input("tokens", Input::Tokens)?;
+        let positions = b.input("positions", Input::Positions)?;
+        let logit_rows = b.input("logit_rows", Input::LogitRows)?;
+        let table = b.weight(&self.tensor_name(Role::TokenEmbedding, 0))?;
+        let angles = b.rope_table(positions, &self.rope, self.head_dim)?;
+        let mut x = b.embed(tokens, table)?;
+        let mut states = Vec::new();
+        for layer in 0..self.layers {
+            let name = |what: &str| format!("layer.{layer}.{what}");
+            let tensor = |role| self.tensor_name(role, layer);
+            let mut project = |b: &mut Builder, x, weight, bias_role| {
+                b.linear(x, &tensor(weight), bias(bias_role, layer).as_deref())
+            };
+            let h = b.rms_norm(x, &tensor(Role::AttentionNorm), self.rms_norm_eps)?;
+            let q = project(&mut b, h, Role::Query, Role::QueryBias)?;
+            let k = project(&mut b, h, Role::Key, Role::KeyBias)?;
+            let v = project(&mut b, h, Role::Value, Role::ValueBias)?;
+            let q = b.rope(name("q.rope"), q, angles, self.heads, &self.rope)?;
+            let k = b.rope(name("k.rope"), k, angles, self.kv_heads, &self.rope)?;
+            let state = b.state(layer, self.kv_heads, self.head_dim)?;
+            let state = b.append(name("append"), state, k, v, self.kv_heads)?;
+            states.push(state);
+            let a = b.attention(name("attention"), q, state, self.heads, self.kv_heads, self.head_dim)?;
+            let o = project(&mut b, a, Role::AttentionOut, Role::AttentionOutBias)?;
+            x = b.binary(name("attention.residual"), BinaryKind::Add, x, o)?;
+            let h = b.rms_norm(x, &tensor(Role::FfnNorm), self.rms_norm_eps)?;
+            let gate = project(&mut b, h, Role::Gate, Role::GateBias)?;
+            let up = project(&mut b, h, Role::Up, Role::UpBias)?;
+            let gate = b.unary(name("silu"), UnaryKind::Silu, gate)?;
+            let h = b.binary(name("swiglu"), BinaryKind::Mul, gate, up)?;
+            let down = project(&mut b, h, Role::Down, Role::DownBias)?;
+            x = b.binary(name("ffn.residual"), BinaryKind::Add, x, down)?;
+        }
+        let x = b.select_rows(x, logit_rows)?;
+        let x = b.rms_norm(x, &self.tensor_name(Role::OutputNorm, 0), self.rms_norm_eps)?;
+        let head = self.tensor_name(Role::Output, 0);
+        let logits =
+            if self.tied { b.linear_value(x, table, &head, None)? } else { b.linear(x, &head, None)? };
+        let facts = ModelFacts {
+            vocab: self.vocab as u32,
+            context: self.context as u32,
+            hidden: self.hidden as u32,
+            layers: self.layers as u32,
+        };
+        Ok(Model { graph: b.finish(logits, &states)?, facts, architecture: ARCHITECTURE.name })
     }
 
     fn has(&self, role: Role) -> bool {

@@ -4,6 +4,7 @@ pub mod llama;
 
 use serde_json::Value;
 
+use super::build::Model;
 use super::error::{ImportError, excerpt};
 use super::source::{Checkpoint, Metadata};
 
@@ -16,8 +17,8 @@ pub struct Architecture {
     pub hf: &'static [(&'static str, &'static str)],
     /// `general.architecture` in GGUF.
     pub gguf: &'static [&'static str],
-    /// Reads the configuration and holds the checkpoint's tensors against it.
-    pub check: fn(&Checkpoint) -> Result<(), ImportError>,
+    /// Reads the configuration, holds the checkpoint's tensors against it, and builds the graph.
+    pub build: fn(&Checkpoint) -> Result<Model, ImportError>,
 }
 
 /// All families that are built.

@@ -1,0 +1,75 @@
+//! The CPU's taste. One ISA-neutral packed copy serves every CPU: kernel rows are chosen when an engine is loaded.
+
+use crate::error::TargetError;
+use bessemer_format::act::Int8Layout;
+use bessemer_format::manifest::{CodeIsa, Requirements};
+use bessemer_format::{Compute, PanelLayout, QuantScheme};
+use bessemer_ir::{Layout, TargetInfo};
+
+/// A CPU target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuTarget {
+    name: String,
+    features: Vec<String>,
+}
+
+/// Names that [`CpuTarget::parse`] takes, with the CPU features that each demands of the host.
+const TARGETS: &[(&str, &[&str])] = &[
+    ("cpu", &[]),
+    ("cpu:x86-64-v3", &["avx2", "fma"]),
+    ("cpu:x86-64-v4+vnni", &["avx512f", "avx512bw", "avx512vl", "avx512vnni"]),
+    ("cpu:aarch64", &["neon"]),
+];
+
+impl CpuTarget {
+    /// The target that a user names. `cpu` runs everywhere; the others are refused by hosts that lack their features.
+    pub fn parse(name: &str) -> Result<Self, TargetError> {
+        let found = TARGETS.iter().find(|(n, _)| *n == name).ok_or_else(|| TargetError::UnknownTarget {
+            found: name.into(),
+            known: TARGETS.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", "),
+        })?;
+        Ok(Self { name: name.into(), features: found.1.iter().map(ToString::to_string).collect() })
+    }
+
+    /// What an engine for this target asks of its host.
+    pub fn requirements(&self) -> Requirements {
+        Requirements { target: self.name.clone(), cpu_features: self.features.clone() }
+    }
+
+    /// The instruction sets for which nests become machine code.
+    pub fn code_isas(&self) -> &'static [CodeIsa] {
+        match self.name.as_str() {
+            "cpu" => &[CodeIsa::X86_64V3, CodeIsa::Aarch64],
+            "cpu:aarch64" => &[CodeIsa::Aarch64],
+            _ => &[CodeIsa::X86_64V3],
+        }
+    }
+}
+
+impl TargetInfo for CpuTarget {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn supports(&self, scheme: &QuantScheme) -> Result<(), String> {
+        scheme.check()
+    }
+
+    fn weight_layout(&self, _: &QuantScheme, _: u64, _: u64) -> Layout {
+        Layout::Panel
+    }
+
+    /// Integer weights compute with signed-byte activations by groups of 32 (16 where the weight groups are odd multiples of 16):
+    /// the integer dot product is what makes them fast, and so fine a group keeps the rounding small.
+    fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute {
+        if scheme.elem.is_float() {
+            return Compute::F32;
+        }
+        match PanelLayout::new(scheme, 1, k as usize) {
+            Ok(layout) => {
+                Compute::Int8 { group: Int8Layout::natural_group(layout.run(), layout.runs()) as u32 }
+            }
+            Err(_) => Compute::F32,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Causal attention over the block table as a nest: three reductions over the visible tokens.
+//!
+//! The scores are computed anew in every reduction: a nest keeps no array. The attention kernels do better; this is the
+//! meaning that they can be compared with, and the way of devices that have none.
+
+use super::{Lowered, NestArg, activation, builder::NestBuilder};
+use crate::schedule::LayerState;
+use bessemer_format::kv;
+use bessemer_format::nest::{Base, Extent, Index, Int, Op as NestOp, ReduceKind, Reg, Sym, ViewElem, ViewId};
+use bessemer_format::plan::{Input, ModelFacts};
+use bessemer_ir::TensorType;
+
+struct Scores {
+    query: ViewId,
+    table: ViewId,
+    cache: ViewId,
+    start: Int,
+    position: Int,
+    width: i64,
+    group: u32,
+    layer: LayerState,
+    scale: Reg,
+}
+
+impl Scores {
+    /// Reduces `term(score, index of the value's first element)` over all visible tokens of head `h`.
+    fn reduce(
+        &self,
+        b: &mut NestBuilder,
+        kind: ReduceKind,
+        h: u8,
+        term: impl Fn(&mut NestBuilder, Reg, Index) -> Reg,
+    ) -> Reg {
+        let tokens = kv::TOKENS as i64;
+        let columns = kv::COLUMNS as u32;
+        let head_dim = i64::from(self.layer.head_dim);
+        let head_elems = kv::head_elems(self.layer.head_dim as usize) as i64;
+        let blocks = Index::div(Base::Int(self.position), kv::TOKENS as u32).plus(1);
+        b.reduce(kind, Extent::min(blocks, Index::sym(Sym::TableStride)), |b, axis| {
+            let entry = Index::int(self.start) + Index::axis(axis);
+            let block = b.load_int(self.table, entry, Index::constant(i64::from(i32::MAX)));
+            let base = |part: i64| {
+                let head = part * i64::from(self.layer.kv_heads) * head_elems;
+                (Index::int(block) * self.layer.block_elems as i64
+                    + Index::div(Base::Axis(h), self.group) * head_elems)
+                    .plus(self.layer.first_elem as i64 + head)
+            };
+            let visible = (Index::int(self.position) + Index::axis(axis) * -tokens).plus(1);
+            b.reduce(kind, Extent::min(visible, Index::constant(tokens)), |b, t| {
+                let token = Index::div(Base::Axis(t), columns) * (kv::COLUMNS as i64 * head_dim)
+                    + Index::rem(Base::Axis(t), columns) * 2;
+                let dot = b.reduce(ReduceKind::Sum, Extent::constant(head_dim), |b, d| {
+                    let q = b.row() * self.width + Index::axis(h) * head_dim + Index::axis(d);
+                    let q = b.load(self.query, q);
+                    let d = Index::div(Base::Axis(d), 2) * (2 * kv::COLUMNS as i64)
+                        + Index::rem(Base::Axis(d), 2);
+                    let k = b.load(self.cache, base(0) + token.clone() + d);
+                    b.mul(q, k)
+                });
+                let score = b.mul(dot, self.scale);
+                let value = Index::div(Base::Axis(t), 2) * (2 * head_dim) + Index::rem(Base::Axis(t), 2);
+                term(b, score, base(1) + value)
+            })
+        })
+    }
+}
+
+/// Attention of every head of every row.
+pub fn attention(
+    heads: u32,
+    scale: f32,
+    q: &TensorType,
+    layer: LayerState,
+    facts: &ModelFacts,
+) -> Result<Lowered, String> {
+    let (rows, width) = activation(q)?;
+    let head_dim = i64::from(layer.head_dim);
+    let mut b = NestBuilder::new("attention");
+    let query = b.input("q", ViewElem::F32);
+    let positions = b.input("positions", ViewElem::I32);
+    let starts = b.input("table_starts", ViewElem::I32);
+    let table = b.input("block_table", ViewElem::I32);
+    let cache = b.input("cache", ViewElem::Kv);
+    let out = b.output("out", ViewElem::F32);
+    let position = b.load_int(positions, b.row(), Index::constant(i64::from(facts.context)));
+    let start = b.load_int(starts, b.row(), Index::constant(i64::from(i32::MAX)));
+    let scale = b.constant(scale);
+    let group = heads / layer.kv_heads.max(1);
+    let scores = Scores { query, table, cache, start, position, width, group, layer, scale };
+    b.for_each(Extent::constant(i64::from(heads)), |b, h| {
+        let max = scores.reduce(b, ReduceKind::Max, h, |_, score, _| score);
+        let weight = |b: &mut NestBuilder, score: Reg| {
+            let shifted = b.sub(score, max);
+            b.op(NestOp::Exp(shifted))
+        };
+        let sum = scores.reduce(b, ReduceKind::Sum, h, |b, score, _| weight(b, score));
+        b.for_each(Extent::constant(head_dim), |b, d| {
+            let mixed = scores.reduce(b, ReduceKind::Sum, h, |b, score, value| {
+                let p = weight(b, score);
+                let v = b.load(cache, value + Index::axis(d) * 2);
+                b.mul(p, v)
+            });
+            let value = b.div(mixed, sum);
+            b.store(out, b.row() * width + Index::axis(h) * head_dim + Index::axis(d), value);
+        });
+    });
+    Ok(Lowered {
+        nest: b.finish(),
+        rows,
+        args: vec![
+            NestArg::Operand(0),
+            NestArg::Input(Input::Positions),
+            NestArg::Input(Input::TableStarts),
+            NestArg::Input(Input::BlockTable),
+            NestArg::State,
+            NestArg::Result(0),
+        ],
+    })
+}

@@ -1,0 +1,623 @@
+//! The schedule: a packed graph becomes the plan's weights, nests and programs.
+//!
+//! Steps follow the graph's own order (operands before readers, depth first), which is also the order in which weights
+//! lie in the file.
+
+use crate::error::TargetError;
+use crate::lower::{self, Lowered};
+use crate::memory::{self, Request};
+use bessemer_format::act::Int8Layout;
+use bessemer_format::manifest::Selection;
+use bessemer_format::nest::Nest;
+use bessemer_format::plan::{
+    Arg, Attention, Buffer, BufferElem, BufferId, Epilogue, Home, Input, Linear, ModelFacts, Plan, Program,
+    Regime, RowCount, Segment, StateDecl, Step, StepKind, WeightId, WeightLayout, WeightSlice,
+};
+use bessemer_format::{Compute, PanelLayout, QuantScheme, kv};
+use bessemer_ir::attr;
+use bessemer_ir::{DType, Dim, Graph, Layout, NodeId, Op, Recipe, Value};
+use std::collections::BTreeMap;
+
+/// Tokens of an attention chunk. Small enough that one decode row over 512 tokens keeps two threads busy.
+const ATTENTION_CHUNK: u32 = 128;
+/// Largest number of rows for which attention splits a row over chunks: above it rows alone keep threads busy.
+const SPLIT_ROWS: u32 = 7;
+
+/// Choices of the schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduleOptions {
+    /// Largest number of rows of a forward pass: longer prompts run in chunks of so many.
+    pub chunk_rows: u32,
+    /// Whether hand-written kernels may be used. Without them every op runs as a nest: slow, for tests.
+    pub kernels: bool,
+}
+
+impl Default for ScheduleOptions {
+    fn default() -> Self {
+        Self { chunk_rows: 512, kernels: true }
+    }
+}
+
+/// A plan, and what the writer needs beside it.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    /// The plan.
+    pub plan: Plan,
+    /// For each of the plan's weights, how its bytes are made.
+    pub weights: Vec<Recipe>,
+    /// Why each node runs as it does.
+    pub selection: Vec<Selection>,
+}
+
+/// Plans a graph of phase `Packed`.
+pub fn schedule(
+    graph: &Graph,
+    facts: &ModelFacts,
+    options: &ScheduleOptions,
+) -> Result<Scheduled, TargetError> {
+    let order = graph.order();
+    let mut shared = Shared::new(graph, &order)?;
+    let mut programs = Vec::new();
+    for (min_rows, max_rows) in regimes(options.chunk_rows) {
+        let regime = Regime { min_rows, max_rows };
+        programs.push(ProgramBuilder::new(graph, facts, options, &mut shared, regime).build(&order)?);
+    }
+    let states =
+        if shared.state_elems == 0 { vec![] } else { vec![StateDecl::Blocks { elems: shared.state_elems }] };
+    let plan = Plan { model: facts.clone(), weights: shared.slices, states, nests: shared.nests, programs };
+    Ok(Scheduled { plan, weights: shared.recipes, selection: shared.selection })
+}
+
+/// Row-count regimes up to `chunk` rows: one row, a few, tens, a chunk.
+fn regimes(chunk: u32) -> Vec<(u32, u32)> {
+    let mut out = Vec::new();
+    let mut min = 1;
+    for max in [1, SPLIT_ROWS, 64, chunk] {
+        let max = max.min(chunk);
+        if max >= min {
+            out.push((min, max));
+            min = max + 1;
+        }
+    }
+    out
+}
+
+/// What all programs share.
+struct Shared {
+    slices: Vec<WeightSlice>,
+    recipes: Vec<Recipe>,
+    weight_of: BTreeMap<NodeId, WeightId>,
+    nests: Vec<Nest>,
+    selection: Vec<Selection>,
+    /// First element of a layer in a block, by layer.
+    layers: BTreeMap<u32, LayerState>,
+    state_elems: u64,
+}
+
+/// Where a layer's cache lies in a block.
+#[derive(Clone, Copy)]
+pub struct LayerState {
+    /// First element of the layer in a block.
+    pub first_elem: u64,
+    /// Key and value heads.
+    pub kv_heads: u32,
+    /// Elements of a head.
+    pub head_dim: u32,
+    /// Elements of a block, all layers.
+    pub block_elems: u64,
+}
+
+impl Shared {
+    fn new(graph: &Graph, order: &[NodeId]) -> Result<Self, TargetError> {
+        let mut shared = Self {
+            slices: Vec::new(),
+            recipes: Vec::new(),
+            weight_of: BTreeMap::new(),
+            nests: Vec::new(),
+            selection: Vec::new(),
+            layers: BTreeMap::new(),
+            state_elems: 0,
+        };
+        let mut offset = 0u64;
+        for &node in order {
+            match graph.op(node) {
+                Op::Const { recipe } => {
+                    let slice = weight_slice(graph, node, recipe, offset)?;
+                    offset = (slice.offset + slice.len).next_multiple_of(64);
+                    shared.weight_of.insert(node, shared.slices.len() as WeightId);
+                    shared.slices.push(slice);
+                    shared.recipes.push(recipe.clone());
+                }
+                Op::State { layer, kv_heads, head_dim } => {
+                    let elems = kv::layer_elems(*kv_heads as usize, *head_dim as usize) as u64;
+                    let state = LayerState {
+                        first_elem: shared.state_elems,
+                        kv_heads: *kv_heads,
+                        head_dim: *head_dim,
+                        block_elems: 0,
+                    };
+                    shared.layers.insert(*layer, state);
+                    shared.state_elems += elems;
+                }
+                _ => {}
+            }
+        }
+        for state in shared.layers.values_mut() {
+            state.block_elems = shared.state_elems;
+        }
+        Ok(shared)
+    }
+
+    /// The weight that holds numbers which an op carries as an attribute. It lies behind the graph's own constants.
+    fn constant(&mut self, values: Vec<f32>) -> WeightId {
+        let recipe = Recipe::values(values);
+        if let Some(at) = self.recipes.iter().position(|r| *r == recipe) {
+            return at as WeightId;
+        }
+        let offset = self.slices.last().map_or(0, |w| (w.offset + w.len).next_multiple_of(64));
+        let k = recipe.matrix().1;
+        let slice = WeightSlice {
+            offset,
+            len: k as u64 * 4,
+            n: 1,
+            k: k as u32,
+            scheme: QuantScheme::F32,
+            layout: WeightLayout::Dense,
+        };
+        self.slices.push(slice);
+        self.recipes.push(recipe);
+        self.slices.len() as WeightId - 1
+    }
+
+    fn nest(&mut self, nest: Nest) -> u32 {
+        // Layers share nests: what differs between them is bound by the step.
+        if let Some(at) = self.nests.iter().position(|n| *n == nest) {
+            return at as u32;
+        }
+        self.nests.push(nest);
+        self.nests.len() as u32 - 1
+    }
+}
+
+fn weight_slice(
+    graph: &Graph,
+    node: NodeId,
+    recipe: &Recipe,
+    offset: u64,
+) -> Result<WeightSlice, TargetError> {
+    let (n, k) = recipe.matrix();
+    let ty = graph.ty(node.into());
+    let scheme = ty.scheme();
+    let (layout, len) = match ty.encoding.layout {
+        Layout::Panel => {
+            let panel =
+                PanelLayout::new(&scheme, n, k).map_err(|why| TargetError::node(graph.name(node), why))?;
+            (WeightLayout::Panel, panel.total_bytes() as u64)
+        }
+        Layout::Dense if scheme.elem.is_float() => {
+            (WeightLayout::Dense, n as u64 * k as u64 * u64::from(scheme.elem.bits() / 8))
+        }
+        Layout::Dense => {
+            return Err(TargetError::node(graph.name(node), format!("a dense weight cannot hold {scheme}")));
+        }
+    };
+    Ok(WeightSlice { offset, len, n: n as u32, k: k as u32, scheme, layout })
+}
+
+/// A step before its barrier is known, with the buffers it reads and writes.
+struct Draft {
+    kind: StepKind,
+    source: String,
+    reads: Vec<BufferId>,
+    writes: Vec<BufferId>,
+    /// Rows that threads share out, for steps whose row r touches rows r of its buffers only.
+    by_row: Option<RowCount>,
+}
+
+struct ProgramBuilder<'a> {
+    graph: &'a Graph,
+    facts: &'a ModelFacts,
+    options: &'a ScheduleOptions,
+    shared: &'a mut Shared,
+    regime: Regime,
+    buffers: Vec<Buffer>,
+    /// Buffers whose place is chosen by the planner; the others are inputs or the logits.
+    planned: Vec<bool>,
+    of_value: BTreeMap<Value, BufferId>,
+    inputs: BTreeMap<Input, BufferId>,
+    state_of: BTreeMap<Value, u32>,
+    drafts: Vec<Draft>,
+}
+
+impl<'a> ProgramBuilder<'a> {
+    fn new(
+        graph: &'a Graph,
+        facts: &'a ModelFacts,
+        options: &'a ScheduleOptions,
+        shared: &'a mut Shared,
+        regime: Regime,
+    ) -> Self {
+        Self {
+            graph,
+            facts,
+            options,
+            shared,
+            regime,
+            buffers: Vec::new(),
+            planned: Vec::new(),
+            of_value: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            state_of: BTreeMap::new(),
+            drafts: Vec::new(),
+        }
+    }
+
+    fn build(mut self, order: &[NodeId]) -> Result<Program, TargetError> {
+        for &node in order {
+            self.node(node)?;
+        }
+        self.finish()
+    }
+
+    fn buffer(
+        &mut self,
+        name: String,
+        elem: BufferElem,
+        rows: RowCount,
+        row_elems: u64,
+        home: Option<Home>,
+    ) -> BufferId {
+        self.planned.push(home.is_none());
+        self.buffers.push(Buffer {
+            name,
+            elem,
+            rows,
+            row_elems,
+            home: home.unwrap_or(Home::Arena { offset: 0 }),
+        });
+        self.buffers.len() as BufferId - 1
+    }
+
+    /// The array that the runtime fills for `input`.
+    fn input(&mut self, input: Input) -> BufferId {
+        if let Some(id) = self.inputs.get(&input) {
+            return *id;
+        }
+        let rows = if input == Input::LogitRows { RowCount::Logits } else { RowCount::Tokens };
+        let name = format!("{input:?}").to_lowercase();
+        let id = self.buffer(name, BufferElem::I32, rows, 1, Some(Home::Input(input)));
+        self.inputs.insert(input, id);
+        id
+    }
+
+    fn value(&self, v: Value) -> Result<BufferId, TargetError> {
+        self.of_value.get(&v).copied().ok_or_else(|| {
+            TargetError::node(self.graph.name(v.node), "has no buffer; its type is not one of activations")
+        })
+    }
+
+    /// A new buffer for a result.
+    fn result(&mut self, v: Value) -> Result<BufferId, TargetError> {
+        let ty = self.graph.ty(v);
+        let (rows, width) = match (&ty.shape[..], ty.dtype) {
+            ([Dim::Rows, Dim::Const(w)], DType::F32) => (RowCount::Tokens, *w),
+            ([Dim::LogitRows, Dim::Const(w)], DType::F32) => (RowCount::Logits, *w),
+            _ => {
+                return Err(TargetError::node(
+                    self.graph.name(v.node),
+                    format!("a result of type {ty} needs no buffer"),
+                ));
+            }
+        };
+        let is_logits = self.graph.output().is_some_and(|o| self.graph.operands(o).first() == Some(&v));
+        let home = is_logits.then_some(Home::Logits);
+        let id = self.buffer(self.graph.name(v.node).to_string(), BufferElem::F32, rows, width, home);
+        self.of_value.insert(v, id);
+        Ok(id)
+    }
+
+    fn weight(&self, v: Value) -> Result<WeightId, TargetError> {
+        self.shared
+            .weight_of
+            .get(&v.node)
+            .copied()
+            .ok_or_else(|| TargetError::node(self.graph.name(v.node), "a constant is expected here"))
+    }
+
+    fn node(&mut self, node: NodeId) -> Result<(), TargetError> {
+        let graph = self.graph;
+        let operands = graph.operands(node);
+        match graph.op(node) {
+            Op::Const { .. } | Op::Output {} => Ok(()),
+            Op::Input { input } => {
+                let id = self.input(*input);
+                self.of_value.insert(node.into(), id);
+                Ok(())
+            }
+            Op::State { layer, .. } => {
+                self.state_of.insert(node.into(), *layer);
+                Ok(())
+            }
+            Op::Embed {} if self.options.kernels => {
+                let (tokens, table) = (self.value(operands[0])?, self.weight(operands[1])?);
+                let out = self.result(node.into())?;
+                self.draft(
+                    node,
+                    StepKind::Embed { tokens, table, out },
+                    vec![tokens],
+                    vec![out],
+                    Some(RowCount::Tokens),
+                );
+                self.selected(
+                    node,
+                    "embed kernel",
+                    &[("nest", "the kernel reads a lane of a panel without decoding the rest")],
+                );
+                Ok(())
+            }
+            Op::Linear { segments, epilogue, compute } if self.options.kernels => {
+                self.linear(node, &operands, segments, *epilogue, *compute)
+            }
+            Op::Attention { heads, kv_heads, scale } if self.options.kernels => {
+                self.attention(node, &operands, *heads, *kv_heads, *scale)
+            }
+            _ => self.nest(node, &operands),
+        }
+    }
+
+    fn linear(
+        &mut self,
+        node: NodeId,
+        operands: &[Value],
+        segments: &[attr::Segment],
+        epilogue: attr::Epilogue,
+        compute: Compute,
+    ) -> Result<(), TargetError> {
+        let input = self.value(operands[0])?;
+        let rows = self.buffers[input as usize].rows;
+        let mut reads = vec![input];
+        let mut next = 1;
+        let mut column = 0;
+        let mut plan_segments = Vec::new();
+        for s in segments {
+            let weight = self.weight(operands[next])?;
+            next += 1;
+            let bias = if s.bias {
+                next += 1;
+                Some(self.weight(operands[next - 1])?)
+            } else {
+                None
+            };
+            plan_segments.push(Segment { weight, bias, column });
+            if epilogue != attr::Epilogue::SwiGlu {
+                column += s.width as u32;
+            }
+        }
+        let (plan_epilogue, out) = match epilogue {
+            attr::Epilogue::None => (Epilogue::None, self.result(node.into())?),
+            attr::Epilogue::SwiGlu => (Epilogue::SwiGlu, self.result(node.into())?),
+            attr::Epilogue::Residual => {
+                let value = operands[next];
+                let residual = self.value(value)?;
+                reads.push(residual);
+                // The residual stream stays in one buffer where nobody else reads the old value.
+                let in_place = self.planned[residual as usize] && self.graph.only_use(value) == Some(node);
+                let out = if in_place {
+                    self.of_value.insert(node.into(), residual);
+                    residual
+                } else {
+                    self.result(node.into())?
+                };
+                (Epilogue::Residual(residual), out)
+            }
+        };
+        let mut writes = vec![out];
+        let scratch = match compute {
+            Compute::F32 => None,
+            Compute::Int8 { group } => {
+                let name = self.graph.name(node).to_string();
+                let mut layout = None;
+                for s in &plan_segments {
+                    let w = &self.shared.slices[s.weight as usize];
+                    let this = PanelLayout::new(&w.scheme, w.n as usize, w.k as usize)
+                        .and_then(|panel| Int8Layout::new(&panel, group as usize))
+                        .map_err(|why| TargetError::node(&name, why))?;
+                    if *layout.get_or_insert(this) != this {
+                        return Err(TargetError::node(
+                            name,
+                            "segments ask for different layouts of the activations",
+                        ));
+                    }
+                }
+                let bytes = layout.map_or(0, |l| l.row_bytes()) as u64;
+                let id = self.buffer(format!("{name}.int8"), BufferElem::Bytes, rows, bytes, None);
+                writes.push(id);
+                Some(id)
+            }
+        };
+        let step =
+            Linear { input, rows, compute, scratch, segments: plan_segments, epilogue: plan_epilogue, out };
+        self.draft(node, StepKind::Linear(step), reads, writes, None);
+        let chosen = match compute {
+            Compute::F32 => "linear kernel, f32 activations".to_string(),
+            Compute::Int8 { group } => format!("linear kernel, int8 activations by {group}"),
+        };
+        self.selected(node, &chosen, &[("nest", "dequantises element by element")]);
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        node: NodeId,
+        operands: &[Value],
+        heads: u32,
+        kv_heads: u32,
+        scale: f32,
+    ) -> Result<(), TargetError> {
+        let query = self.value(operands[0])?;
+        let layer = self.layer(operands[1])?;
+        let name = self.graph.name(node).to_string();
+        if layer.kv_heads != kv_heads
+            || self.buffers[query as usize].row_elems != u64::from(heads * layer.head_dim)
+        {
+            return Err(TargetError::node(name, "query and cache disagree on heads"));
+        }
+        let out = self.result(node.into())?;
+        let mut step = Attention {
+            query,
+            query_column: 0,
+            state: 0,
+            layer_elems: layer.first_elem,
+            out,
+            heads,
+            kv_heads,
+            head_dim: layer.head_dim,
+            scale,
+            chunk: ATTENTION_CHUNK,
+            scratch: None,
+        };
+        let mut writes = vec![out];
+        if self.regime.max_rows <= SPLIT_ROWS {
+            let bytes = step.scratch_row_bytes(self.facts.context);
+            let id = self.buffer(format!("{name}.partial"), BufferElem::Bytes, RowCount::Tokens, bytes, None);
+            step.scratch = Some(id);
+            writes.push(id);
+        }
+        self.draft(node, StepKind::Attention(step), vec![query], writes, None);
+        self.selected(
+            node,
+            "attention kernel",
+            &[("nest", "reads keys once a query head, not once a group")],
+        );
+        Ok(())
+    }
+
+    fn layer(&self, state: Value) -> Result<LayerState, TargetError> {
+        self.state_of
+            .get(&state)
+            .and_then(|l| self.shared.layers.get(l))
+            .copied()
+            .ok_or_else(|| TargetError::node(self.graph.name(state.node), "a layer's state is expected here"))
+    }
+
+    /// Everything without a hand-written kernel.
+    fn nest(&mut self, node: NodeId, operands: &[Value]) -> Result<(), TargetError> {
+        let graph = self.graph;
+        let op = graph.op(node);
+        let types: Vec<_> = operands.iter().map(|v| graph.ty(*v).clone()).collect();
+        let state = operands.iter().copied().find(|v| graph.ty(*v).dtype == DType::State);
+        let layer = state.map(|s| self.layer(s)).transpose()?;
+        let Lowered { nest, rows, args } = lower::lower(op, &types, layer, self.facts)
+            .map_err(|why| TargetError::node(format!("{} ({})", graph.name(node), op.name()), why))?;
+        let (mut reads, mut writes, mut bound) = (Vec::new(), Vec::new(), Vec::new());
+        let mut by_row = Some(rows);
+        for arg in args {
+            bound.push(match arg {
+                lower::NestArg::Operand(i) => match self.shared.weight_of.get(&operands[i].node) {
+                    Some(w) => Arg::Weight(*w),
+                    None => {
+                        let id = self.value(operands[i])?;
+                        reads.push(id);
+                        // Rows picked by index cross the row partition.
+                        if matches!(op, Op::SelectRows {}) {
+                            by_row = None;
+                        }
+                        Arg::Buffer(id)
+                    }
+                },
+                lower::NestArg::Result(i) => {
+                    let id = match self.of_value.get(&node.result(i)) {
+                        Some(id) => *id,
+                        None => self.result(node.result(i))?,
+                    };
+                    writes.push(id);
+                    Arg::Buffer(id)
+                }
+                lower::NestArg::Input(input) => {
+                    let id = self.input(input);
+                    reads.push(id);
+                    Arg::Buffer(id)
+                }
+                lower::NestArg::Constant(values) => Arg::Weight(self.shared.constant(values)),
+                lower::NestArg::State => {
+                    // Later rows of the batch read what earlier rows append.
+                    by_row = None;
+                    Arg::State(0)
+                }
+            });
+        }
+        for (i, ty) in graph.types(node).iter().enumerate() {
+            if ty.dtype == DType::State
+                && let Some(state) = state
+            {
+                let layer = self.state_of[&state];
+                self.state_of.insert(node.result(i as u16), layer);
+            }
+        }
+        let nest = self.shared.nest(nest);
+        self.draft(node, StepKind::Nest { nest, rows, args: bound }, reads, writes, by_row);
+        self.selected(node, "nest", &[]);
+        Ok(())
+    }
+
+    fn draft(
+        &mut self,
+        node: NodeId,
+        kind: StepKind,
+        reads: Vec<BufferId>,
+        writes: Vec<BufferId>,
+        by_row: Option<RowCount>,
+    ) {
+        self.drafts.push(Draft { kind, source: self.graph.name(node).to_string(), reads, writes, by_row });
+    }
+
+    /// Notes a choice, once for all programs.
+    fn selected(&mut self, node: NodeId, chosen: &str, rejected: &[(&str, &str)]) {
+        if self.regime.min_rows == 1 {
+            self.shared.selection.push(Selection {
+                node: self.graph.name(node).to_string(),
+                chosen: chosen.to_string(),
+                rejected: rejected.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect(),
+            });
+        }
+    }
+
+    /// Sets barriers, places buffers.
+    fn finish(mut self) -> Result<Program, TargetError> {
+        let barriers: Vec<bool> = (0..self.drafts.len())
+            .map(|i| match (self.drafts[i].by_row, self.drafts.get(i + 1).map(|next| next.by_row)) {
+                (Some(a), Some(Some(b))) => a != b,
+                _ => true,
+            })
+            .collect();
+        let mut epoch = 0u32;
+        let mut live: Vec<Option<(u32, u32)>> = vec![None; self.buffers.len()];
+        for (draft, barrier) in self.drafts.iter().zip(&barriers) {
+            for id in draft.reads.iter().chain(&draft.writes) {
+                let (_, end) = live[*id as usize].get_or_insert((epoch, epoch));
+                *end = epoch;
+            }
+            epoch += u32::from(*barrier);
+        }
+        let mut ids = Vec::new();
+        let mut requests = Vec::new();
+        for (id, buffer) in self.buffers.iter().enumerate() {
+            if let (true, Some((start, end))) = (self.planned[id], live[id]) {
+                let bytes = buffer.row_elems * buffer.elem.bytes() * u64::from(self.regime.max_rows);
+                ids.push(id);
+                requests.push(Request { bytes, live: start..=end });
+            }
+        }
+        let (offsets, arena_bytes) = memory::place(&requests);
+        for (id, offset) in ids.into_iter().zip(offsets) {
+            self.buffers[id].home = Home::Arena { offset };
+        }
+        let steps = self
+            .drafts
+            .into_iter()
+            .zip(barriers)
+            .map(|(d, barrier)| Step { kind: d.kind, place: 0, barrier, source: d.source })
+            .collect();
+        Ok(Program { regime: self.regime, arena_bytes, buffers: self.buffers, steps })
+    }
+}
