@@ -219,10 +219,6 @@ impl Sampler {
     /// [`Sampler::accept`] if it becomes part of the text.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
         self.penalise(logits);
-        let broken = |x: &f32| x.is_nan() || *x == f32::INFINITY;
-        if let Some((token, &value)) = (0..).zip(logits.iter()).find(|(_, x)| broken(x)) {
-            return Err(SampleError::BadLogit { token, value });
-        }
         let (best, top) = argmax(logits)?;
         if self.config.temperature == 0.0 {
             return Ok(best);
@@ -308,16 +304,30 @@ impl Sampler {
     }
 }
 
-/// The first of the highest logits.
+/// The first of the highest logits, once all of them are known to be numbers.
 fn argmax(logits: &[f32]) -> Result<(u32, f32), SampleError> {
-    let Some(&first) = logits.first() else { return Err(SampleError::Empty) };
-    let mut best = (0, first);
-    for (token, &logit) in (0..).zip(logits) {
-        if logit > best.1 {
-            best = (token, logit);
+    // Lanes that do not depend on each other, so that the compiler can use vectors.
+    const LANES: usize = 32;
+    let (mut lanes, mut sound) = ([f32::NEG_INFINITY; LANES], true);
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks.iter().map(<[f32; LANES]>::as_slice).chain([rest]) {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if logit > *lane { logit } else { *lane };
+            // False for NaN as well.
+            sound &= logit < f32::INFINITY;
         }
     }
-    if best.1 == f32::NEG_INFINITY { Err(SampleError::NothingLeft) } else { Ok(best) }
+    if !sound
+        && let Some((token, &value)) = (0..).zip(logits).find(|(_, x)| x.is_nan() || **x == f32::INFINITY)
+    {
+        return Err(SampleError::BadLogit { token, value });
+    }
+    let top = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    match (0..).zip(logits).find(|(_, x)| **x == top) {
+        None => Err(SampleError::Empty),
+        Some(_) if top == f32::NEG_INFINITY => Err(SampleError::NothingLeft),
+        Some((token, _)) => Ok((token, top)),
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,22 @@ fn greedy_takes_the_first_of_the_best() {
 }
 
 #[test]
+fn greedy_finds_the_best_wherever_it_lies() {
+    let mut greedy = sampler(SamplerConfig::greedy());
+    for len in [1, 31, 32, 33, 64, 100] {
+        for best in 0..len {
+            let mut row: Vec<f32> = (0..len).map(|i| -((i * 7 % 13) as f32) - 1.0).collect();
+            row[best] = -0.5;
+            assert_eq!(greedy.sample(&mut row), Ok(best as u32));
+            row[best] = f32::NAN;
+            assert!(
+                matches!(greedy.sample(&mut row), Err(SampleError::BadLogit { token, .. }) if token == best as u32)
+            );
+        }
+    }
+}
+
+#[test]
 fn frequencies_follow_the_probabilities() {
     let probabilities = [0.5, 0.3, 0.15, 0.05];
     for (measured, p) in frequencies(hot(), &logits(&probabilities), 40_000).iter().zip(probabilities) {

@@ -131,6 +131,8 @@ fn environment(source: &str) -> Result<Environment<'static>, TextError> {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", json::tojson);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
     environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| template_error(&e))?;
     Ok(environment)
 }
@@ -148,6 +150,15 @@ fn write_like_python(
         _ => return minijinja::escape_formatter(out, state, value),
     };
     out.write_str(text).map_err(minijinja::Error::from)
+}
+
+/// Jinja's undefined has length 0, minijinja's has none.
+fn length(value: &Value) -> Result<usize, minijinja::Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    let message = || format!("a value of type {} has no length", value.kind());
+    value.len().ok_or_else(|| minijinja::Error::new(ErrorKind::InvalidOperation, message()))
 }
 
 /// The template's own complaint about the conversation, as it reached us.

@@ -30,8 +30,8 @@ fn blocks_are_trimmed_as_transformers_does() {
 fn python_methods_and_spellings() {
     let source = "{{ messages[0].content.strip() }}|{{ 'a,b'.split(',')[1] }}|{{ true }}|{{ none }}|\
                   {% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}|{{ messages[0].get('nope') is none }}|\
-                  {{ missing }}|{{ 'Hi'.startswith('H') }}|{{ messages[::-1][0].role }}|{{ messages | length }}";
-    assert_eq!(render(source, &conversation()).unwrap(), "Hi <b>|b|True|None|x1|True||True|assistant|2");
+                  {{ missing }}|{{ 'Hi'.startswith('H') }}|{{ messages[::-1][0].role }}|{{ messages | length }}{{ missing | length }}";
+    assert_eq!(render(source, &conversation()).unwrap(), "Hi <b>|b|True|None|x1|True||True|assistant|20");
 }
 
 #[test]
