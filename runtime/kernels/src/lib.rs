@@ -25,6 +25,8 @@ pub mod pack;
 mod table;
 #[cfg(test)]
 mod testkit;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use attention::{Attention, KvElem, OnlineSoftmax};
 pub use isa::Isa;

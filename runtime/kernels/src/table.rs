@@ -69,20 +69,45 @@ kernels! {
     /// [`LinearF32`].
     LINEAR_F32: LinearF32Fn, tests (linear_f32: exact, bounded, guarded, odd_shapes) {
         linear_f32_portable: Portable, Family::Any, linear::portable::linear_f32;
+        #[cfg(target_arch = "x86_64")] linear_f32_f32_avx512: Avx512, F32, avx512::linear_f32::f32;
+        #[cfg(target_arch = "x86_64")] linear_f32_f16_avx512: Avx512, F16, avx512::linear_f32::f16;
+        #[cfg(target_arch = "x86_64")] linear_f32_bf16_avx512: Avx512, BF16, avx512::linear_f32::bf16;
+        #[cfg(target_arch = "x86_64")] linear_f32_u4_avx512: Avx512, U4, avx512::linear_f32::u4;
+        #[cfg(target_arch = "x86_64")] linear_f32_s8_avx512: Avx512, S8, avx512::linear_f32::s8;
     }
     /// [`LinearInt8`].
     LINEAR_INT8: LinearInt8Fn, tests (linear_int8: exact, bounded, guarded, odd_shapes) {
         linear_int8_portable: Portable, Family::Any, linear::portable::linear_int8;
+        #[cfg(target_arch = "x86_64")] linear_int8_u4_avx512: Avx512, U4, avx512::linear_int8::u4;
+        #[cfg(target_arch = "x86_64")] linear_int8_s8_avx512: Avx512, S8, avx512::linear_int8::s8;
     }
     /// [`Quantise`].
     QUANTISE: QuantiseFn, tests (quantise: exact, guarded) {
         quantise_portable: Portable, Family::Any, linear::portable::quantise;
+        #[cfg(target_arch = "x86_64")] quantise_avx512: Avx512, Family::Any, avx512::quantise::quantise;
     }
     /// [`Attention`].
     ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes) {
         attention_portable: Portable, Family::Any, attention::portable::attend_block;
+        #[cfg(target_arch = "x86_64")] attention_avx512: Avx512, Family::Any, avx512::attention::attend_block;
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+use crate::x86_64::avx512;
+
+/// The families that have kernels of their own.
+#[cfg(target_arch = "x86_64")]
+mod family {
+    use super::{Elem, Family};
+    pub(super) const F32: Family = Family::Elem(Elem::F32);
+    pub(super) const F16: Family = Family::Elem(Elem::F16);
+    pub(super) const BF16: Family = Family::Elem(Elem::Bf16);
+    pub(super) const U4: Family = Family::Elem(Elem::U(4));
+    pub(super) const S8: Family = Family::Elem(Elem::S(8));
+}
+#[cfg(target_arch = "x86_64")]
+use family::*;
 
 /// The kernels of one instruction set, which this host is known to run.
 ///
