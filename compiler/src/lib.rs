@@ -1,3 +1,15 @@
 //! Ahead-of-time compiler for language models: checkpoint in, engine file out.
+//!
+//! [`compile::compile`] is the whole way; [`compile::prepare`] and [`compile::plan`] stop on it. The command line is a thin
+//! layer over this crate and has no option that is not here.
 
+mod code;
+pub mod compile;
+pub mod error;
 pub mod import;
+pub mod options;
+mod weights;
+
+pub use compile::{Compiled, Progress, Silent, compile};
+pub use error::CompileError;
+pub use options::{CompileOptions, Emit, RunOptions};

@@ -93,6 +93,16 @@ pub enum Metadata {
     Gguf(GgufMetadata),
 }
 
+impl Metadata {
+    /// Name of the container of the weights.
+    pub fn format(&self) -> &'static str {
+        match self {
+            Metadata::HuggingFace(_) => "safetensors",
+            Metadata::Gguf(_) => "gguf",
+        }
+    }
+}
+
 /// A mapped file of a checkpoint.
 struct SourceFile {
     /// Name inside the checkpoint, not on disk.

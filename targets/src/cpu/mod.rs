@@ -21,6 +21,13 @@ const TARGETS: &[(&str, &[&str])] = &[
     ("cpu:aarch64", &["neon"]),
 ];
 
+impl Default for CpuTarget {
+    /// `cpu`: runs everywhere.
+    fn default() -> Self {
+        Self { name: "cpu".into(), features: Vec::new() }
+    }
+}
+
 impl CpuTarget {
     /// The target that a user names. `cpu` runs everywhere; the others are refused by hosts that lack their features.
     pub fn parse(name: &str) -> Result<Self, TargetError> {

@@ -1,0 +1,294 @@
+//! The driver: checkpoint -> graph -> passes -> plan -> engine file.
+
+use crate::error::CompileError;
+use crate::import::text::text_section;
+use crate::import::{Checkpoint, arch};
+use crate::options::{CompileOptions, RunOptions};
+use crate::weights;
+use bessemer_format::file::{EngineFile, map_opened};
+use bessemer_format::manifest::{Hash, Manifest, PassReport, Report, Source, TensorEntry};
+use bessemer_format::plan::ModelFacts;
+use bessemer_format::write::{Sections, write_engine};
+use bessemer_ir::Graph;
+use bessemer_passes::pipeline;
+use bessemer_targets::schedule::{ScheduleOptions, Scheduled, schedule};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+/// Hears how far a compilation has come, and may stop it.
+pub trait Progress: Sync {
+    /// A stretch of work begins: what it is, and how many bytes it will go through.
+    fn start(&self, what: &str, total: u64);
+    /// So many more bytes are done.
+    fn advance(&self, bytes: u64);
+    /// Whether to stop. Asked every few milliseconds.
+    fn cancelled(&self) -> bool;
+}
+
+/// Progress that nobody watches.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn start(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// What a compilation made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compiled {
+    /// Length of the engine file.
+    pub bytes: u64,
+    /// Its sha256.
+    pub sha256: String,
+    /// The engine's own hash: what the header states.
+    pub hash: String,
+    /// Hash of the source.
+    pub source_hash: String,
+    /// Bits a weight, scales and offsets included, over all packed matrices.
+    pub bits_per_weight: f64,
+    /// Layers of the model.
+    pub layers: u32,
+}
+
+/// A graph that has gone through the passes.
+pub struct Prepared {
+    /// The graph.
+    pub graph: Graph,
+    /// Facts beside it.
+    pub facts: ModelFacts,
+    /// Name of the family.
+    pub architecture: &'static str,
+    /// What each pass did.
+    pub passes: Vec<PassReport>,
+}
+
+/// Imports a checkpoint and runs the passes.
+pub fn prepare(
+    checkpoint: &Checkpoint,
+    options: &CompileOptions,
+    run: &RunOptions,
+) -> Result<Prepared, CompileError> {
+    let model = (arch::detect(checkpoint)?.build)(checkpoint)?;
+    let mut graph = model.graph;
+    let context = pipeline::Context {
+        target: &options.target,
+        precision: options.precision,
+        f32_activations: options.f32_activations,
+    };
+    let passes = pipeline::Options { disable: options.disable.clone(), stop_after: run.stop_after };
+    let passes = pipeline::run(&mut graph, &context, &passes)?;
+    Ok(Prepared { graph, facts: model.facts, architecture: model.architecture, passes })
+}
+
+/// Plans a prepared graph.
+pub fn plan(prepared: &Prepared, options: &CompileOptions) -> Result<Scheduled, CompileError> {
+    let schedule_options = ScheduleOptions { chunk_rows: options.chunk_rows, ..ScheduleOptions::default() };
+    Ok(schedule(&prepared.graph, &prepared.facts, &schedule_options)?)
+}
+
+/// Compiles `source` into the engine file `out`. The file appears under its name only when it is whole and synced;
+/// `expect_sha256` is compared before that.
+pub fn compile(
+    source: &Path,
+    out: &Path,
+    options: &CompileOptions,
+    run: &RunOptions,
+    expect_sha256: Option<&str>,
+    progress: &dyn Progress,
+) -> Result<Compiled, CompileError> {
+    let checkpoint = Checkpoint::open(source)?;
+    compile_checkpoint(&checkpoint, out, options, run, expect_sha256, progress)
+}
+
+/// As [`compile`], for a checkpoint that is open already.
+pub fn compile_checkpoint(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    options: &CompileOptions,
+    run: &RunOptions,
+    expect_sha256: Option<&str>,
+    progress: &dyn Progress,
+) -> Result<Compiled, CompileError> {
+    let prepared = prepare(checkpoint, options, run)?;
+    let scheduled = plan(&prepared, options)?;
+    let text = match text_section(checkpoint).map_err(|e| CompileError::Text(e.to_string()))? {
+        Some(section) => section.encode().map_err(|e| CompileError::Text(e.to_string()))?,
+        None => Vec::new(),
+    };
+    let (code, code_entries) = crate::code::generate(&scheduled.plan, options)?;
+
+    let total: u64 = checkpoint.files().map(|(_, b)| b.len() as u64).sum();
+    progress.start("hash source", total);
+    let mut hashed = 0;
+    let source_hash = Hash(
+        *checkpoint
+            .content_hash(|done, _| {
+                progress.advance(done - hashed);
+                hashed = done;
+            })
+            .as_bytes(),
+    );
+
+    let output = |why: String| CompileError::Output { path: out.to_path_buf(), why };
+    let folder = match out.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let name = out.file_name().ok_or_else(|| output("is no file name".into()))?.to_string_lossy().into_owned();
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".partial");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o644));
+    }
+    let temp = builder
+        .prefix(&format!(".{name}."))
+        .tempfile_in(folder)
+        .map_err(|e| output(format!("cannot write into {}: {e}", folder.display())))?;
+
+    let report = Report { selection: scheduled.selection.clone(), passes: prepared.passes.clone() };
+    let manifest = Manifest {
+        producer: bessemer_format::PRODUCER.into(),
+        source: Source {
+            hash: source_hash,
+            format: checkpoint.config().format().into(),
+            architecture: prepared.architecture.into(),
+        },
+        options: options.pairs(),
+        requirements: options.target.requirements(),
+        tensors: tensor_entries(checkpoint, &scheduled),
+        weight_hashes: Vec::new(),
+        code: code_entries,
+    };
+    let sections = Sections {
+        manifest,
+        plan: &scheduled.plan,
+        tokenizer: &text,
+        code: &code,
+        report: &report,
+        debug: &bessemer_ir::text::print(&prepared.graph),
+    };
+    progress.start("pack weights", scheduled.plan.weights.iter().map(|w| w.len).sum());
+    let mut failure = None;
+    {
+        let mut file = BufWriter::with_capacity(1 << 20, temp.as_file());
+        let result = write_engine(&mut file, out, sections, &mut |id, sink| {
+            weights::write(checkpoint, &scheduled, id, run.threads, progress, sink).map_err(|e| {
+                let message = e.to_string();
+                let kind = std::io::ErrorKind::Other;
+                match e {
+                    weights::WriteError::Io(e) => e,
+                    weights::WriteError::Compile(e) => {
+                        failure = Some(e);
+                        std::io::Error::new(kind, message)
+                    }
+                }
+            })
+        });
+        if let Some(e) = failure {
+            return Err(e);
+        }
+        result.map_err(|e| match e {
+            bessemer_format::FormatError::Io { source, .. } => output(source.to_string()),
+            other => other.into(),
+        })?;
+        file.flush().map_err(|e| output(e.to_string()))?;
+    }
+    let engine = EngineFile::from_bytes(map_opened(temp.as_file()).map_err(|e| output(e.to_string()))?)?;
+    let (hash, bytes) = (engine.hash(), engine.bytes().len() as u64);
+    drop(engine);
+    let sha256 = sha256(temp.as_file(), progress).map_err(|e| output(e.to_string()))?;
+    if let Some(expected) = expect_sha256
+        && !expected.eq_ignore_ascii_case(&sha256)
+    {
+        return Err(CompileError::Hash { found: sha256, expected: expected.into() });
+    }
+    if progress.cancelled() {
+        return Err(CompileError::Interrupted);
+    }
+    temp.as_file().sync_all().map_err(|e| output(e.to_string()))?;
+    temp.persist(out).map_err(|e| output(e.error.to_string()))?;
+    sync_folder(folder);
+
+    Ok(Compiled {
+        bytes,
+        sha256,
+        hash: hash.to_string(),
+        source_hash: source_hash.to_string(),
+        bits_per_weight: bits_per_weight(&scheduled),
+        layers: prepared.facts.layers,
+    })
+}
+
+/// The cache key of a compilation: source, options and version, nothing else.
+pub fn key(source: Hash, options: &CompileOptions) -> Hash {
+    let mut text = format!("{}\n{source}\n", bessemer_format::PRODUCER);
+    for (k, v) in options.pairs() {
+        text.push_str(&format!("{k}={v}\n"));
+    }
+    Hash::of(text.as_bytes())
+}
+
+/// Makes the rename durable. A file system that cannot sync a folder has nothing to lose by it.
+fn sync_folder(folder: &Path) {
+    if let Ok(f) = File::open(folder) {
+        let _ = f.sync_all();
+    }
+}
+
+fn sha256(mut file: &File, progress: &dyn Progress) -> std::io::Result<String> {
+    progress.start("hash engine", file.metadata()?.len());
+    file.seek(SeekFrom::Start(0))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        progress.advance(n as u64);
+    }
+    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// An entry for every tensor of the checkpoint, in the order of their names.
+fn tensor_entries(checkpoint: &Checkpoint, scheduled: &Scheduled) -> Vec<TensorEntry> {
+    checkpoint
+        .tensors()
+        .iter()
+        .filter_map(|(name, info)| {
+            let weights: Vec<u32> = (0..scheduled.weights.len() as u32)
+                .filter(|id| scheduled.weights[*id as usize].source_name() == Some(name))
+                .collect();
+            // A tensor that no step reads (stored rotary frequencies, the copy of a tied head) is not in the engine.
+            let first = *weights.first()?;
+            Some(TensorEntry {
+                name: name.clone(),
+                shape: info.shape.iter().map(|d| *d as u64).collect(),
+                stored: info.stored.name().into(),
+                scheme: scheduled.plan.weights[first as usize].scheme,
+                weights,
+                folded: None,
+            })
+        })
+        .collect()
+}
+
+/// Bits a weight over all matrices.
+fn bits_per_weight(scheduled: &Scheduled) -> f64 {
+    let (mut bits, mut count) = (0.0, 0.0);
+    for w in scheduled.plan.weights.iter().filter(|w| w.n > 1) {
+        let elements = f64::from(w.n) * f64::from(w.k);
+        bits += elements * w.scheme.bits_per_weight(w.k as usize);
+        count += elements;
+    }
+    if count > 0.0 { bits / count } else { 0.0 }
+}

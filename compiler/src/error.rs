@@ -1,0 +1,52 @@
+//! What can go wrong between a checkpoint and an engine.
+
+use crate::import::ImportError;
+use std::path::PathBuf;
+
+/// A compilation failed. Nothing is left behind: the engine appears under its name only when it is whole.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompileError {
+    /// The source cannot be read, or is not supported.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// The tokenizer cannot be read, or is not supported.
+    #[error("tokenizer: {0}")]
+    Text(String),
+    /// A pass failed.
+    #[error(transparent)]
+    Pass(#[from] bessemer_passes::PassError),
+    /// The graph does not become a plan.
+    #[error(transparent)]
+    Target(#[from] bessemer_targets::TargetError),
+    /// A weight cannot be made.
+    #[error("tensor {tensor}: {why}")]
+    Weight {
+        /// Its name.
+        tensor: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The engine cannot be written.
+    #[error("{}: {why}; the file was not written", path.display())]
+    Output {
+        /// Where it should have gone.
+        path: PathBuf,
+        /// What the operating system said.
+        why: String,
+    },
+    /// The engine that was made is not one that the runtime accepts: our mistake.
+    #[error("the engine does not pass its own validation: {0}; please report the model's configuration")]
+    Format(#[from] bessemer_format::FormatError),
+    /// The engine's hash is not the one that was demanded.
+    #[error("the engine's sha256 is {found}, expected {expected}; the source, the options or the version differ")]
+    Hash {
+        /// Of the engine.
+        found: String,
+        /// Demanded.
+        expected: String,
+    },
+    /// The user or the system asked to stop.
+    #[error("interrupted; nothing was written")]
+    Interrupted,
+}

@@ -1,0 +1,77 @@
+//! Options of a compilation: what shapes the bytes of an engine, and what does not.
+
+use bessemer_ir::Phase;
+use bessemer_passes::PrecisionPolicy;
+use bessemer_targets::CpuTarget;
+
+/// Options that shape an engine's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompileOptions {
+    /// The target.
+    pub target: CpuTarget,
+    /// What becomes of the weights.
+    pub precision: PrecisionPolicy,
+    /// Compute in f32 even where integer kernels exist: slower, without rounding of activations.
+    pub f32_activations: bool,
+    /// Passes that are switched off.
+    pub disable: Vec<String>,
+    /// Longest stretch of rows that one forward pass takes.
+    pub chunk_rows: u32,
+    /// Whether machine code of nests is generated. Without it the runtime executes the nests themselves.
+    pub code: bool,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        Self {
+            target: CpuTarget::default(),
+            precision: PrecisionPolicy::Source,
+            f32_activations: false,
+            disable: Vec::new(),
+            chunk_rows: 512,
+            code: true,
+        }
+    }
+}
+
+impl CompileOptions {
+    /// The options as `key=value`, in a fixed order: part of the manifest and of the cache key.
+    pub fn pairs(&self) -> Vec<(String, String)> {
+        use bessemer_ir::TargetInfo;
+        // Exhaustive, so that a new option is decided upon.
+        let Self { target, precision, f32_activations, disable, chunk_rows, code } = self;
+        let mut disable = disable.clone();
+        disable.sort();
+        disable.dedup();
+        vec![
+            ("target".into(), target.name()),
+            ("precision".into(), precision.to_string()),
+            ("f32_activations".into(), f32_activations.to_string()),
+            ("disable".into(), disable.join(",")),
+            ("chunk_rows".into(), chunk_rows.to_string()),
+            ("code".into(), code.to_string()),
+        ]
+    }
+}
+
+/// What to print instead of, or before, writing an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emit {
+    /// The graph as text.
+    Ir,
+    /// Steps, buffers and nests as text.
+    Plan,
+    /// The graph for Graphviz.
+    Dot,
+    /// Generated machine code, disassembled.
+    Asm,
+}
+
+/// Options that leave the bytes alone.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Threads that pack weights; 0 for all cores.
+    pub threads: usize,
+    /// Stop when the graph has reached this phase (for `--emit ir|dot`).
+    pub stop_after: Option<Phase>,
+}
