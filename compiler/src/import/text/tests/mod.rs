@@ -5,6 +5,9 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 
+mod damage;
+mod wishes;
+
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

@@ -1,0 +1,148 @@
+//! What is not built, or does not fit together, is an error that names it.
+
+use std::path::Path;
+
+use bessemer_runtime::text::TextError;
+use serde_json::{Value as Json, json};
+
+use super::super::tokenizer_json;
+use super::*;
+
+fn fixture(model: &str) -> Json {
+    let path = repository().join("fixtures/models").join(model).join("tokenizer.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn read(json: &Json) -> Result<(), TextImportError> {
+    tokenizer_json::read(Origin(Path::new("tokenizer.json")), json.to_string().as_bytes()).map(|_| ())
+}
+
+#[test]
+fn components_that_are_not_built_are_named() {
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+    let cases = [
+        ("model", "/model/type", json!("WordPiece")),
+        ("model.dropout", "/model/dropout", json!(0.1)),
+        ("model.end_of_word_suffix", "/model/end_of_word_suffix", json!("</w>")),
+        ("model.continuing_subword_prefix", "/model/continuing_subword_prefix", json!("##")),
+        ("normalizer", "/normalizer", json!({"type": "Lowercase"})),
+        (
+            "normalizer",
+            "/normalizer",
+            json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]}),
+        ),
+        ("normalizer", "/normalizer", json!({"type": "Prepend", "prepend": "\u{2581}"})),
+        ("pre_tokenizer", "/pre_tokenizer", json!({"type": "Whitespace"})),
+        ("pre_tokenizer", "/pre_tokenizer", Json::Null),
+        (
+            "pre_tokenizer",
+            "/pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": [byte_level, {"type": "Digits"}]}),
+        ),
+        (
+            "pre_tokenizer",
+            "/pre_tokenizer",
+            json!({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "MergedWithNext", "invert": false}),
+        ),
+        ("decoder", "/decoder", json!({"type": "WordPiece"})),
+        ("added_tokens", "/added_tokens/0/single_word", json!(true)),
+    ];
+    assert!(read(&fixture("gqa_tied")).is_ok());
+    for (expected, pointer, value) in cases {
+        let mut json = fixture("gqa_tied");
+        *json.pointer_mut(pointer).unwrap() = value;
+        match read(&json) {
+            Err(TextImportError::Unsupported { component, .. }) => {
+                assert_eq!(component, expected, "{pointer}")
+            }
+            other => panic!("{pointer}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn patterns_that_automata_cannot_match_are_errors() {
+    let mut json = fixture("bf16");
+    *json.pointer_mut("/pre_tokenizer/pretokenizers/0/pattern/Regex").unwrap() = json!(r"(?<=a)b|\s+");
+    let error = read(&json).unwrap_err();
+    assert!(matches!(&error, TextImportError::Table { source: TextError::Pattern { .. }, .. }), "{error}");
+}
+
+#[test]
+fn contradictions_are_errors() {
+    let cases = [
+        ("/model/merges/0", json!(["h", "no such token"])),
+        ("/model/merges/0", json!("he")),
+        ("/model/unk_token", json!("<none>")),
+        ("/model/vocab/!", json!(4_000_000_000u32)),
+        ("/added_tokens/0/id", json!(4_000_000_000u32)),
+    ];
+    for (pointer, value) in cases {
+        let mut json = fixture("gqa_tied");
+        *json.pointer_mut(pointer).unwrap() = value;
+        let error = read(&json).unwrap_err();
+        assert!(matches!(error, TextImportError::Inconsistent { .. }), "{pointer}: {error}");
+    }
+}
+
+#[test]
+fn damaged_files_give_errors_or_some_tokeniser() {
+    for model in ["gqa_tied", "f16_sharded", "bf16"] {
+        let path = repository().join("fixtures/models").join(model).join("tokenizer.json");
+        let bytes = std::fs::read(&path).unwrap();
+        let mut state = 1u64;
+        for _ in 0..400 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let at = (state >> 33) as usize % bytes.len();
+            assert!(tokenizer_json::read(Origin(&path), &bytes[..at]).is_err(), "cut at {at}");
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << (state >> 61);
+            let Ok(pipeline) = tokenizer_json::read(Origin(&path), &flipped) else { continue };
+            let section =
+                bessemer_runtime::text::TextSection { tokenizer: pipeline.data, ..Default::default() };
+            Tokenizer::new(section).unwrap().encode("The 1st <s> caf\u{e9}", Special::Parse).unwrap();
+        }
+    }
+}
+
+fn gguf() -> GgufVocab {
+    GgufVocab {
+        model: "gpt2".into(),
+        tokens: ["a", "b", "ab"].map(String::from).to_vec(),
+        ..Default::default()
+    }
+}
+
+fn section(vocab: GgufVocab) -> Result<bessemer_runtime::text::TextSection, TextImportError> {
+    vocab.section(Path::new("model.gguf"))
+}
+
+#[test]
+fn gguf_kinds_that_are_not_built_are_named() {
+    assert!(section(gguf()).is_ok());
+    let pre = section(GgufVocab { pre: Some("klingon".into()), ..gguf() }).unwrap_err();
+    assert!(pre.to_string().contains("`klingon`") && pre.to_string().contains("llama-bpe"), "{pre}");
+    let model = section(GgufVocab { model: "bert".into(), ..gguf() }).unwrap_err();
+    assert!(matches!(&model, TextImportError::Unsupported { found, .. } if found == "`bert`"), "{model}");
+}
+
+#[test]
+fn gguf_contradictions_are_errors() {
+    let llama = GgufVocab { model: "llama".into(), scores: vec![0.0, -1.0, -2.0], ..gguf() };
+    assert!(section(llama.clone()).is_ok());
+    let cases = [
+        GgufVocab { tokens: Vec::new(), ..gguf() },
+        GgufVocab { kinds: vec![GgufTokenKind::Normal], ..gguf() },
+        GgufVocab { merges: vec!["a c".into()], ..gguf() },
+        GgufVocab { merges: vec!["ab".into()], ..gguf() },
+        GgufVocab { eos: Some(3), ..gguf() },
+        GgufVocab { end_of_turn: vec![9], ..gguf() },
+        GgufVocab { scores: Vec::new(), ..llama.clone() },
+        GgufVocab { scores: vec![0.0; 2], ..llama.clone() },
+        GgufVocab { scores: vec![0.0, f32::NAN, 0.0], ..llama },
+    ];
+    for vocab in cases {
+        let error = section(vocab.clone()).unwrap_err();
+        assert!(matches!(error, TextImportError::Inconsistent { .. }), "{vocab:?}: {error}");
+    }
+}
