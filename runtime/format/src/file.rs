@@ -38,6 +38,18 @@ impl Bytes {
         owned[skip..skip + bytes.len()].copy_from_slice(bytes);
         Self(Arc::new(Storage::Owned(owned, skip..skip + bytes.len())))
     }
+
+    /// Asks the operating system to read and map all pages of a mapped file now. An error means that this system
+    /// cannot; the pages then come as they are touched.
+    pub fn prefetch(&self) -> std::io::Result<()> {
+        match &*self.0 {
+            #[cfg(target_os = "linux")]
+            Storage::Map(map) => map.advise(memmap2::Advice::PopulateRead),
+            #[cfg(not(target_os = "linux"))]
+            Storage::Map(_) => Err(std::io::ErrorKind::Unsupported.into()),
+            Storage::Owned(..) => Ok(()),
+        }
+    }
 }
 
 /// Maps a file read-only. An empty file gives empty bytes.

@@ -1,0 +1,314 @@
+//! Resolving a plan once, so that a forward pass looks nothing up: every step holds its kernels, the places of its
+//! weights in the file and the shapes of its buffers.
+//!
+//! Static facts (offsets, lengths, lifetimes, argument shapes) were checked when the file was opened
+//! (`bessemer_format::validate`); what is left to refuse here is what this runtime has no way to execute.
+
+use crate::error::EngineError;
+use bessemer_format::act::Int8Layout;
+use bessemer_format::file::EngineFile;
+use bessemer_format::header::SectionKind;
+use bessemer_format::plan::{
+    self, Arg, BufferId, Home, Plan, Program, RowCount, StepKind, WeightId, WeightLayout,
+};
+use bessemer_format::{Compute, PanelLayout, kv};
+use bessemer_kernels::{Attention, KernelSet, LinearF32, LinearInt8, Quantise};
+use std::ops::Range;
+
+/// The views that a nest may have at most: room for them is kept on the stack.
+pub(crate) const MAX_VIEWS: usize = 32;
+
+/// A program whose steps are ready to run.
+pub(crate) struct BoundProgram {
+    pub(crate) max_rows: usize,
+    pub(crate) arena_bytes: usize,
+    pub(crate) steps: Vec<BoundStep>,
+}
+
+pub(crate) struct BoundStep {
+    pub(crate) kind: BoundKind,
+    pub(crate) barrier: bool,
+    pub(crate) source: String,
+}
+
+pub(crate) enum BoundKind {
+    Embed { tokens: BoundBuffer, table: BoundWeight, layout: PanelLayout, out: BoundBuffer },
+    Linear(BoundLinear),
+    Attention(BoundAttention),
+    Nest { nest: usize, rows: RowCount, args: Vec<BoundArg> },
+}
+
+/// A buffer: where its rows start and how long they are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct BoundBuffer {
+    pub(crate) home: Home,
+    pub(crate) rows: RowCount,
+    pub(crate) row_elems: usize,
+    pub(crate) row_bytes: usize,
+}
+
+/// Where a weight's bytes lie in the file.
+pub(crate) type BoundWeight = Range<usize>;
+
+pub(crate) struct BoundLinear {
+    pub(crate) input: BoundBuffer,
+    pub(crate) rows: RowCount,
+    pub(crate) k: usize,
+    pub(crate) convert: Option<Convert>,
+    pub(crate) segments: Vec<BoundSegment>,
+    pub(crate) epilogue: BoundEpilogue,
+    pub(crate) out: BoundBuffer,
+}
+
+/// The conversion of a linear's input to signed bytes.
+pub(crate) struct Convert {
+    pub(crate) layout: Int8Layout,
+    pub(crate) quantise: Quantise,
+    pub(crate) scratch: BoundBuffer,
+}
+
+pub(crate) struct BoundSegment {
+    pub(crate) kernel: LinearKernel,
+    pub(crate) weight: BoundWeight,
+    pub(crate) bias: Option<BoundWeight>,
+    pub(crate) column: usize,
+    pub(crate) n: usize,
+    pub(crate) panels: usize,
+}
+
+pub(crate) enum LinearKernel {
+    F32(LinearF32),
+    Int8(LinearInt8),
+}
+
+pub(crate) enum BoundEpilogue {
+    None,
+    Residual(BoundBuffer),
+    SwiGlu,
+}
+
+pub(crate) struct BoundAttention {
+    pub(crate) kernel: Attention,
+    pub(crate) query: BoundBuffer,
+    pub(crate) query_column: usize,
+    pub(crate) state: usize,
+    pub(crate) layer_elems: usize,
+    pub(crate) out: BoundBuffer,
+    pub(crate) kv_heads: usize,
+    /// Query heads that share a KV head.
+    pub(crate) group: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) scale: f32,
+    /// Blocks of a chunk.
+    pub(crate) chunk_blocks: usize,
+    pub(crate) scratch: Option<BoundBuffer>,
+}
+
+impl BoundAttention {
+    /// f32 elements of the partial result of one row, KV head and chunk: `m[group] | l[group] | acc[group][head_dim]`.
+    pub(crate) fn partial_elems(&self) -> usize {
+        self.group * (self.head_dim + 2)
+    }
+}
+
+pub(crate) enum BoundArg {
+    Buffer(BoundBuffer),
+    Weight(BoundWeight, Option<PanelLayout>),
+    State(usize),
+}
+
+/// Binds every program of the plan to `kernels`.
+pub(crate) fn bind(file: &EngineFile, kernels: &KernelSet) -> Result<Vec<BoundProgram>, EngineError> {
+    let weights_at = file.frame().entry(SectionKind::Weights).map_or(0, |e| e.offset as usize);
+    let binder = Binder { plan: &file.plan, kernels, weights_at };
+    file.plan.programs.iter().map(|program| binder.program(program)).collect()
+}
+
+struct Binder<'a> {
+    plan: &'a Plan,
+    kernels: &'a KernelSet,
+    weights_at: usize,
+}
+
+impl Binder<'_> {
+    fn program(&self, program: &Program) -> Result<BoundProgram, EngineError> {
+        let step = |step: &plan::Step| {
+            let unsupported = |why| EngineError::Unsupported { step: step.source.clone(), why };
+            if step.place != 0 {
+                return Err(unsupported(format!(
+                    "place {} is not the CPU, the only one there is",
+                    step.place
+                )));
+            }
+            let kind = self.step(program, &step.kind).map_err(unsupported)?;
+            Ok(BoundStep { kind, barrier: step.barrier, source: step.source.clone() })
+        };
+        Ok(BoundProgram {
+            max_rows: program.regime.max_rows as usize,
+            arena_bytes: program.arena_bytes as usize,
+            steps: program.steps.iter().map(step).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn step(&self, program: &Program, kind: &StepKind) -> Result<BoundKind, String> {
+        let buffer = |id| self.buffer(program, id);
+        match kind {
+            StepKind::Embed { tokens, table, out } => Ok(BoundKind::Embed {
+                tokens: buffer(*tokens)?,
+                table: self.weight(*table)?,
+                layout: self.panel(*table)?,
+                out: buffer(*out)?,
+            }),
+            StepKind::Linear(linear) => Ok(BoundKind::Linear(self.linear(program, linear)?)),
+            StepKind::Attention(attention) => Ok(BoundKind::Attention(self.attention(program, attention)?)),
+            StepKind::Nest { nest, rows, args } => {
+                let views = self
+                    .plan
+                    .nests
+                    .get(*nest as usize)
+                    .ok_or(format!("nest {nest} does not exist"))?
+                    .views
+                    .len();
+                if args.len() != views || views > MAX_VIEWS {
+                    return Err(format!("{} arguments for {views} views (at most {MAX_VIEWS})", args.len()));
+                }
+                let arg = |arg: &Arg| match *arg {
+                    Arg::Buffer(id) => Ok(BoundArg::Buffer(buffer(id)?)),
+                    Arg::Weight(id) => {
+                        let panel = match self.slice(id)?.layout {
+                            WeightLayout::Panel => Some(self.panel(id)?),
+                            WeightLayout::Dense => None,
+                        };
+                        Ok(BoundArg::Weight(self.weight(id)?, panel))
+                    }
+                    Arg::State(id) => Ok::<_, String>(BoundArg::State(id as usize)),
+                };
+                Ok(BoundKind::Nest {
+                    nest: *nest as usize,
+                    rows: *rows,
+                    args: args.iter().map(arg).collect::<Result<_, _>>()?,
+                })
+            }
+            StepKind::Copy { .. } => Err("copies between places are not supported by this version".into()),
+        }
+    }
+
+    fn linear(&self, program: &Program, linear: &plan::Linear) -> Result<BoundLinear, String> {
+        let first = linear.segments.first().ok_or("a linear without segments")?;
+        let k = self.panel(first.weight)?.k();
+        let mut act = None;
+        let mut segments = Vec::with_capacity(linear.segments.len());
+        for segment in &linear.segments {
+            let layout = self.panel(segment.weight)?;
+            let (n, panels) = (layout.n(), layout.panels());
+            if layout.k() != k {
+                return Err(format!("segments with {k} and {} input elements", layout.k()));
+            }
+            let kernel = match linear.compute {
+                Compute::F32 => LinearKernel::F32(self.kernels.linear_f32(&layout)),
+                Compute::Int8 { group } => {
+                    let kernel = self.kernels.linear_int8(&layout, group as usize)?;
+                    if *act.get_or_insert(*kernel.act()) != *kernel.act() {
+                        return Err("segments whose activations are laid out differently".into());
+                    }
+                    LinearKernel::Int8(kernel)
+                }
+            };
+            segments.push(BoundSegment {
+                kernel,
+                weight: self.weight(segment.weight)?,
+                bias: segment.bias.map(|id| self.weight(id)).transpose()?,
+                column: segment.column as usize,
+                n,
+                panels,
+            });
+        }
+        let convert = match (act, linear.scratch) {
+            (None, _) => None,
+            (Some(layout), Some(scratch)) => Some(Convert {
+                layout,
+                quantise: self.kernels.quantise(),
+                scratch: self.buffer(program, scratch)?,
+            }),
+            (Some(_), None) => return Err("8-bit activations without scratch".into()),
+        };
+        let epilogue = match linear.epilogue {
+            plan::Epilogue::None => BoundEpilogue::None,
+            plan::Epilogue::Residual(id) => BoundEpilogue::Residual(self.buffer(program, id)?),
+            plan::Epilogue::SwiGlu => match &segments[..] {
+                [gate, up] if (gate.n, gate.column) == (up.n, up.column) => BoundEpilogue::SwiGlu,
+                _ => return Err("SwiGLU takes two segments of one shape and column".into()),
+            },
+        };
+        Ok(BoundLinear {
+            input: self.buffer(program, linear.input)?,
+            rows: linear.rows,
+            k,
+            convert,
+            segments,
+            epilogue,
+            out: self.buffer(program, linear.out)?,
+        })
+    }
+
+    fn attention(&self, program: &Program, a: &plan::Attention) -> Result<BoundAttention, String> {
+        let (heads, kv_heads) = (a.heads as usize, a.kv_heads as usize);
+        let chunk = a.chunk as usize;
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || chunk == 0 || !chunk.is_multiple_of(kv::TOKENS)
+        {
+            return Err(format!("{heads} heads, {kv_heads} KV heads and chunks of {chunk} tokens"));
+        }
+        let bound = BoundAttention {
+            kernel: self.kernels.attention(),
+            query: self.buffer(program, a.query)?,
+            query_column: a.query_column as usize,
+            state: a.state as usize,
+            layer_elems: a.layer_elems as usize,
+            out: self.buffer(program, a.out)?,
+            kv_heads,
+            group: heads / kv_heads,
+            head_dim: a.head_dim as usize,
+            scale: a.scale,
+            chunk_blocks: chunk / kv::TOKENS,
+            scratch: a.scratch.map(|id| self.buffer(program, id)).transpose()?,
+        };
+        if let Some(scratch) = &bound.scratch {
+            let needed = a.scratch_row_bytes(self.plan.model.context) as usize;
+            if scratch.row_bytes < needed || !scratch.row_bytes.is_multiple_of(4) {
+                return Err(format!(
+                    "scratch of {} bytes a row where {needed} (in f32s) are needed",
+                    scratch.row_bytes
+                ));
+            }
+        }
+        Ok(bound)
+    }
+
+    fn buffer(&self, program: &Program, id: BufferId) -> Result<BoundBuffer, String> {
+        let b = program.buffers.get(id as usize).ok_or_else(|| format!("buffer {id} does not exist"))?;
+        Ok(BoundBuffer {
+            home: b.home,
+            rows: b.rows,
+            row_elems: b.row_elems as usize,
+            row_bytes: (b.row_elems * b.elem.bytes()) as usize,
+        })
+    }
+
+    fn slice(&self, id: WeightId) -> Result<&plan::WeightSlice, String> {
+        self.plan.weights.get(id as usize).ok_or_else(|| format!("weight {id} does not exist"))
+    }
+
+    fn weight(&self, id: WeightId) -> Result<BoundWeight, String> {
+        let w = self.slice(id)?;
+        let start = self.weights_at + w.offset as usize;
+        Ok(start..start + w.len as usize)
+    }
+
+    fn panel(&self, id: WeightId) -> Result<PanelLayout, String> {
+        let w = self.slice(id)?;
+        if w.layout != WeightLayout::Panel {
+            return Err(format!("weight {id} is not packed"));
+        }
+        PanelLayout::new(&w.scheme, w.n as usize, w.k as usize)
+    }
+}

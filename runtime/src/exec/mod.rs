@@ -1,0 +1,202 @@
+//! Executing the steps of a program on the threads of a pool.
+//!
+//! Every thread walks the same list of steps and takes its part of each. The parts depend only on the shapes and the
+//! number of threads, and no sum is ever split between threads except in the fixed chunks of attention, which are
+//! merged in order: so the number of threads changes no bit of the result.
+
+mod attention;
+mod linear;
+mod nests;
+
+pub(crate) use nests::{BoundNest, ViewBinding};
+
+use crate::bind::{BoundBuffer, BoundKind, BoundProgram, BoundStep};
+use crate::error::RunError;
+use crate::pool::{Aborted, Barrier, Pool, SharedBytes};
+use crate::state::StatePool;
+use bessemer_format::plan::{Home, Input, RowCount};
+use bessemer_kernels::embed;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Consecutive rows of a batch that belong to one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// First row of the batch.
+    pub(crate) first_row: usize,
+    /// Number of rows.
+    pub(crate) rows: usize,
+    /// Row of the block table.
+    pub(crate) sequence: usize,
+    /// Position of the first row in its sequence.
+    pub(crate) position: usize,
+}
+
+/// The arrays of a forward pass ([`Input`]).
+#[derive(Default)]
+pub(crate) struct Inputs {
+    pub(crate) tokens: Vec<i32>,
+    pub(crate) positions: Vec<i32>,
+    pub(crate) slots: Vec<i32>,
+    pub(crate) sequences: Vec<i32>,
+    pub(crate) logit_rows: Vec<i32>,
+    pub(crate) block_table: Vec<i32>,
+    pub(crate) table_starts: Vec<i32>,
+    pub(crate) table_stride: usize,
+    pub(crate) spans: Vec<Span>,
+}
+
+/// Memory that one thread needs for itself.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) floats: Vec<f32>,
+    pub(crate) visible: Vec<u32>,
+}
+
+/// One pass of one program over at most its number of rows.
+pub(crate) struct Pass<'a> {
+    pub(crate) program: &'a BoundProgram,
+    /// The engine file, which weights are ranges of.
+    pub(crate) file: &'a [u8],
+    pub(crate) nests: &'a [BoundNest],
+    pub(crate) arena: SharedBytes<'a>,
+    /// The logits of this pass's rows only.
+    pub(crate) logits: SharedBytes<'a>,
+    pub(crate) inputs: &'a Inputs,
+    /// The [`Sym`](bessemer_format::nest::Sym)s in their order.
+    pub(crate) syms: [i64; 4],
+    pub(crate) state: &'a StatePool,
+    pub(crate) scratch: &'a [Mutex<Scratch>],
+    pub(crate) cancel: Option<&'a AtomicBool>,
+}
+
+/// Why a thread stopped before the last step.
+pub(crate) enum Stop {
+    /// It has something to say.
+    Error(RunError),
+    /// Another thread did.
+    Aborted,
+}
+
+impl From<Aborted> for Stop {
+    fn from(_: Aborted) -> Self {
+        Stop::Aborted
+    }
+}
+
+/// One thread's place in a job.
+pub(crate) struct Thread<'a> {
+    pub(crate) index: usize,
+    pub(crate) barrier: &'a Barrier,
+}
+
+impl Thread<'_> {
+    /// This thread's part of `count` equal things: consecutive, and none is left out or taken twice.
+    pub(crate) fn share(&self, count: usize) -> Range<usize> {
+        let threads = self.barrier.threads();
+        count * self.index / threads..count * (self.index + 1) / threads
+    }
+
+    /// This thread's part of things that differ in size: every `threads`-th.
+    pub(crate) fn deal<T>(&self, things: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+        things.skip(self.index).step_by(self.barrier.threads())
+    }
+}
+
+impl Pass<'_> {
+    /// Runs all steps on all threads.
+    pub(crate) fn run(&self, pool: &Pool) -> Result<(), RunError> {
+        let error = Mutex::new(None);
+        pool.run(&|index, barrier| {
+            if let Err(stop) = self.thread(&Thread { index, barrier }) {
+                if let Stop::Error(e) = stop {
+                    error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
+                }
+                barrier.abort();
+            }
+        })?;
+        match error.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn thread(&self, thread: &Thread<'_>) -> Result<(), Stop> {
+        // Nobody else asks for this thread's scratch; the lock only proves it.
+        let mut scratch = self.scratch[thread.index].lock().unwrap_or_else(|e| e.into_inner());
+        for step in &self.program.steps {
+            // One thread looks, so that all agree: the others learn it at their next barrier.
+            if thread.index == 0 && self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
+                return Err(Stop::Error(RunError::Cancelled));
+            }
+            self.step(step, thread, &mut scratch)?;
+            if step.barrier {
+                thread.barrier.wait()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&self, step: &BoundStep, thread: &Thread<'_>, scratch: &mut Scratch) -> Result<(), Stop> {
+        match &step.kind {
+            BoundKind::Embed { tokens, table, layout, out } => {
+                let rows = thread.share(self.rows(out.rows));
+                let (ids, k) = (self.buffer(tokens), layout.k());
+                for row in rows {
+                    let id = ids.get::<i32>(row..row + 1)[0] as usize;
+                    embed::gather_row(layout, &self.file[table.clone()], id, self.row_mut(out, row, 0..k));
+                }
+                Ok(())
+            }
+            BoundKind::Linear(linear) => self.linear(linear, thread),
+            BoundKind::Attention(attention) => self.attention(attention, thread, scratch),
+            BoundKind::Nest { nest, rows, args } => {
+                let rows = thread.share(self.rows(*rows));
+                self.nest(*nest, rows, args)
+                    .map_err(|why| Stop::Error(RunError::Nest { step: step.source.clone(), why }))
+            }
+        }
+    }
+
+    /// Rows of this pass.
+    pub(crate) fn rows(&self, count: RowCount) -> usize {
+        match count {
+            RowCount::Tokens => self.inputs.tokens.len(),
+            RowCount::Logits => self.inputs.logit_rows.len(),
+        }
+    }
+
+    /// The rows of a buffer that this pass uses.
+    pub(crate) fn buffer(&self, buffer: &BoundBuffer) -> SharedBytes<'_> {
+        match buffer.home {
+            Home::Arena { offset } => {
+                let start = offset as usize;
+                self.arena.slice(start..start + self.rows(buffer.rows) * buffer.row_bytes)
+            }
+            Home::Logits => self.logits,
+            Home::Input(input) => SharedBytes::read_only(match input {
+                Input::Tokens => &self.inputs.tokens,
+                Input::Positions => &self.inputs.positions,
+                Input::Slots => &self.inputs.slots,
+                Input::Sequences => &self.inputs.sequences,
+                Input::LogitRows => &self.inputs.logit_rows,
+                Input::BlockTable => &self.inputs.block_table,
+                Input::TableStarts => &self.inputs.table_starts,
+            }),
+        }
+    }
+
+    /// `columns` of a row of an f32 buffer, to be read.
+    pub(crate) fn row(&self, buffer: &BoundBuffer, row: usize, columns: Range<usize>) -> &[f32] {
+        let start = row * buffer.row_elems;
+        self.buffer(buffer).get(start + columns.start..start + columns.end)
+    }
+
+    /// `columns` of a row of an f32 buffer that this thread alone may touch.
+    #[allow(clippy::mut_from_ref, reason = "exclusive by the rule of disjointness of SharedBytes")]
+    pub(crate) fn row_mut(&self, buffer: &BoundBuffer, row: usize, columns: Range<usize>) -> &mut [f32] {
+        let start = row * buffer.row_elems;
+        self.buffer(buffer).get_mut(start + columns.start..start + columns.end)
+    }
+}

@@ -1,0 +1,93 @@
+//! Where the threads of a job wait for each other.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+
+/// Turns of the spin loop before a thread parks: about 50 µs, the time of a small step.
+const SPINS: u32 = 1 << 14;
+
+/// A barrier for a fixed number of threads that can be aborted. Waiting threads spin, then park.
+pub struct Barrier {
+    threads: usize,
+    spins: u32,
+    /// Threads that have arrived in this round.
+    arrived: AtomicUsize,
+    /// Counts rounds; a change lets the waiting go on.
+    round: AtomicU32,
+    aborted: AtomicBool,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+/// Another thread failed; this one is to return at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another thread of the job failed")]
+pub struct Aborted;
+
+impl Barrier {
+    pub(super) fn new(threads: usize, spin: bool) -> Self {
+        Self {
+            threads,
+            spins: if spin { SPINS } else { 0 },
+            arrived: AtomicUsize::new(0),
+            round: AtomicU32::new(0),
+            aborted: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+        }
+    }
+
+    /// Number of threads that meet here.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Waits until every thread of the job is here. What threads wrote before is seen by all afterwards.
+    pub fn wait(&self) -> Result<(), Aborted> {
+        if self.aborted.load(Ordering::Acquire) {
+            return Err(Aborted);
+        }
+        if self.threads == 1 {
+            return Ok(());
+        }
+        // No thread can be a round ahead: it would need this one's arrival.
+        let round = self.round.load(Ordering::Acquire);
+        // AcqRel chains the arrivals, so that the last one has seen every other's writes and publishes them.
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
+            self.arrived.store(0, Ordering::Relaxed);
+            // Under the lock, so that no thread can miss it between its look and its wait.
+            let guard = super::lock(&self.lock);
+            self.round.store(round.wrapping_add(1), Ordering::Release);
+            drop(guard);
+            self.wake.notify_all();
+            return Ok(());
+        }
+        for _ in 0..self.spins {
+            if self.round.load(Ordering::Acquire) != round {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        let mut guard = super::lock(&self.lock);
+        while self.round.load(Ordering::Acquire) == round {
+            if self.aborted.load(Ordering::Acquire) {
+                return Err(Aborted);
+            }
+            guard = self.wake.wait(guard).unwrap_or_else(|e| e.into_inner());
+        }
+        Ok(())
+    }
+
+    /// Lets every thread that waits here, now or later in this job, return [`Aborted`].
+    pub fn abort(&self) {
+        let _guard = super::lock(&self.lock);
+        self.aborted.store(true, Ordering::Release);
+        self.wake.notify_all();
+    }
+
+    /// Makes the barrier fit for the next job. No thread may be inside one.
+    pub(super) fn reset(&self) {
+        self.arrived.store(0, Ordering::Relaxed);
+        self.aborted.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,367 @@
+//! A worker: the threads and the memory that run batches.
+
+use crate::batch::{Batch, Logits};
+use crate::engine::Engine;
+use crate::error::{EngineError, RunError, SnapshotError};
+use crate::exec::{BoundNest, Inputs, Pass, Scratch, Span};
+use crate::pool::{Pool, SharedBytes, SharedMemory, allowed_cores};
+use crate::state::{Sequence, StatePool};
+use bessemer_format::kv::TOKENS;
+use bessemer_format::manifest::KvElem;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// How a worker is made. The default is one thread a core, the largest batches of the plan and a bf16 cache for as many
+/// tokens as the model's context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerOptions {
+    /// Threads; 0 is one for each physical core that the process may use. Their number changes no result.
+    pub threads: usize,
+    /// Most rows of one pass; longer batches are cut. 0 is what the engine's largest program takes.
+    pub max_rows: usize,
+    /// Element type of the KV cache.
+    pub kv: KvElem,
+    /// Tokens that all sequences hold together at most; 0 is the model's context.
+    pub max_tokens: usize,
+    /// Bytes that the worker may take at most, as [`Engine::memory`] counts them.
+    pub max_memory: Option<u64>,
+    /// What runs loop nests.
+    pub nests: Nests,
+}
+
+/// What runs the loop nests of a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nests {
+    /// Generated code where the engine has it, fits this host and was opened with trust; else the nests themselves.
+    #[default]
+    Auto,
+    /// The nests themselves.
+    Interpreted,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            max_rows: 0,
+            kv: KvElem::Bf16,
+            max_tokens: 0,
+            max_memory: None,
+            nests: Nests::Auto,
+        }
+    }
+}
+
+impl WorkerOptions {
+    /// Sets [`WorkerOptions::threads`].
+    pub fn threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// Sets [`WorkerOptions::max_rows`].
+    pub fn max_rows(self, max_rows: usize) -> Self {
+        Self { max_rows, ..self }
+    }
+
+    /// Sets [`WorkerOptions::kv`].
+    pub fn kv(self, kv: KvElem) -> Self {
+        Self { kv, ..self }
+    }
+
+    /// Sets [`WorkerOptions::max_tokens`].
+    pub fn max_tokens(self, max_tokens: usize) -> Self {
+        Self { max_tokens, ..self }
+    }
+
+    /// Sets [`WorkerOptions::max_memory`].
+    pub fn max_memory(self, max_memory: u64) -> Self {
+        Self { max_memory: Some(max_memory), ..self }
+    }
+
+    /// Sets [`WorkerOptions::nests`].
+    pub fn nests(self, nests: Nests) -> Self {
+        Self { nests, ..self }
+    }
+}
+
+/// Runs batches of an engine, one at a time, with its own threads, activations and KV cache.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use bessemer_runtime::{Batch, Engine, Want, Worker, WorkerOptions};
+///
+/// let engine = Engine::open("model.engine")?;
+/// let mut worker = Worker::new(&engine, WorkerOptions::default().threads(2))?;
+/// let mut sequence = worker.sequence();
+/// let mut batch = Batch::new();
+/// batch.push(&mut sequence, &[1, 306, 626], Want::Last);
+/// let logits = worker.forward(&mut batch)?;
+/// assert_eq!(logits.of(0)[0].len(), engine.plan().model.vocab as usize);
+/// assert_eq!(sequence.len(), 3);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Worker {
+    engine: Engine,
+    pool: Pool,
+    state: Arc<StatePool>,
+    arena: SharedMemory,
+    nests: Vec<BoundNest>,
+    scratch: Vec<Mutex<Scratch>>,
+    max_rows: usize,
+    // What follows is reused from pass to pass.
+    inputs: Inputs,
+    pieces: Vec<Piece>,
+    logits: Vec<f32>,
+    logit_entries: Vec<Range<usize>>,
+}
+
+/// The part of a batch's entry that one pass takes.
+#[derive(Clone, Copy)]
+struct Piece {
+    entry: usize,
+    /// First token, counted in the entry.
+    first: usize,
+    tokens: usize,
+}
+
+impl Worker {
+    /// Starts the threads and reserves memory for `engine`. Nothing is committed before it is used.
+    pub fn new(engine: &Engine, options: WorkerOptions) -> Result<Self, EngineError> {
+        let plan = engine.plan();
+        let largest = engine.programs_for(usize::MAX).last().map_or(0, |p| p.max_rows);
+        let max_rows = if options.max_rows == 0 { largest } else { options.max_rows };
+        if max_rows == 0 || max_rows > largest {
+            let allowed = format!("1 to {largest}, the rows of the engine's largest program");
+            return Err(EngineError::Option { what: "max_rows", found: max_rows, allowed });
+        }
+        let tokens = if options.max_tokens == 0 { plan.model.context as usize } else { options.max_tokens };
+        let blocks = tokens.div_ceil(TOKENS);
+        if blocks * TOKENS > i32::MAX as usize {
+            let allowed = format!("at most {}", i32::MAX as usize / TOKENS * TOKENS);
+            return Err(EngineError::Option { what: "max_tokens", found: tokens, allowed });
+        }
+        let memory = engine.memory(tokens, options.kv, max_rows);
+        if let Some(limit) = options.max_memory
+            && memory.total() > limit
+        {
+            return Err(EngineError::MemoryLimit { needed: memory.total(), limit, tokens });
+        }
+        let resource = |what: &str| {
+            let what = what.to_string();
+            move |source| EngineError::Resource { what, source }
+        };
+        let threads = if options.threads == 0 { allowed_cores().len() } else { options.threads };
+        let state = StatePool::reserve(plan, engine.hash(), options.kv, blocks)
+            .map_err(resource("memory for the KV cache"))?;
+        Ok(Self {
+            pool: Pool::new(threads).map_err(resource("threads"))?,
+            state: Arc::new(state),
+            arena: SharedMemory::reserve(memory.arena as usize)
+                .map_err(resource("memory for activations"))?,
+            nests: BoundNest::all(engine, options.kv, options.nests)?,
+            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            max_rows,
+            inputs: Inputs::default(),
+            pieces: Vec::new(),
+            logits: Vec::new(),
+            logit_entries: Vec::new(),
+            engine: engine.clone(),
+        })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Most rows of one pass.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Tokens that fit into blocks that no sequence holds.
+    pub fn free_tokens(&self) -> usize {
+        self.state.free() * TOKENS
+    }
+
+    /// A sequence without tokens.
+    pub fn sequence(&self) -> Sequence {
+        Sequence::new(&self.state)
+    }
+
+    /// Loads a sequence that was [saved](Sequence::save) under the same engine and cache type.
+    pub fn load(&self, bytes: &[u8]) -> Result<Sequence, SnapshotError> {
+        Sequence::load(&self.state, bytes)
+    }
+
+    /// Processes the tokens of a batch: appends them to their sequences and gives the logits that are wanted.
+    ///
+    /// The result of an entry does not depend on the others, nor on the number of threads. If it fails before
+    /// anything was computed, nothing has changed; if it is cancelled or fails later, sequences hold the tokens of
+    /// the passes that were completed.
+    pub fn forward(&mut self, batch: &mut Batch<'_>) -> Result<Logits<'_>, RunError> {
+        self.check(batch)?;
+        let result = self.reserve(batch).and_then(|()| self.passes(batch));
+        for entry in &mut batch.entries {
+            entry.sequence.trim();
+        }
+        result?;
+        let vocab = self.vocab();
+        let rows = self.logit_entries.last().map_or(0, |r| r.end);
+        Ok(Logits { data: &self.logits[..rows * vocab], vocab, entries: &self.logit_entries })
+    }
+
+    fn vocab(&self) -> usize {
+        self.engine.plan().model.vocab as usize
+    }
+
+    /// Everything that a caller can get wrong, before anything is changed.
+    fn check(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
+        let model = &self.engine.plan().model;
+        self.logit_entries.clear();
+        let mut logits = 0;
+        for (entry, e) in batch.entries.iter().enumerate() {
+            if !Arc::ptr_eq(e.sequence.pool(), &self.state) {
+                return Err(RunError::Foreign { entry });
+            }
+            let (len, tokens, context) = (e.sequence.len(), e.tokens.len(), model.context as usize);
+            if tokens > context.saturating_sub(len) {
+                return Err(RunError::Context { entry, len, tokens, context });
+            }
+            if let Some((index, &token)) = e.tokens.iter().enumerate().find(|(_, t)| **t >= model.vocab) {
+                return Err(RunError::Token { token, entry, index, vocab: model.vocab });
+            }
+            if let crate::batch::Want::Mask(mask) = e.want
+                && mask.len() != tokens
+            {
+                return Err(RunError::Mask { entry, found: mask.len(), tokens });
+            }
+            let count = e.want.count(tokens);
+            self.logit_entries.push(logits..logits + count);
+            logits += count;
+        }
+        Ok(())
+    }
+
+    fn reserve(&mut self, batch: &mut Batch<'_>) -> Result<(), RunError> {
+        for entry in &mut batch.entries {
+            entry.sequence.reserve(entry.tokens.len())?;
+        }
+        let rows = self.logit_entries.last().map_or(0, |r| r.end);
+        if self.logits.len() < rows * self.vocab() {
+            self.logits.resize(rows * self.vocab(), 0.0);
+        }
+        Ok(())
+    }
+
+    /// Cuts the batch into passes of at most `max_rows` rows and runs them.
+    fn passes(&mut self, batch: &mut Batch<'_>) -> Result<(), RunError> {
+        let (mut entry, mut first, mut logits) = (0, 0, 0);
+        loop {
+            self.pieces.clear();
+            let mut room = self.max_rows;
+            while room > 0
+                && let Some(e) = batch.entries.get(entry)
+            {
+                let tokens = room.min(e.tokens.len() - first);
+                if tokens > 0 {
+                    self.pieces.push(Piece { entry, first, tokens });
+                }
+                room -= tokens;
+                first += tokens;
+                if first == e.tokens.len() {
+                    (entry, first) = (entry + 1, 0);
+                }
+            }
+            if self.pieces.is_empty() {
+                return Ok(());
+            }
+            self.inputs.fill(batch, &self.pieces);
+            self.pass(batch, logits)?;
+            logits += self.inputs.logit_rows.len();
+            for piece in &self.pieces {
+                batch.entries[piece.entry].sequence.advance(piece.tokens);
+            }
+        }
+    }
+
+    /// Runs the pass that the inputs describe; its logits go behind the first `done` rows.
+    fn pass(&mut self, batch: &Batch<'_>, done: usize) -> Result<(), RunError> {
+        let vocab = self.vocab();
+        let inputs = &self.inputs;
+        let (rows, logit_rows) = (inputs.tokens.len(), inputs.logit_rows.len());
+        let Some(program) = self.engine.programs_for(rows).last() else { return Ok(()) };
+        let pass = Pass {
+            program,
+            file: self.engine.bytes(),
+            nests: &self.nests,
+            arena: self.arena.bytes(),
+            logits: SharedBytes::read_write(&mut self.logits[done * vocab..(done + logit_rows) * vocab]),
+            inputs,
+            syms: [rows, logit_rows, inputs.spans.len(), inputs.table_stride].map(|n| n as i64),
+            state: &self.state,
+            scratch: &self.scratch,
+            cancel: batch.cancel.as_ref().map(|c| c.flag()),
+        };
+        pass.run(&self.pool)
+    }
+}
+
+impl Inputs {
+    /// The arrays of a pass over `pieces` of a batch.
+    fn fill(&mut self, batch: &Batch<'_>, pieces: &[Piece]) {
+        for array in [
+            &mut self.tokens,
+            &mut self.positions,
+            &mut self.slots,
+            &mut self.sequences,
+            &mut self.logit_rows,
+            &mut self.block_table,
+            &mut self.table_starts,
+        ] {
+            array.clear();
+        }
+        self.spans.clear();
+        let blocks = |p: &Piece| batch.entries[p.entry].sequence.blocks();
+        self.table_stride = pieces.iter().map(|p| blocks(p).len()).max().unwrap_or(0);
+        for (sequence, piece) in pieces.iter().enumerate() {
+            let entry = &batch.entries[piece.entry];
+            let position = entry.sequence.len();
+            let table = blocks(piece);
+            let first_row = self.tokens.len();
+            self.spans.push(Span { first_row, rows: piece.tokens, sequence, position });
+            for i in 0..piece.tokens {
+                let position = position + i;
+                self.tokens.push(entry.tokens[piece.first + i] as i32);
+                self.positions.push(position as i32);
+                // Blocks are counted in tokens below 2^31: `Worker::new` made sure.
+                self.slots.push((table[position / TOKENS] as usize * TOKENS + position % TOKENS) as i32);
+                self.sequences.push(sequence as i32);
+                self.table_starts.push((sequence * self.table_stride) as i32);
+                if entry.want.of(piece.first + i, entry.tokens.len()) {
+                    self.logit_rows.push((first_row + i) as i32);
+                }
+            }
+            self.block_table.extend(table.iter().map(|b| *b as i32));
+            self.block_table.resize((sequence + 1) * self.table_stride, 0);
+        }
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("engine", &self.engine)
+            .field("threads", &self.threads())
+            .field("max_rows", &self.max_rows)
+            .finish_non_exhaustive()
+    }
+}
