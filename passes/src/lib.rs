@@ -1,1 +1,15 @@
-//! Graph passes: canonical, equalise, fusion, precision, layout.
+//! Graph passes: canonical, fusion, precision, layout.
+//!
+//! [`pipeline`] is the whole order on one screen. A pass is a function from a graph to how many rewrites it made; it declares its
+//! [`Effect`](pipeline::Effect), and the tests of this crate hold it to that against the oracle.
+
+mod canonical;
+mod error;
+mod fusion;
+mod layout;
+mod pattern;
+pub mod pipeline;
+mod precision;
+
+pub use error::{Cause, PassError};
+pub use precision::PrecisionPolicy;

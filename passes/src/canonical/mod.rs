@@ -1,0 +1,5 @@
+//! Canonical form: nothing dead, nothing doubled, nothing that could have been folded.
+
+pub mod common_subexpressions;
+pub mod dead_code;
+pub mod fold_constants;

@@ -1,0 +1,110 @@
+//! What fusion patterns share: views of linears, readers, names.
+
+use bessemer_format::Compute;
+use bessemer_ir::attr::{BinaryKind, Epilogue, Segment, UnaryKind};
+use bessemer_ir::{Graph, Op, Value};
+
+/// A linear without an epilogue.
+pub struct Plain {
+    /// Its input.
+    pub x: Value,
+    /// Its segments.
+    pub segments: Vec<Segment>,
+    /// Weights and biases in the order of the segments.
+    pub weights: Vec<Value>,
+    /// What it computes in.
+    pub compute: Compute,
+}
+
+/// The linear without an epilogue that makes `value`, if one does.
+pub fn plain_linear(graph: &Graph, value: Value) -> Option<Plain> {
+    let Op::Linear { segments, epilogue: Epilogue::None, compute } = graph.op(value.node) else {
+        return None;
+    };
+    let operands = graph.operands(value.node);
+    let (x, weights) = operands.split_first()?;
+    Some(Plain { x: *x, segments: segments.clone(), weights: weights.to_vec(), compute: *compute })
+}
+
+/// The operands of the one linear that does the work of `parts`; `None` where they differ in input or compute.
+pub fn join(parts: Vec<Plain>) -> Option<Plain> {
+    let mut parts = parts.into_iter();
+    let mut joined = parts.next()?;
+    for p in parts {
+        if p.x != joined.x || p.compute != joined.compute {
+            return None;
+        }
+        joined.segments.extend(p.segments);
+        joined.weights.extend(p.weights);
+    }
+    Some(joined)
+}
+
+impl Plain {
+    /// Adds the linear with `epilogue`, whose further operands are `extra`.
+    pub fn add(
+        self,
+        graph: &mut Graph,
+        name: String,
+        epilogue: Epilogue,
+        extra: &[Value],
+    ) -> Result<Value, bessemer_ir::GraphError> {
+        let mut operands = vec![self.x];
+        operands.extend(self.weights);
+        operands.extend(extra);
+        let op = Op::Linear { segments: self.segments, epilogue, compute: self.compute };
+        Ok(graph.add(name, op, &operands)?.into())
+    }
+}
+
+/// Both operands of a binary op of this kind, if `value` is the result of one.
+pub fn binary(graph: &Graph, value: Value, kind: BinaryKind) -> Option<[Value; 2]> {
+    match (graph.op(value.node), &graph.operands(value.node)[..]) {
+        (Op::Binary { kind: found }, [a, b]) if *found == kind => Some([*a, *b]),
+        _ => None,
+    }
+}
+
+/// The operand of a unary op of this kind, if `value` is the result of one.
+pub fn unary(graph: &Graph, value: Value, kind: UnaryKind) -> Option<Value> {
+    match (graph.op(value.node), &graph.operands(value.node)[..]) {
+        (Op::Unary { kind: found }, [a]) if *found == kind => Some(*a),
+        _ => None,
+    }
+}
+
+/// Whether nothing reads `value` but one operand of one node: only then may a fusion make it disappear.
+pub fn read_once(graph: &Graph, value: Value) -> bool {
+    graph.only_use(value).is_some()
+}
+
+/// One name for several, in the shell's notation: `blk.0.attn_{q,k,v}.weight`.
+pub fn joint_name(names: &[&str]) -> String {
+    let [first, rest @ ..] = names else { return String::new() };
+    let shortest = names.iter().map(|n| n.len()).min().unwrap_or(0);
+    let common = |same: &dyn Fn(&str, usize) -> bool, longest: usize| {
+        (0..=longest).rev().find(|&n| rest.iter().all(|r| same(r, n))).unwrap_or(0)
+    };
+    let prefix = common(&|r, n| first.get(..n).is_some_and(|p| r.starts_with(p)), shortest);
+    let tail = |n: usize| first.len().checked_sub(n).and_then(|at| first.get(at..));
+    let suffix = common(&|r, n| tail(n).is_some_and(|t| r.ends_with(t)), shortest - prefix);
+    let middles: Vec<&str> = names.iter().map(|n| &n[prefix..n.len() - suffix]).collect();
+    if middles.iter().all(|m| m.is_empty()) {
+        return first.to_string();
+    }
+    format!("{}{{{}}}{}", &first[..prefix], middles.join(","), &first[first.len() - suffix..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::joint_name;
+
+    #[test]
+    fn joint_names_keep_what_is_common() {
+        assert_eq!(joint_name(&["b.attn_q.w", "b.attn_k.w", "b.attn_v.w"]), "b.attn_{q,k,v}.w");
+        assert_eq!(joint_name(&["gate", "up"]), "{gate,up}");
+        assert_eq!(joint_name(&["aa", "aaa"]), "aa{,a}");
+        assert_eq!(joint_name(&["same", "same"]), "same");
+        assert_eq!(joint_name(&["é1", "è1"]), "{é,è}1");
+    }
+}

@@ -1,0 +1,40 @@
+//! Declares what every linear computes in. The segments of a linear share one conversion of its input, hence one compute.
+
+use super::weights;
+use crate::error::Cause;
+use crate::pipeline::Context;
+use bessemer_format::Compute;
+use bessemer_ir::{Graph, NodeId, Op, Value};
+
+/// The pass.
+pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
+    let mut rewrites = 0;
+    for node in graph.order() {
+        let Op::Linear { segments, epilogue, compute } = graph.op(node) else { continue };
+        let chosen = if context.f32_activations { Compute::F32 } else { choose(graph, node, context) };
+        if *compute != chosen {
+            let op = Op::Linear { segments: segments.clone(), epilogue: *epilogue, compute: chosen };
+            graph.set_op(node, op)?;
+            rewrites += 1;
+        }
+    }
+    Ok(rewrites)
+}
+
+/// What all segments can compute in: f32 as soon as one needs it (f32 reads any scheme), else signed bytes by the largest group that
+/// divides the groups of all (a finer group of activations fits wherever a coarser one does).
+fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Compute {
+    let default = |w: Value| {
+        let ty = graph.ty(w);
+        context.target.default_compute(&ty.scheme(), ty.const_dim(1).unwrap_or(0))
+    };
+    let common = |a, b| match (a, b) {
+        (Compute::Int8 { group: a }, Compute::Int8 { group: b }) => Compute::Int8 { group: gcd(a, b) },
+        _ => Compute::F32,
+    };
+    weights(graph, linear).into_iter().map(default).reduce(common).unwrap_or(Compute::F32)
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

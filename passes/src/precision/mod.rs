@@ -1,0 +1,47 @@
+//! Precision: the scheme of every weight, then what every linear computes in.
+
+pub mod compute;
+mod policy;
+pub mod quantise;
+
+pub use policy::PrecisionPolicy;
+
+use bessemer_ir::{Graph, NodeId, Op, Value};
+
+/// How a constant is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// As the weight of a linear or the table of an embedding.
+    Matrix,
+    /// As the bias of a linear.
+    Bias,
+    /// As anything else: the weight of a norm.
+    Other,
+}
+
+/// How operand `index` of `reader` is read.
+pub fn role(graph: &Graph, reader: NodeId, index: usize) -> Use {
+    match graph.op(reader) {
+        Op::Embed {} if index == 1 => Use::Matrix,
+        Op::Linear { segments, .. } => {
+            let mut next = 1;
+            for s in segments {
+                if index == next {
+                    return Use::Matrix;
+                }
+                if s.bias && index == next + 1 {
+                    return Use::Bias;
+                }
+                next += 1 + usize::from(s.bias);
+            }
+            Use::Other
+        }
+        _ => Use::Other,
+    }
+}
+
+/// Weights of a linear, one a segment.
+pub fn weights(graph: &Graph, linear: NodeId) -> Vec<Value> {
+    let operands = graph.operands(linear).into_iter().enumerate();
+    operands.filter(|(i, _)| role(graph, linear, *i) == Use::Matrix).map(|(_, v)| v).collect()
+}
