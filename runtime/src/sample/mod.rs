@@ -167,7 +167,20 @@ pub enum SampleError {
     NothingLeft,
 }
 
-/// Chooses tokens. Keeps the recent tokens for the penalties and the state of the random numbers.
+/// Chooses tokens.
+///
+/// ```
+/// use bessemer_runtime::sample::{Sampler, SamplerConfig};
+///
+/// let config = SamplerConfig::default().temperature(0.8).top_k(40).top_p(0.95).seed(7);
+/// let mut sampler = Sampler::new(config)?;
+/// let token = sampler.sample(&mut [0.1, 9.0, -3.0])?;
+/// sampler.accept(token);
+/// assert_eq!(token, 1);
+/// # Ok::<(), bessemer_runtime::sample::SampleError>(())
+/// ```
+///
+/// Keeps the recent tokens for the penalties and the state of the random numbers.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     config: SamplerConfig,

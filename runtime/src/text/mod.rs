@@ -14,21 +14,21 @@
 //! | vocabulary | kitoken 0.11.1: ids differ | open | `tokenizers` 0.23.2: open (JSON) | ours: ids differ | open | first encode |
 //! |---|---|---|---|---|---|---|
 //! | SmolLM2, 49,152 | 49 texts, books among them | 13.5 ms | 63 ms | 0 | 0.5 ms | 1.1 ms |
-//! | Llama 2, 32,000 | 266 (special tokens) | 8.8 ms | 57 ms | 0 | 0.5 ms | 0.01 ms |
-//! | Mistral, 32,768 | 0 | 12 ms | 44 ms | 0 | 0.5 ms | 0.01 ms |
+//! | Llama 2, 32,000 | 266 (special tokens) | 8.8 ms | 57 ms | 0 | 0.5 ms | 0.3 ms |
+//! | Mistral, 32,768 | 0 | 12 ms | 44 ms | 0 | 0.5 ms | 0.3 ms |
 //! | Llama 3, 128,256 | 0 | 50 ms | 285 ms | 0 | 2.2 ms | 1.5 ms |
 //! | Qwen 2, 151,665 | 2 | 51 ms | 239 ms | 2 | 1.6 ms | 1.4 ms |
 //! | DeepSeek, 128,815 | 0 | 50 ms | 203 ms | 0 | 1.4 ms | 1.2 ms |
-//! | Gemma, 256,000 | 2 | 96 ms | 919 ms | 0 | 4.2 ms | 0.02 ms |
+//! | Gemma, 256,000 | 2 | 96 ms | 919 ms | 0 | 4.2 ms | 0.5 ms |
 //!
 //! kitoken (BSD-2-Clause, 53 crates with its converters) misses contractions such as `'tis` under SmolLM2's two
 //! pre-tokenisers and builds three hash maps of the vocabulary when it opens. `tokenizers` (Apache-2.0, 84 crates)
 //! has no compact form. Ours adds four crates, decodes the section by copying blocks (1.3 MB for SmolLM2, 5.7 MB for
 //! Llama 3; kitoken's take 0.5 and 1.3 MB) and searches them in place: merges as compressed rows, words by binary
 //! search. What remains is the pre-tokeniser's automaton, built by the first text (the column "first encode"), and
-//! about 1 MB of code for regex-automata. Encoding runs at 10 to 16 MB/s for byte-level vocabularies and at 2 MB/s
-//! for SentencePiece ones, whose words are whole texts; decoding takes 40 ns a token. The two texts of Qwen hold
-//! combining marks that Unicode assigned after the tables that `tokenizers` composes with.
+//! about 1 MB of code for regex-automata. A book encodes at 7 (Llama 2) to 16 MB/s (Llama 3), decoding takes 40 ns a
+//! token. The two texts of Qwen hold combining marks that Unicode assigned after the tables that `tokenizers`
+//! composes with.
 //!
 //! A chat template compiles and renders for the first time in 0.05 to 0.3 ms (Llama 3.2's). Of 888 renderings (74
 //! published templates, six conversations, with and without tools) 878 are what Jinja2 gives.

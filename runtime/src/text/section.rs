@@ -49,6 +49,29 @@ impl TextSection {
 
 /// Vocabulary, merges and rules of one byte-pair tokeniser.
 ///
+/// ```
+/// use bessemer_runtime::text::{
+///     Merge, MergeTable, SplitPattern, Special, TextSection, Tokenizer, TokenizerData, Vocab,
+/// };
+///
+/// // 256 bytes and one merge: "h" + "i".
+/// let texts = (0..=255u8).map(|byte| vec![byte]).chain([b"hi".to_vec()]);
+/// let merge = Merge { left: b'h'.into(), right: b'i'.into(), merged: 256, rank: 0 };
+/// let data = TokenizerData {
+///     vocab: Vocab::new(texts)?,
+///     merges: MergeTable::new(257, vec![merge])?,
+///     byte_tokens: (0..256).collect(),
+///     splits: vec![SplitPattern::new(r" ?\p{L}+|\s+", true)?],
+///     ..Default::default()
+/// };
+/// let bytes = TextSection { tokenizer: data, ..Default::default() }.encode()?;
+///
+/// let tokenizer = Tokenizer::from_section(&bytes)?;
+/// assert_eq!(tokenizer.encode("hi you", Special::AsText)?, [256, 32, 121, 111, 117]);
+/// assert_eq!(tokenizer.decode(&[256, 32, 121]), "hi y");
+/// # Ok::<(), bessemer_runtime::text::TextError>(())
+/// ```
+///
 /// Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and SentencePiece-style BPE (Llama 2, Mistral, Gemma) differ only in
 /// [`TokenizerData::symbols`], [`TokenizerData::normalizer`] and whether there are [`TokenizerData::splits`].
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

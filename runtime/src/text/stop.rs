@@ -4,6 +4,15 @@
 ///
 /// Text that may be the beginning of a stop string is held back until it is clear; a stop string itself is never
 /// given out, and neither is anything after it.
+///
+/// ```
+/// use bessemer_runtime::text::{StopMatch, StopMatcher};
+///
+/// let mut stop = StopMatcher::new(["User:".to_owned()], [2]);
+/// assert_eq!(stop.push("Fine.\nUs"), StopMatch::Text("Fine.\n".to_owned()));
+/// assert_eq!(stop.push("er: and"), StopMatch::Stopped { text: String::new(), string: 0 });
+/// assert!(stop.is_stop_token(2));
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct StopMatcher {
     strings: Vec<String>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bessemer_runtime::text::{
-    AddedToken, Merge, MergeTable, NO_TOKEN, SPACE_MARKER, Symbols, TokenizerData, Vocab,
+    AddedToken, Merge, MergeTable, NO_TOKEN, SPACE_MARKER, SplitPattern, Symbols, TokenizerData, Vocab,
 };
 
 use super::{Origin, TextImportError};
@@ -32,6 +32,13 @@ impl NamedVocab<'_> {
     /// Fills the tables that follow from the names.
     pub(super) fn fill(&self, data: &mut TokenizerData, merges: Vec<Merge>) -> Result<(), TextImportError> {
         let tokens = self.token_bytes()?;
+        let splits_at_spaces = self.symbols == Symbols::Chars && data.splits.is_empty() && !data.whole_words;
+        let has_space = self.ids.contains_key(SPACE_MARKER.to_string().as_str());
+        if splits_at_spaces && has_space && !merges.iter().any(|m| ends_a_word(&tokens, m)) {
+            // Nothing merges across the beginning of a run of spaces, so that words can be merged one by one, with
+            // the same result: a queue of a few symbols is several times faster than one of the whole text.
+            data.splits.push(SplitPattern::new(" *[^ ]+| +", true).map_err(|e| self.origin.table(e))?);
+        }
         data.symbols = self.symbols;
         data.merges = MergeTable::new(tokens.len(), merges).map_err(|e| self.origin.table(e))?;
         data.vocab = Vocab::new(&tokens).map_err(|e| self.origin.table(e))?;
@@ -104,6 +111,12 @@ impl NamedVocab<'_> {
         ids.sort_by(|&a, &b| tokens[a as usize].cmp(&tokens[b as usize]).then(a.cmp(&b)));
         ids.into_iter().collect()
     }
+}
+
+/// Whether a merge makes a token in which a space follows something else.
+fn ends_a_word(tokens: &[Vec<u8>], merge: &Merge) -> bool {
+    let token = tokens.get(merge.merged as usize).map(Vec::as_slice).unwrap_or_default();
+    token.windows(2).any(|pair| pair[0] != b' ' && pair[1] == b' ')
 }
 
 /// The byte that a name like `<0x0A>` stands for.

@@ -74,6 +74,16 @@ impl ChatInput {
 }
 
 /// A chat template. Cloning shares it; it is compiled when it is first rendered.
+///
+/// ```
+/// use bessemer_runtime::text::{ChatInput, ChatMessage, ChatTemplate};
+///
+/// let source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]";
+/// let template = ChatTemplate::new(source, "<s>", "</s>");
+/// let prompt = template.render(&ChatInput::new(&[ChatMessage::new("user", "Hello")]))?;
+/// assert_eq!(prompt, "[user] Hello\n[assistant]");
+/// # Ok::<(), bessemer_runtime::text::TextError>(())
+/// ```
 #[derive(Clone)]
 pub struct ChatTemplate {
     inner: Arc<Inner>,

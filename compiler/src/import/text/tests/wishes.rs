@@ -126,3 +126,15 @@ fn gguf_stop_tokens_by_key_and_by_name() {
         "a normal token by that name is text"
     );
 }
+
+#[test]
+fn words_are_cut_only_where_nothing_merges() {
+    use GgufTokenKind::Normal;
+    let mut tokens = vec![("\u{2581}", Normal, -9.0), ("a", Normal, -9.0), ("\u{2581}a", Normal, -1.0)];
+    let splits = |tokens: &[(&str, GgufTokenKind, f32)]| {
+        gguf(tokens).section(Path::new("x.gguf")).unwrap().tokenizer.splits.len()
+    };
+    assert_eq!(splits(&tokens), 1);
+    tokens.push(("a\u{2581}", Normal, -2.0));
+    assert_eq!(splits(&tokens), 0, "`a` joins the space behind it");
+}
