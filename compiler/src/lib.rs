@@ -3,8 +3,10 @@
 //! [`compile::compile`] is the whole way; [`compile::prepare`] and [`compile::plan`] stop on it. The command line is a thin
 //! layer over this crate and has no option that is not here.
 
+pub mod cache;
 mod code;
 pub mod compile;
+pub mod emit;
 pub mod error;
 pub mod import;
 pub mod options;

@@ -1,4 +1,5 @@
 //! Rings of tests that cross crates: filetests, numerics, format compatibility, end to end, tidy.
 
 pub mod checkpoints;
+pub mod models;
 pub mod mutate;

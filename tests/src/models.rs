@@ -1,0 +1,119 @@
+//! Fixture models: their golden outputs, and engines compiled from them.
+
+use bessemer_compiler::options::{CompileOptions, RunOptions};
+use bessemer_compiler::{CompileError, Compiled, Silent};
+use bessemer_runtime::{Batch, Engine, Sequence, Want, Worker, WorkerOptions};
+use safetensors::SafeTensors;
+use std::path::{Path, PathBuf};
+
+/// The repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// A fixture model: a directory or a `.gguf` file.
+pub fn fixture(name: &str) -> PathBuf {
+    root().join("fixtures/models").join(name)
+}
+
+/// A real model in the ignored cache, or `None` after saying how to get it.
+pub fn cached_model(name: &str) -> Option<PathBuf> {
+    let path = root().join(".cache/models").join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: {} is not there; run `python3 fixtures/fetch.py all`", path.display());
+    None
+}
+
+/// A golden: token ids and the logits of every row.
+pub struct Golden {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// `[tokens][vocab]`.
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// The golden under `prefix` (empty, or `batch.0.`) of `fixtures/goldens/NAME.safetensors`.
+pub fn golden(name: &str, prefix: &str) -> Golden {
+    let path = root().join(format!("fixtures/goldens/{name}.safetensors"));
+    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let words = |name: &str| -> Vec<[u8; 4]> {
+        let data = file.tensor(&format!("{prefix}{name}")).unwrap().data().to_vec();
+        data.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect()
+    };
+    let tokens: Vec<u32> = words("tokens").into_iter().map(u32::from_le_bytes).collect();
+    let logits: Vec<f32> = words("logits").into_iter().map(f32::from_le_bytes).collect();
+    let vocab = logits.len() / tokens.len();
+    Golden { tokens, logits: logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect() }
+}
+
+/// Compiles a source into `folder/NAME.engine`.
+pub fn compile(source: &Path, folder: &Path, options: &CompileOptions) -> Result<(PathBuf, Compiled), CompileError> {
+    let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let out = folder.join(format!("{name}.engine"));
+    let run = RunOptions::default();
+    let compiled = bessemer_compiler::compile(source, &out, options, &run, None, &Silent)?;
+    Ok((out, compiled))
+}
+
+/// Compiles a fixture and opens the engine.
+pub fn engine(name: &str, options: &CompileOptions) -> Engine {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = compile(&fixture(name), folder.path(), options).unwrap_or_else(|e| panic!("{name}: {e}"));
+    Engine::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// Appends `tokens` to `sequence`; the logits of every row.
+pub fn forward(worker: &mut Worker, sequence: &mut Sequence, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut batch = Batch::new();
+    batch.push(sequence, tokens, Want::All);
+    let logits = worker.forward(&mut batch).unwrap_or_else(|e| panic!("{e}"));
+    logits.of(0).iter().map(<[f32]>::to_vec).collect()
+}
+
+/// Logits of all rows of one sequence from the start.
+pub fn logits(engine: &Engine, options: WorkerOptions, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut worker = Worker::new(engine, options).unwrap();
+    let mut sequence = worker.sequence();
+    forward(&mut worker, &mut sequence, tokens)
+}
+
+/// Greedy continuation: `count` tokens after `prompt`.
+pub fn greedy(engine: &Engine, options: WorkerOptions, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut worker = Worker::new(engine, options).unwrap();
+    let mut sequence = worker.sequence();
+    let mut next = argmax(forward(&mut worker, &mut sequence, prompt).last().unwrap());
+    let mut out = vec![next];
+    while out.len() < count {
+        next = argmax(&forward(&mut worker, &mut sequence, &[next])[0]);
+        out.push(next);
+    }
+    out
+}
+
+/// The first index of the largest number.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, v) in logits.iter().enumerate() {
+        if *v > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+/// `‖found - expected‖ / ‖expected‖` over all rows.
+pub fn relative_error(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "rows");
+    let (mut error, mut norm) = (0.0f64, 0.0f64);
+    for (a, b) in found.iter().zip(expected) {
+        assert_eq!(a.len(), b.len(), "logits of a row");
+        for (a, b) in a.iter().zip(b) {
+            error += (f64::from(*a) - f64::from(*b)).powi(2);
+            norm += f64::from(*b).powi(2);
+        }
+    }
+    (error / norm).sqrt()
+}

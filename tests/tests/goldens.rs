@@ -1,0 +1,120 @@
+//! Engines against the logits that transformers computed in f32 for the tiny fixture models.
+
+use bessemer_compiler::options::CompileOptions;
+use bessemer_passes::PrecisionPolicy;
+use bessemer_runtime::{Batch, KvElem, Want, Worker, WorkerOptions};
+use bessemer_tests::models::{Golden, engine, forward, golden, logits, relative_error};
+
+/// Fixture and its golden.
+const MODELS: &[(&str, &str)] = &[
+    ("gqa_tied", "gqa_tied"),
+    ("gqa_untied", "gqa_untied"),
+    ("mha_untied", "mha_untied"),
+    ("gqa_9_3", "gqa_9_3"),
+    ("rope_linear", "rope_linear"),
+    ("rope_llama3", "rope_llama3"),
+    ("biases", "biases"),
+    ("head_dim", "head_dim"),
+    ("bf16", "bf16"),
+    ("f16_sharded", "f16_sharded"),
+    ("gqa_tied.f32.gguf", "gqa_tied"),
+    ("gqa_tied.mixed.gguf", "gqa_tied.mixed.gguf"),
+    ("f16_sharded.f16.gguf", "f16_sharded"),
+    ("rope_llama3.f32.gguf", "rope_llama3"),
+];
+
+fn f32_worker() -> WorkerOptions {
+    WorkerOptions::default().threads(2).kv(KvElem::F32)
+}
+
+fn options(precision: PrecisionPolicy) -> CompileOptions {
+    CompileOptions { precision, ..CompileOptions::default() }
+}
+
+/// The golden's tokens as it was made: a prefill of 33 tokens, then single steps.
+fn prefill_then_steps(worker: &mut Worker, g: &Golden) -> Vec<Vec<f32>> {
+    let mut sequence = worker.sequence();
+    let mut out = forward(worker, &mut sequence, &g.tokens[..33]);
+    for token in &g.tokens[33..] {
+        out.extend(forward(worker, &mut sequence, &[*token]));
+    }
+    out
+}
+
+fn holds(precision: PrecisionPolicy, kv: KvElem, bound: f64) {
+    for (model, name) in MODELS {
+        let g = golden(name, "");
+        let engine = engine(model, &options(precision));
+        let mut worker = Worker::new(&engine, f32_worker().kv(kv)).unwrap();
+        let error = relative_error(&prefill_then_steps(&mut worker, &g), &g.logits);
+        println!("{model} {precision} kv {kv:?}: {error:.2e}");
+        assert!(error < bound, "{model} {precision}: {error:.2e} above {bound:.0e}");
+        let at_once = logits(&engine, f32_worker().kv(kv), &g.tokens);
+        let error = relative_error(&at_once, &g.logits);
+        assert!(error < bound, "{model} {precision} in one prefill: {error:.2e} above {bound:.0e}");
+    }
+}
+
+#[test]
+fn f32_engines() {
+    holds(PrecisionPolicy::F32, KvElem::F32, 1e-4);
+}
+
+#[test]
+fn bf16_engines() {
+    holds(PrecisionPolicy::Bf16, KvElem::F32, 2e-2);
+    holds(PrecisionPolicy::Bf16, KvElem::Bf16, 2e-2);
+}
+
+#[test]
+fn a_mixed_batch_gives_what_its_sequences_give_alone_and_again_after_truncation() {
+    for name in ["gqa_tied", "rope_llama3"] {
+        let engine = engine(name, &options(PrecisionPolicy::F32));
+        let goldens: Vec<Golden> = (0..3).map(|i| golden(name, &format!("batch.{i}."))).collect();
+        let mut worker = Worker::new(&engine, f32_worker()).unwrap();
+        let [mut a, mut b, mut c] = [worker.sequence(), worker.sequence(), worker.sequence()];
+        // Before the mixed pass: a is empty, b has all but one token, c all but four.
+        let (tb, tc) = (&goldens[1].tokens, &goldens[2].tokens);
+        let (b_head, c_head) = (tb.len() - 1, tc.len() - 4);
+        let mut found_b = forward(&mut worker, &mut b, &tb[..b_head]);
+        let mut found_c = forward(&mut worker, &mut c, &tc[..c_head]);
+        let mut mixed = |worker: &mut Worker, a: &mut _, b: &mut _, c: &mut _| -> Vec<Vec<Vec<f32>>> {
+            let mut batch = Batch::new();
+            batch.push(a, &goldens[0].tokens, Want::All);
+            batch.push(b, &tb[b_head..], Want::All);
+            batch.push(c, &tc[c_head..], Want::All);
+            let logits = worker.forward(&mut batch).unwrap();
+            (0..3).map(|i| logits.of(i).iter().map(<[f32]>::to_vec).collect()).collect()
+        };
+        let first = mixed(&mut worker, &mut a, &mut b, &mut c);
+        a.truncate(0);
+        b.truncate(b_head);
+        c.truncate(c_head);
+        let again = mixed(&mut worker, &mut a, &mut b, &mut c);
+        assert_eq!(first, again, "{name}: truncate and replay");
+        found_b.extend(first[1].clone());
+        found_c.extend(first[2].clone());
+        for (i, found) in [first[0].clone(), found_b, found_c].iter().enumerate() {
+            let error = relative_error(found, &goldens[i].logits);
+            assert!(error < 1e-4, "{name} sequence {i}: {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for (model, name) in MODELS {
+        for precision in [PrecisionPolicy::Source, PrecisionPolicy::F32] {
+            let g = golden(name, "");
+            let engine = engine(model, &options(precision));
+            let run = |threads| {
+                let mut worker = Worker::new(&engine, f32_worker().threads(threads)).unwrap();
+                prefill_then_steps(&mut worker, &g)
+            };
+            let one = run(1);
+            for threads in [2, 3, 5] {
+                assert!(one == run(threads), "{model} {precision}: {threads} threads give other bits than one");
+            }
+        }
+    }
+}
