@@ -1,0 +1,81 @@
+//! Slices of the WEIGHTS section, and what the manifest says about them and about CODE.
+
+use super::{At, Check, ensure};
+use crate::error::FormatError;
+use crate::manifest::{CodeEntry, Manifest};
+use crate::nest::ViewElem;
+use crate::panel::PanelLayout;
+use crate::plan::{Plan, WeightLayout, WeightSlice};
+
+/// Every slice is aligned, has exactly the length that its shape asks for and lies behind the one before it, inside the section.
+pub(super) fn slices(plan: &Plan, section: u64) -> Result<(), FormatError> {
+    let mut end = 0;
+    for (id, slice) in plan.weights.iter().enumerate() {
+        end = self::slice(slice, end, section).at(|| format!("weight {id}"))?;
+    }
+    Ok(())
+}
+
+fn slice(w: &WeightSlice, before: u64, section: u64) -> Check<u64> {
+    ensure!(w.offset.is_multiple_of(64), "offset {} is no multiple of 64", w.offset);
+    ensure!(w.offset >= before, "starts at {} inside the one before, which ends at {before}", w.offset);
+    let expected = bytes(w)?;
+    ensure!(w.len == expected, "{} bytes where {} x {} in {} take {expected}", w.len, w.n, w.k, w.scheme);
+    let end = w.offset.checked_add(w.len).filter(|end| *end <= section);
+    end.ok_or_else(|| format!("{} bytes at {} reach beyond the section of {section}", w.len, w.offset))
+}
+
+fn bytes(w: &WeightSlice) -> Check<u64> {
+    // The layout checks the scheme and the ranges of n and k, for dense weights too.
+    let panel = PanelLayout::new(&w.scheme, w.n as usize, w.k as usize)?;
+    match w.layout {
+        WeightLayout::Panel => Ok(panel.total_bytes() as u64),
+        WeightLayout::Dense => {
+            ensure!(w.scheme.elem.is_float(), "a dense weight cannot hold {}", w.scheme);
+            Ok(u64::from(w.n) * u64::from(w.k) * u64::from(w.scheme.elem.bits() / 8))
+        }
+    }
+}
+
+/// The manifest names only weights, nests and code that exist.
+pub(super) fn manifest(plan: &Plan, manifest: &Manifest, section: u64) -> Result<(), FormatError> {
+    let (hashes, weights) = (manifest.weight_hashes.len(), plan.weights.len());
+    (hashes == weights)
+        .then_some(())
+        .ok_or_else(|| format!("{hashes} hashes for {weights} weights"))
+        .at(|| "manifest, weight_hashes".into())?;
+    for tensor in &manifest.tensors {
+        match tensor.weights.iter().find(|id| **id as usize >= weights) {
+            Some(id) => Err(format!("lies in weight {id} and there are {weights}")),
+            None => Ok(()),
+        }
+        .at(|| format!("manifest, tensor {}", tensor.name))?;
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for (i, entry) in manifest.code.iter().enumerate() {
+        code(plan, entry, section)
+            .and_then(|()| {
+                ensure!(seen.insert((entry.isa, entry.nest, entry.kv)), "the same nest has code twice");
+                Ok(())
+            })
+            .at(|| format!("manifest, code {i}"))?;
+    }
+    Ok(())
+}
+
+fn code(plan: &Plan, entry: &CodeEntry, section: u64) -> Check {
+    let nest = plan.nests.get(entry.nest as usize);
+    let nest = nest.ok_or_else(|| format!("nest {} of {}", entry.nest, plan.nests.len()))?;
+    let touches_cache = nest.views.iter().any(|v| v.elem == ViewElem::Kv);
+    ensure!(
+        entry.kv.is_some() == touches_cache,
+        "a cache type of {:?} for nest {} ({})",
+        entry.kv,
+        entry.nest,
+        nest.name
+    );
+    ensure!(entry.offset.is_multiple_of(64), "offset {} is no multiple of 64", entry.offset);
+    let end = entry.offset.checked_add(entry.len).filter(|end| entry.len > 0 && *end <= section);
+    ensure!(end.is_some(), "{} bytes at {} do not lie in the section of {section}", entry.len, entry.offset);
+    Ok(())
+}
