@@ -25,6 +25,7 @@ pub mod pack;
 mod table;
 #[cfg(test)]
 mod testkit;
+pub mod trig;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -9,7 +9,7 @@ use bessemer_format::{Elem, PanelLayout};
 /// The weight elements that a kernel reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
-    /// Every element.
+    /// Every element (for a kernel of integers: every integer).
     Any,
     /// One element, with any scale type, group size and offset.
     Elem(Elem),
@@ -32,26 +32,50 @@ pub(crate) struct Row<F> {
     pub(crate) kernel: F,
 }
 
-/// Declares the rows of every op, oldest instruction set first within an op, and the tests of every row.
+/// The families that have kernels of their own.
+#[cfg(target_arch = "x86_64")]
+mod family {
+    use super::{Elem, Family};
+    pub(super) const F32: Family = Family::Elem(Elem::F32);
+    pub(super) const F16: Family = Family::Elem(Elem::F16);
+    pub(super) const BF16: Family = Family::Elem(Elem::Bf16);
+    pub(super) const U4: Family = Family::Elem(Elem::U(4));
+    pub(super) const S8: Family = Family::Elem(Elem::S(8));
+}
+const ANY: Family = Family::Any;
+
+/// Declares the rows of every op, oldest instruction set first, and the tests of every row.
 ///
-/// A line is `name: Isa, family, path;`. The tests of an op are the functions of `testkit::<op>`, each of which takes
-/// a row; `each_test!` names them.
+/// A line is `name: Isa, family, path;`, under the architecture that it needs. `tests` names the module of `testkit`
+/// and its functions, each of which takes a row: a kernel that is not tested cannot be registered.
 macro_rules! kernels {
     ($($(#[$op_meta:meta])* $op:ident: $fn:ty, tests $tests:tt {
-        $($(#[cfg($cfg:meta)])? $name:ident: $isa:ident, $family:expr, $kernel:path;)*
+        everywhere {
+            $($name:ident: $isa:ident, $family:ident, $kernel:path;)*
+        }
+        x86_64 {
+            $($x86_name:ident: $x86_isa:ident, $x86_family:ident, $x86_kernel:path;)*
+        }
     })*) => {
         $($(#[$op_meta])* pub(crate) static $op: &[Row<$fn>] = &[
-            $($(#[cfg($cfg)])? Row { isa: Isa::$isa, family: $family, kernel: $kernel }),*
+            $(Row { isa: Isa::$isa, family: $family, kernel: $kernel },)*
+            $(#[cfg(target_arch = "x86_64")]
+            Row { isa: Isa::$x86_isa, family: $x86_family, kernel: $x86_kernel },)*
         ];)*
 
         #[cfg(test)]
         mod tests {
             use super::*;
-            $($($(#[cfg($cfg)])? mod $name {
-                #[allow(unused_imports)]
+            $($(mod $name {
                 use super::*;
                 const ROW: Row<$fn> = Row { isa: Isa::$isa, family: $family, kernel: $kernel };
                 kernels!(@tests $name $tests);
+            })*
+            $(#[cfg(target_arch = "x86_64")]
+            mod $x86_name {
+                use super::*;
+                const ROW: Row<$fn> = Row { isa: Isa::$x86_isa, family: $x86_family, kernel: $x86_kernel };
+                kernels!(@tests $x86_name $tests);
             })*)*
         }
     };
@@ -65,49 +89,67 @@ macro_rules! kernels {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
+use crate::x86_64::{avx2, avx512};
+#[cfg(target_arch = "x86_64")]
+use family::*;
+
 kernels! {
     /// [`LinearF32`].
     LINEAR_F32: LinearF32Fn, tests (linear_f32: exact, bounded, guarded, odd_shapes) {
-        linear_f32_portable: Portable, Family::Any, linear::portable::linear_f32;
-        #[cfg(target_arch = "x86_64")] linear_f32_f32_avx512: Avx512, F32, avx512::linear_f32::f32;
-        #[cfg(target_arch = "x86_64")] linear_f32_f16_avx512: Avx512, F16, avx512::linear_f32::f16;
-        #[cfg(target_arch = "x86_64")] linear_f32_bf16_avx512: Avx512, BF16, avx512::linear_f32::bf16;
-        #[cfg(target_arch = "x86_64")] linear_f32_u4_avx512: Avx512, U4, avx512::linear_f32::u4;
-        #[cfg(target_arch = "x86_64")] linear_f32_s8_avx512: Avx512, S8, avx512::linear_f32::s8;
+        everywhere {
+            linear_f32_portable: Portable, ANY, linear::portable::linear_f32;
+        }
+        x86_64 {
+            linear_f32_any_avx2: Avx2, ANY, avx2::any::linear_f32;
+            linear_f32_f32_avx2: Avx2, F32, avx2::linear_f32::f32;
+            linear_f32_f16_avx2: Avx2, F16, avx2::linear_f32::f16;
+            linear_f32_bf16_avx2: Avx2, BF16, avx2::linear_f32::bf16;
+            linear_f32_u4_avx2: Avx2, U4, avx2::linear_f32::u4;
+            linear_f32_s8_avx2: Avx2, S8, avx2::linear_f32::s8;
+            linear_f32_any_avx512: Avx512, ANY, avx512::any::linear_f32;
+            linear_f32_f32_avx512: Avx512, F32, avx512::linear_f32::f32;
+            linear_f32_f16_avx512: Avx512, F16, avx512::linear_f32::f16;
+            linear_f32_bf16_avx512: Avx512, BF16, avx512::linear_f32::bf16;
+            linear_f32_u4_avx512: Avx512, U4, avx512::linear_f32::u4;
+            linear_f32_s8_avx512: Avx512, S8, avx512::linear_f32::s8;
+        }
     }
     /// [`LinearInt8`].
     LINEAR_INT8: LinearInt8Fn, tests (linear_int8: exact, bounded, guarded, odd_shapes) {
-        linear_int8_portable: Portable, Family::Any, linear::portable::linear_int8;
-        #[cfg(target_arch = "x86_64")] linear_int8_u4_avx512: Avx512, U4, avx512::linear_int8::u4;
-        #[cfg(target_arch = "x86_64")] linear_int8_s8_avx512: Avx512, S8, avx512::linear_int8::s8;
+        everywhere {
+            linear_int8_portable: Portable, ANY, linear::portable::linear_int8;
+        }
+        x86_64 {
+            linear_int8_any_avx2: Avx2, ANY, avx2::any::linear_int8;
+            linear_int8_u4_avx2: Avx2, U4, avx2::linear_int8::u4;
+            linear_int8_s8_avx2: Avx2, S8, avx2::linear_int8::s8;
+            linear_int8_any_avx512: Avx512, ANY, avx512::any::linear_int8;
+            linear_int8_u4_avx512: Avx512, U4, avx512::linear_int8::u4;
+            linear_int8_s8_avx512: Avx512, S8, avx512::linear_int8::s8;
+        }
     }
     /// [`Quantise`].
     QUANTISE: QuantiseFn, tests (quantise: exact, guarded) {
-        quantise_portable: Portable, Family::Any, linear::portable::quantise;
-        #[cfg(target_arch = "x86_64")] quantise_avx512: Avx512, Family::Any, avx512::quantise::quantise;
+        everywhere {
+            quantise_portable: Portable, ANY, linear::portable::quantise;
+        }
+        x86_64 {
+            quantise_avx2: Avx2, ANY, avx2::quantise::quantise;
+            quantise_avx512: Avx512, ANY, avx512::quantise::quantise;
+        }
     }
     /// [`Attention`].
     ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes) {
-        attention_portable: Portable, Family::Any, attention::portable::attend_block;
-        #[cfg(target_arch = "x86_64")] attention_avx512: Avx512, Family::Any, avx512::attention::attend_block;
+        everywhere {
+            attention_portable: Portable, ANY, attention::portable::attend_block;
+        }
+        x86_64 {
+            attention_avx2: Avx2, ANY, avx2::attention::attend_block;
+            attention_avx512: Avx512, ANY, avx512::attention::attend_block;
+        }
     }
 }
-
-#[cfg(target_arch = "x86_64")]
-use crate::x86_64::avx512;
-
-/// The families that have kernels of their own.
-#[cfg(target_arch = "x86_64")]
-mod family {
-    use super::{Elem, Family};
-    pub(super) const F32: Family = Family::Elem(Elem::F32);
-    pub(super) const F16: Family = Family::Elem(Elem::F16);
-    pub(super) const BF16: Family = Family::Elem(Elem::Bf16);
-    pub(super) const U4: Family = Family::Elem(Elem::U(4));
-    pub(super) const S8: Family = Family::Elem(Elem::S(8));
-}
-#[cfg(target_arch = "x86_64")]
-use family::*;
 
 /// The kernels of one instruction set, which this host is known to run.
 ///

@@ -3,4 +3,45 @@
 //! Functions of these modules carry `#[target_feature]`: safe among themselves, unsafe to call from anywhere else. The
 //! contracts of the entry points are those of the function types in [`crate::linear`] and [`crate::attention`].
 
+// Register blocks are arrays that a constant range indexes, several at a time: zipped iterators would hide the block.
+#![allow(clippy::needless_range_loop)]
+
+pub(crate) mod avx2;
 pub(crate) mod avx512;
+
+/// The portable kernels for every scheme, compiled with newer instructions: the same bits, faster.
+macro_rules! portable_with {
+    ($features:literal) => {
+        /// The portable kernels for every scheme with this instruction set's vectors and fused multiply-add.
+        pub(crate) mod any {
+            use crate::linear::{Lane, portable};
+            use bessemer_format::PanelLayout;
+            use bessemer_format::act::Int8Layout;
+
+            /// [`crate::linear::LinearF32Fn`] for every scheme.
+            #[target_feature(enable = $features)]
+            pub(crate) fn linear_f32(
+                layout: &PanelLayout,
+                panel: &[u8],
+                x: &[f32],
+                stride: usize,
+                out: &mut [Lane],
+            ) {
+                portable::linear_f32(layout, panel, x, stride, out);
+            }
+
+            /// [`crate::linear::LinearInt8Fn`] for every scheme of integer codes.
+            #[target_feature(enable = $features)]
+            pub(crate) fn linear_int8(
+                layout: &PanelLayout,
+                act: &Int8Layout,
+                panel: &[u8],
+                x: &[u8],
+                out: &mut [Lane],
+            ) {
+                portable::linear_int8(layout, act, panel, x, out);
+            }
+        }
+    };
+}
+pub(crate) use portable_with;

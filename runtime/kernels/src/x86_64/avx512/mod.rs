@@ -9,6 +9,8 @@ use crate::math::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
 use bessemer_format::ScaleType;
 use std::arch::x86_64::*;
 
+super::portable_with!("avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c");
+
 /// How far ahead of a GEMV's reads to prefetch: a DRAM latency at the speed of one core.
 const PREFETCH_AHEAD: usize = 2048;
 

@@ -1,0 +1,130 @@
+//! Speed of the linear kernels of every instruction set that this host runs, on one thread:
+//! `cargo run --release -p bessemer-kernels --example linear_bench [FILTER]`.
+//!
+//! GB/s counts packed weight bytes once a pass; GOPS counts two operations a multiply-add. A matrix smaller than a
+//! cache is read from that cache after the first pass.
+
+use bessemer_format::panel::COLUMNS;
+use bessemer_format::{PanelLayout, ScaleType};
+use bessemer_kernels::linear::RowsF32;
+use bessemer_kernels::{Isa, KernelSet};
+use std::hint::black_box;
+use std::time::Instant;
+
+const SHAPES: [(usize, usize); 5] = [(576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096)];
+const SCHEMES: [&str; 8] =
+    ["f32", "bf16", "f16", "s8:f16x32", "s8:f16x0", "u4:f16x32-8", "u4:f16x32+f16", "u6:f16x32-32"];
+
+fn main() {
+    let filter: Vec<String> = std::env::args().skip(1).collect();
+    println!(
+        "{:<9} {:<14} {:<8} {:>11} {:>5} {:>8} {:>8}",
+        "isa", "scheme", "compute", "n x k", "rows", "GB/s", "GOPS"
+    );
+    for scheme in SCHEMES {
+        for (n, k) in SHAPES {
+            let layout = PanelLayout::new(&scheme.parse().expect("a scheme"), n, k).expect("a shape");
+            let weight = random_weight(&layout);
+            for &isa in Isa::ALL {
+                let Some(set) = KernelSet::for_isa(isa) else { continue };
+                for rows in [1, 64, 512] {
+                    // Large products by slow kernels tell nothing new.
+                    if rows == 512 && n * k > 1 << 20 || isa == Isa::Portable && rows * n * k > 1 << 27 {
+                        continue;
+                    }
+                    for int8 in [false, true] {
+                        let compute = if int8 { "int8x32" } else { "f32" };
+                        let line = format!(
+                            "{:<9} {scheme:<14} {compute:<8} {:>11} {rows:>5}",
+                            isa.name(),
+                            format!("{n}x{k}")
+                        );
+                        if filter.iter().all(|f| line.contains(f.as_str())) {
+                            let Some(seconds) = time(set, &layout, &weight, rows, int8) else { continue };
+                            let gb = weight.len() as f64 / seconds / 1e9;
+                            let gops = 2.0 * (n * k * rows) as f64 / seconds / 1e9;
+                            println!("{line} {gb:>8.1} {gops:>8.1}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Median seconds of one product, or `None` where the scheme does not compute so.
+fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, int8: bool) -> Option<f64> {
+    let k = layout.k();
+    let x: Vec<f32> = noise().take(rows * k).map(|v| v as f32 / u32::MAX as f32 - 0.5).collect();
+    let mut out = vec![0.0f32; rows * layout.panels() * COLUMNS];
+    let mut store = |panel: usize, first: usize, tile: &[[f32; COLUMNS]]| {
+        for (i, lane) in tile.iter().enumerate() {
+            let at = (first + i) * layout.panels() * COLUMNS + panel * COLUMNS;
+            out[at..][..COLUMNS].copy_from_slice(lane);
+        }
+    };
+    let panels = 0..layout.panels();
+    let mut samples = Vec::new();
+    let begin = Instant::now();
+    if int8 {
+        let linear = set.linear_int8(layout, 32).ok()?;
+        let mut q = vec![0u8; rows * linear.act().row_bytes()];
+        let row_bytes = linear.act().row_bytes();
+        while samples.len() < 5 || begin.elapsed().as_millis() < 150 {
+            let t = Instant::now();
+            for (x, q) in x.chunks(k).zip(q.chunks_mut(row_bytes)) {
+                set.quantise().row(linear.act(), x, q);
+            }
+            linear.for_each_tile(black_box(weight), panels.clone(), &q, &mut store);
+            samples.push(t.elapsed().as_secs_f64());
+        }
+    } else {
+        let linear = set.linear_f32(layout);
+        while samples.len() < 5 || begin.elapsed().as_millis() < 150 {
+            let t = Instant::now();
+            linear.for_each_tile(
+                black_box(weight),
+                panels.clone(),
+                RowsF32 { data: &x, rows, stride: k },
+                &mut store,
+            );
+            samples.push(t.elapsed().as_secs_f64());
+        }
+    }
+    black_box(&out);
+    samples.sort_by(f64::total_cmp);
+    Some(samples[samples.len() / 2])
+}
+
+/// Random bytes, with every scale and offset an ordinary number.
+fn random_weight(layout: &PanelLayout) -> Vec<u8> {
+    let mut bytes: Vec<u8> = noise().take(layout.total_bytes()).map(|v| (v >> 7) as u8).collect();
+    let float = layout.scheme().elem.is_float();
+    let element = layout.scheme().elem.bits() as usize / 8;
+    for panel in bytes.chunks_mut(layout.panel_bytes()) {
+        if float {
+            // Clears the exponents' top bits: finite and of moderate size.
+            panel.iter_mut().skip(element - 1).step_by(element).for_each(|b| *b &= 0xbf);
+            continue;
+        }
+        for r in 0..layout.runs() {
+            let at = layout.run_offset(r) + layout.run_code_bytes(r);
+            let mut side = Vec::new();
+            for i in 0..(layout.scale_bytes() + layout.offset_bytes()) / 2 {
+                ScaleType::F16.push(0.01 + i as f32 * 1e-4, &mut side);
+            }
+            panel[at..at + side.len()].copy_from_slice(&side);
+        }
+    }
+    bytes
+}
+
+fn noise() -> impl Iterator<Item = u32> {
+    let mut state = 0x1234_5678u32;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    })
+}
