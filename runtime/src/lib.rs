@@ -13,6 +13,7 @@ mod engine;
 mod error;
 mod exec;
 mod host;
+mod nest;
 mod pool;
 pub mod sample;
 mod state;

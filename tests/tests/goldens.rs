@@ -78,7 +78,7 @@ fn a_mixed_batch_gives_what_its_sequences_give_alone_and_again_after_truncation(
         let (b_head, c_head) = (tb.len() - 1, tc.len() - 4);
         let mut found_b = forward(&mut worker, &mut b, &tb[..b_head]);
         let mut found_c = forward(&mut worker, &mut c, &tc[..c_head]);
-        let mut mixed = |worker: &mut Worker, a: &mut _, b: &mut _, c: &mut _| -> Vec<Vec<Vec<f32>>> {
+        let mixed = |worker: &mut Worker, a: &mut _, b: &mut _, c: &mut _| -> Vec<Vec<Vec<f32>>> {
             let mut batch = Batch::new();
             batch.push(a, &goldens[0].tokens, Want::All);
             batch.push(b, &tb[b_head..], Want::All);

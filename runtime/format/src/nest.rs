@@ -11,7 +11,7 @@
 //! * f32 registers hold values, integer registers hold indices loaded from buffers. A register is written before it
 //!   is read in the same or an enclosing loop body, and by one statement only.
 //! * Every [`Op`] is one IEEE f32 operation, rounded to nearest even. There is no fused multiply-add. [`Op::Exp`],
-//!   [`Op::Sin`] and [`Op::Cos`] are the functions of `bessemer-kernels::math`, bit for bit.
+//!   [`Op::Sin`] and [`Op::Cos`] are the functions of `bessemer-kernels` (`math::exp`, `trig`), bit for bit.
 //! * A *vector loop* is a loop whose body holds no loop. Its iterations may be executed in blocks, statement by
 //!   statement, so no iteration may read what another one stores.
 //! * `Reduce` over a vector loop keeps [`LANES`] partial results: partial `l` combines the elements `i` with

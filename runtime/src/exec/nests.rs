@@ -5,6 +5,7 @@ use crate::bind::{BoundArg, MAX_VIEWS};
 use crate::code::NestCode;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::nest::Interpreter;
 use crate::pool::SharedBytes;
 use crate::worker::Nests;
 use bessemer_format::PanelLayout;
@@ -39,7 +40,9 @@ impl BoundNest {
             .and_then(|code| code.nest(id, kv))
         {
             Some(code) => Ok(BoundNest::Generated(code)),
-            None => Err(EngineError::Unsupported { step: nest.name.clone(), why: "interpreter".into() }),
+            None => Interpreter::new(nest, kv)
+                .map(|nest| BoundNest::Interpreted(Box::new(nest)))
+                .map_err(|why| EngineError::Unsupported { step: nest.name.clone(), why }),
         };
         engine.plan().nests.iter().enumerate().map(bind).collect()
     }

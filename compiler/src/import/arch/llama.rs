@@ -165,7 +165,7 @@ impl LlamaConfig {
         for layer in 0..self.layers {
             let name = |what: &str| format!("layer.{layer}.{what}");
             let tensor = |role| self.tensor_name(role, layer);
-            let mut project = |b: &mut Builder, x, weight, bias_role| {
+            let project = |b: &mut Builder, x, weight, bias_role| {
                 b.linear(x, &tensor(weight), bias(bias_role, layer).as_deref())
             };
             let h = b.rms_norm(x, &tensor(Role::AttentionNorm), self.rms_norm_eps)?;
