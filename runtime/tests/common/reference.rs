@@ -1,0 +1,101 @@
+//! What the test model means, in f64 and without any cleverness.
+
+use super::{Matrix, Model};
+use bessemer_format::scheme::quantise_int8;
+use bessemer_format::{Compute, kv};
+use bessemer_runtime::KvElem;
+
+/// Runs one sequence token by token.
+pub struct Reference<'a> {
+    model: &'a Model,
+    kv: KvElem,
+    /// For each layer and token: keys, then values, of all heads.
+    cache: Vec<Vec<(Vec<f64>, Vec<f64>)>>,
+}
+
+impl<'a> Reference<'a> {
+    pub fn new(model: &'a Model, kv: KvElem) -> Self {
+        Self { model, kv, cache: vec![Vec::new(); model.layers.len()] }
+    }
+
+    /// The logits of all `tokens`, one row behind the other.
+    pub fn logits(&mut self, tokens: &[u32]) -> Vec<f64> {
+        tokens.iter().flat_map(|t| self.step(*t)).collect()
+    }
+
+    fn step(&mut self, token: u32) -> Vec<f64> {
+        let s = &self.model.shape;
+        let table = &self.model.table;
+        let mut x: Vec<f64> = (0..s.hidden()).map(|k| f64::from(table.value(token as usize, k))).collect();
+        for (layer, cache) in self.model.layers.iter().zip(&mut self.cache) {
+            let q = linear(&layer.q, &x, s.compute);
+            let store = |v: Vec<f64>| -> Vec<f64> {
+                v.into_iter()
+                    .map(|v| match self.kv {
+                        KvElem::F32 => f64::from(v as f32),
+                        KvElem::Bf16 => half::bf16::from_f32(v as f32).to_f64(),
+                    })
+                    .collect()
+            };
+            cache.push((store(linear(&layer.k, &x, s.compute)), store(linear(&layer.v, &x, s.compute))));
+            let mut out = vec![0.0; s.hidden()];
+            for h in 0..s.heads {
+                let (d, g) = (s.head_dim, h / (s.heads / s.kv_heads));
+                let q = &q[h * d..][..d];
+                let scores: Vec<f64> = cache
+                    .iter()
+                    .map(|(k, _)| {
+                        q.iter().zip(&k[g * d..]).map(|(q, k)| q * k).sum::<f64>() / (d as f64).sqrt()
+                    })
+                    .collect();
+                let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for (w, (_, v)) in weights.iter().zip(cache.iter()) {
+                    for i in 0..d {
+                        out[h * d + i] += w / sum * v[g * d + i];
+                    }
+                }
+            }
+            add(&mut x, &linear(&layer.o, &out, s.compute));
+            let gate = linear(&layer.gate, &x, s.compute);
+            let up = linear(&layer.up, &x, s.compute);
+            let hidden: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            add(&mut x, &linear(&layer.down, &hidden, s.compute));
+        }
+        product(table, &x, s.compute)
+    }
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn linear(matrix: &Matrix, x: &[f64], compute: Compute) -> Vec<f64> {
+    let mut out = product(&matrix.rows, x, compute);
+    if let Some(bias) = &matrix.bias {
+        out.iter_mut().zip(bias).for_each(|(o, b)| *o += f64::from(*b));
+    }
+    out
+}
+
+fn product(rows: &bessemer_format::rows::Rows, x: &[f64], compute: Compute) -> Vec<f64> {
+    let x: Vec<f64> = match compute {
+        Compute::F32 => x.to_vec(),
+        Compute::Int8 { group } => x
+            .chunks(group as usize)
+            .flat_map(|x| {
+                let x: Vec<f32> = x.iter().map(|v| *v as f32).collect();
+                let mut codes = vec![0; x.len()];
+                let scale = quantise_int8(&x, &mut codes);
+                codes.into_iter().map(move |c| f64::from(c) * f64::from(scale))
+            })
+            .collect(),
+    };
+    (0..rows.rows).map(|n| x.iter().enumerate().map(|(k, x)| x * f64::from(rows.value(n, k))).sum()).collect()
+}
+
+/// Blocks that `tokens` take.
+pub fn blocks(tokens: usize) -> usize {
+    tokens.div_ceil(kv::TOKENS)
+}

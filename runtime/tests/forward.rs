@@ -1,0 +1,166 @@
+//! Forward passes of a hand-built model against its meaning in f64, and against themselves: neither the number of
+//! threads nor the way in which tokens are cut into batches changes a bit.
+
+mod common;
+
+use bessemer_format::QuantScheme;
+use bessemer_runtime::{Batch, Engine, KvElem, Want};
+use common::{Model, Random, Reference, Shape, forward, relative_error, worker};
+
+fn check_against_reference(shape: Shape, kv: KvElem, tolerance: f64) {
+    let model = Model::random(shape, 1);
+    // Several attention chunks and several passes of the largest program.
+    let tokens = Random(2).tokens(150, model.shape.vocab);
+    let mut worker = worker(&model.engine(), 2, kv);
+    let mut sequence = worker.sequence();
+    let mut got = forward(&mut worker, &mut sequence, &tokens[..147]);
+    for token in &tokens[147..] {
+        got.extend(forward(&mut worker, &mut sequence, &[*token]));
+    }
+    let want = Reference::new(&model, kv).logits(&tokens);
+    let error = relative_error(&got, &want);
+    println!("relative error {error:e}");
+    assert!(error < tolerance, "{error:e}");
+}
+
+#[test]
+fn f32_weights_and_cache_meet_the_reference() {
+    check_against_reference(Shape::default(), KvElem::F32, 2e-6);
+}
+
+#[test]
+fn a_bf16_cache_meets_the_reference_that_rounds_too() {
+    // A value next to a rounding boundary may fall on the other side: one part in 256 of a few elements.
+    check_against_reference(Shape::default(), KvElem::Bf16, 1e-4);
+}
+
+#[test]
+fn quantised_weights_in_f32_meet_the_reference() {
+    for scheme in [QuantScheme::Q8_0, QuantScheme::Q4_0, QuantScheme::Q4_1, QuantScheme::BF16] {
+        check_against_reference(Shape { scheme, ..Shape::default() }, KvElem::F32, 2e-6);
+    }
+}
+
+#[test]
+fn eight_bit_activations_meet_the_reference_that_rounds_too() {
+    check_against_reference(Shape::int8(), KvElem::F32, 1e-3);
+}
+
+#[test]
+fn multi_head_and_single_kv_head_meet_the_reference() {
+    for (heads, kv_heads, head_dim) in [(3, 3, 16), (5, 1, 8)] {
+        let shape = Shape { heads, kv_heads, head_dim, ..Shape::default() };
+        check_against_reference(shape, KvElem::F32, 2e-6);
+    }
+}
+
+/// A run that takes every path: prefill in several passes, a mixed batch of three sequences, single steps.
+fn long_run(engine: &Engine, threads: usize, kv: KvElem) -> Vec<u32> {
+    let mut worker = worker(engine, threads, kv);
+    assert_eq!(worker.threads(), threads);
+    let vocab = engine.plan().model.vocab as usize;
+    let tokens = Random(3).tokens(200, vocab);
+    let [mut a, mut b, mut c] = [(); 3].map(|()| worker.sequence());
+    let mut out = forward(&mut worker, &mut a, &tokens[..140]);
+    out.extend(forward(&mut worker, &mut b, &tokens[50..80]));
+    let mask: Vec<bool> = (0..17).map(|i| i % 2 == 0).collect();
+    let mut batch = Batch::new();
+    batch.push(&mut a, &tokens[140..141], Want::Last);
+    batch.push(&mut b, &tokens[80..84], Want::All);
+    batch.push(&mut c, &tokens[100..117], Want::Mask(&mask));
+    out.extend(worker.forward(&mut batch).unwrap().all().as_slice());
+    for token in &tokens[150..160] {
+        out.extend(forward(&mut worker, &mut a, &[*token]));
+    }
+    out.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for shape in [Shape::default(), Shape::int8()] {
+        for kv in [KvElem::Bf16, KvElem::F32] {
+            let engine = Model::random(shape.clone(), 4).engine();
+            let one = long_run(&engine, 1, kv);
+            assert!(one.iter().any(|bits| *bits != 0));
+            for threads in [2, 3, 5] {
+                assert!(long_run(&engine, threads, kv) == one, "{threads} threads differ from one");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_gives_the_same_bits_however_it_is_cut() {
+    for shape in [Shape::default(), Shape::int8()] {
+        let model = Model::random(shape, 5);
+        let tokens = Random(6).tokens(170, model.shape.vocab);
+        let mut worker = worker(&model.engine(), 2, KvElem::Bf16);
+        let mut sequence = worker.sequence();
+        let whole = forward(&mut worker, &mut sequence, &tokens);
+        // 1: decode, with chunks dealt to threads; 3: the same for a few rows; 7 and 24: blocks of rows.
+        for step in [1, 3, 7, 24] {
+            let mut sequence = worker.sequence();
+            let cut: Vec<f32> =
+                tokens.chunks(step).flat_map(|t| forward(&mut worker, &mut sequence, t)).collect();
+            assert!(cut == whole, "steps of {step} rows differ");
+        }
+    }
+}
+
+#[test]
+fn a_mixed_batch_gives_each_sequence_what_it_gets_alone() {
+    let model = Model::random(Shape::int8(), 7);
+    let engine = model.engine();
+    let tokens = Random(8).tokens(300, model.shape.vocab);
+    let mut worker = worker(&engine, 2, KvElem::Bf16);
+    let prompts = [&tokens[..0], &tokens[10..100], &tokens[200..233]];
+    // A prefill, a single decode row, and four rows that go on.
+    let next = [&tokens[150..190], &tokens[5..6], &tokens[40..44]];
+
+    let mut alone = Vec::new();
+    for (prompt, next) in prompts.iter().zip(next) {
+        let mut sequence = worker.sequence();
+        forward(&mut worker, &mut sequence, prompt);
+        alone.push(forward(&mut worker, &mut sequence, next));
+    }
+
+    let mut sequences = [(); 3].map(|()| worker.sequence());
+    for (sequence, prompt) in sequences.iter_mut().zip(prompts) {
+        forward(&mut worker, sequence, prompt);
+    }
+    let mut batch = Batch::new();
+    for (sequence, next) in sequences.iter_mut().zip(next) {
+        batch.push(sequence, next, Want::All);
+    }
+    assert_eq!(batch.rows(), 45);
+    let logits = worker.forward(&mut batch).unwrap();
+    for (entry, alone) in alone.iter().enumerate() {
+        assert!(logits.of(entry).as_slice() == &alone[..], "entry {entry} differs");
+    }
+    assert_eq!(sequences.map(|s| s.len()), [40, 91, 37]);
+}
+
+#[test]
+fn wanted_rows_are_the_ones_that_come() {
+    let model = Model::random(Shape::default(), 9);
+    let tokens = Random(10).tokens(60, model.shape.vocab);
+    let mut worker = worker(&model.engine(), 2, KvElem::F32);
+    let mut sequence = worker.sequence();
+    let all = forward(&mut worker, &mut sequence, &tokens);
+    let row = |i: usize| &all[i * model.shape.vocab..][..model.shape.vocab];
+    let mask: Vec<bool> = (0..60).map(|i| i % 13 == 5).collect();
+    let [mut a, mut b, mut c] = [(); 3].map(|()| worker.sequence());
+    let mut batch = Batch::new();
+    batch.push(&mut a, &tokens, Want::None);
+    batch.push(&mut b, &tokens, Want::Last);
+    batch.push(&mut c, &tokens, Want::Mask(&mask));
+    let logits = worker.forward(&mut batch).unwrap();
+    assert!(logits.of(0).is_empty());
+    assert_eq!((logits.of(1).len(), logits.of(1).last()), (1, Some(row(59))));
+    let rows: Vec<_> = logits.of(2).into_iter().collect();
+    assert_eq!(rows, [5, 18, 31, 44, 57].map(row));
+    assert_eq!(&logits.of(2)[4], row(57));
+
+    let nothing = worker.forward(&mut Batch::new()).unwrap();
+    assert!(nothing.all().is_empty());
+}
