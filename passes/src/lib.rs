@@ -10,6 +10,7 @@ mod layout;
 mod pattern;
 pub mod pipeline;
 mod precision;
+pub mod testing;
 
 pub use error::{Cause, PassError};
 pub use precision::PrecisionPolicy;

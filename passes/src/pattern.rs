@@ -78,21 +78,22 @@ pub fn read_once(graph: &Graph, value: Value) -> bool {
     graph.only_use(value).is_some()
 }
 
-/// One name for several, in the shell's notation: `blk.0.attn_{q,k,v}.weight`.
+/// One name for several, in the shell's notation: `blk.0.attn_{q,k,v}.weight`. Names part between words, not inside them.
 pub fn joint_name(names: &[&str]) -> String {
     let [first, rest @ ..] = names else { return String::new() };
-    let shortest = names.iter().map(|n| n.len()).min().unwrap_or(0);
-    let common = |same: &dyn Fn(&str, usize) -> bool, longest: usize| {
-        (0..=longest).rev().find(|&n| rest.iter().all(|r| same(r, n))).unwrap_or(0)
-    };
-    let prefix = common(&|r, n| first.get(..n).is_some_and(|p| r.starts_with(p)), shortest);
-    let tail = |n: usize| first.len().checked_sub(n).and_then(|at| first.get(at..));
-    let suffix = common(&|r, n| tail(n).is_some_and(|t| r.ends_with(t)), shortest - prefix);
-    let middles: Vec<&str> = names.iter().map(|n| &n[prefix..n.len() - suffix]).collect();
-    if middles.iter().all(|m| m.is_empty()) {
+    if rest.iter().all(|r| r == first) {
         return first.to_string();
     }
-    format!("{}{{{}}}{}", &first[..prefix], middles.join(","), &first[first.len() - suffix..])
+    let separator = |c: char| matches!(c, '.' | '_' | '/');
+    let prefix = (first.rmatch_indices(separator).map(|(i, _)| i + 1))
+        .find(|&i| rest.iter().all(|r| r.starts_with(&first[..i])))
+        .unwrap_or(0);
+    let tails: Vec<&str> = names.iter().map(|n| &n[prefix..]).collect();
+    let suffix = (tails[0].match_indices(separator).map(|(i, _)| &tails[0][i..]))
+        .find(|s| tails.iter().all(|t| t.ends_with(s)))
+        .unwrap_or("");
+    let middles: Vec<&str> = tails.iter().map(|t| &t[..t.len() - suffix.len()]).collect();
+    format!("{}{{{}}}{suffix}", &first[..prefix], middles.join(","))
 }
 
 #[cfg(test)]
@@ -103,8 +104,10 @@ mod tests {
     fn joint_names_keep_what_is_common() {
         assert_eq!(joint_name(&["b.attn_q.w", "b.attn_k.w", "b.attn_v.w"]), "b.attn_{q,k,v}.w");
         assert_eq!(joint_name(&["gate", "up"]), "{gate,up}");
-        assert_eq!(joint_name(&["aa", "aaa"]), "aa{,a}");
-        assert_eq!(joint_name(&["same", "same"]), "same");
-        assert_eq!(joint_name(&["é1", "è1"]), "{é,è}1");
+        assert_eq!(joint_name(&["l.0.mlp.gate_proj.w", "l.0.mlp.up_proj.w"]), "l.0.mlp.{gate,up}_proj.w");
+        assert_eq!(joint_name(&["silu", "swiglu"]), "{silu,swiglu}");
+        assert_eq!(joint_name(&["a.b", "a.b.b"]), "a.{b,b.b}");
+        assert_eq!(joint_name(&["same.w", "same.w"]), "same.w");
+        assert_eq!(joint_name(&["é.1", "è.1"]), "{é,è}.1");
     }
 }

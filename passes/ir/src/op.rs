@@ -48,7 +48,7 @@ macro_rules! ops {
                         let mut open = false;
                         $(
                             c.expect(if std::mem::replace(&mut open, true) { "," } else { "{" })?;
-                            c.expect(stringify!($field))?;
+                            c.expect_word(stringify!($field))?;
                             c.expect("=")?;
                             let $field = <$ty as Attr>::parse(c)?;
                         )*

@@ -77,6 +77,14 @@ impl<'a> Cursor<'a> {
         })
     }
 
+    /// Takes `word`, whole, or says which word stands there.
+    pub fn expect_word(&mut self, word: &str) -> Result<(), String> {
+        match self.word() {
+            found if found == word => Ok(()),
+            found => Err(format!("expected `{word}`, found `{found}`")),
+        }
+    }
+
     /// A quantisation scheme, which has signs and colons inside.
     pub fn scheme_word(&mut self) -> &'a str {
         self.take_while(|c| c.is_alphanumeric() || matches!(c, ':' | '+' | '-'))
