@@ -7,6 +7,20 @@ use half::{bf16, f16};
 /// Elements along k of an atom of codes of up to 8 bits.
 pub(crate) const ATOM_K: usize = 4;
 
+/// The bit planes of run `r`, each with its offset from the run's start, and how many there are.
+#[inline(always)]
+pub(crate) fn run_planes(layout: &PanelLayout, r: usize) -> ([(usize, Plane); 4], usize) {
+    let atoms = layout.run_len(r).next_multiple_of(K_STEP) / ATOM_K;
+    let mut list = [(0, Plane { bits: 8, shift: 0 }); 4];
+    let (mut base, mut count) = (0, 0);
+    for p in planes(layout.scheme().elem.bits()) {
+        list[count] = (base, p);
+        count += 1;
+        base += atoms.div_ceil(8 / p.bits as usize) * LINE;
+    }
+    (list, count)
+}
+
 /// The integer codes of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct RunCodes<'a> {
@@ -21,18 +35,10 @@ impl<'a> RunCodes<'a> {
     /// The codes of run `r` in `panel`. The element must be an integer.
     #[inline(always)]
     pub(crate) fn new(layout: &PanelLayout, panel: &'a [u8], r: usize) -> Self {
-        let elem = layout.scheme().elem;
         let bytes = &panel[layout.run_offset(r)..][..layout.run_code_bytes(r)];
-        let atoms = layout.run_len(r).next_multiple_of(K_STEP) / ATOM_K;
-        let mut list = [(0, Plane { bits: 8, shift: 0 }); 4];
-        let (mut base, mut count) = (0, 0);
-        for p in planes(elem.bits()) {
-            list[count] = (base, p);
-            count += 1;
-            base += atoms.div_ceil(8 / p.bits as usize) * LINE;
-        }
-        let sign = if let Elem::S(b) = elem { Some(8 - u32::from(b)) } else { None };
-        Self { bytes, planes: list, count, sign }
+        let (planes, count) = run_planes(layout, r);
+        let sign = if let Elem::S(b) = layout.scheme().elem { Some(8 - u32::from(b)) } else { None };
+        Self { bytes, planes, count, sign }
     }
 
     /// Atom `j`: the code of column `c` and element `4 * j + i` at `[4 * c + i]`.

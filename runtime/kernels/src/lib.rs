@@ -22,6 +22,7 @@ pub mod linear;
 pub mod math;
 #[cfg(any(test, feature = "pack"))]
 pub mod pack;
+pub mod peak;
 mod table;
 #[cfg(test)]
 mod testkit;

@@ -1,6 +1,7 @@
 //! From [`Rows`] to the packed form that kernels read, and back.
 
-use bessemer_format::panel::{COLUMNS, PanelLayout};
+use crate::codes::{ATOM_K, RunCodes, run_planes, run_scales};
+use bessemer_format::panel::{COLUMNS, LINE, PanelLayout};
 use bessemer_format::rows::Rows;
 use bessemer_format::{Elem, Offset, ScaleType};
 use half::{bf16, f16};
@@ -92,18 +93,23 @@ pub fn unpack_panels(layout: &PanelLayout, rows: usize, bytes: &[u8]) -> Result<
         scales: Vec::new(),
         offsets: Vec::new(),
     };
-    // `PanelLayout::code` addresses the whole matrix, of which `bytes` is the beginning as far as it is concerned.
-    let code = |row, k| layout.code(bytes, row, k).expect("the length was checked");
-    let scale_offset = |row, k| layout.scale_offset(bytes, row, k).expect("the length was checked");
     for row in 0..rows {
-        out.codes.extend((0..layout.k()).map(|k| code(row, k)));
+        let column = row % COLUMNS;
+        let panel = &bytes[row / COLUMNS * layout.panel_bytes()..][..layout.panel_bytes()];
+        if scheme.elem.is_float() {
+            let values = (0..layout.k()).map(|k| layout.code(panel, column, k));
+            out.codes.extend(values.map(|v| v.expect("a whole panel holds 16 rows of k elements")));
+            continue;
+        }
         for r in 0..layout.runs() {
-            let (scale, offset) = scale_offset(row, r * layout.run());
-            if scheme.scale.is_some() {
-                out.scales.push(scale);
-            }
+            let codes = RunCodes::new(layout, panel, r);
+            let len = layout.run_len(r);
+            let lanes = (0..len.div_ceil(ATOM_K)).flat_map(|j| codes.lane(j, column));
+            out.codes.extend(lanes.take(len).map(f32::from));
+            let (scales, offsets) = run_scales(layout, panel, r);
+            out.scales.push(scales[column]);
             if matches!(scheme.offset, Offset::Float(_)) {
-                out.offsets.push(offset);
+                out.offsets.push(offsets[column]);
             }
         }
     }
@@ -149,16 +155,22 @@ fn pack_row(layout: &PanelLayout, rows: &Rows, row: usize, panel: &mut [u8]) -> 
                 Elem::S(_) => -(1i32 << (bits - 1))..1 << (bits - 1),
                 _ => 0..1i32 << bits,
             };
-            for (k, &v) in codes.iter().enumerate() {
-                let code = v as i32;
-                if code as f32 != v || !range.contains(&code) {
-                    return Err(bad(k, v, &elem));
-                }
-                let r = k / layout.run();
-                let at = layout.run_offset(r);
-                for (byte, shift, plane) in layout.code_places(r, column, k % layout.run()) {
-                    let part = (code as u32 >> plane.shift) & ((1 << plane.bits) - 1);
-                    panel[at + byte] |= (part << shift) as u8;
+            for (r, codes) in codes.chunks(layout.run()).enumerate() {
+                let (planes, count) = run_planes(layout, r);
+                let run = &mut panel[layout.run_offset(r)..];
+                for (j, four) in codes.chunks(ATOM_K).enumerate() {
+                    for (i, &v) in four.iter().enumerate() {
+                        let code = v as i32;
+                        if code as f32 != v || !range.contains(&code) {
+                            return Err(bad(r * layout.run() + ATOM_K * j + i, v, &elem));
+                        }
+                        for &(base, p) in &planes[..count] {
+                            let per_line = (8 / p.bits) as usize;
+                            let part = (code as u32 >> p.shift) & ((1 << p.bits) - 1);
+                            run[base + j / per_line * LINE + ATOM_K * column + i] |=
+                                (part << ((j % per_line) as u32 * p.bits)) as u8;
+                        }
+                    }
                 }
             }
         }

@@ -8,6 +8,7 @@
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
+pub(crate) mod peak;
 
 /// The portable kernels for every scheme, compiled with newer instructions: the same bits, faster.
 macro_rules! portable_with {

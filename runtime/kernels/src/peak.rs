@@ -1,0 +1,63 @@
+//! Multiply-adds that touch no memory: what the arithmetic of this CPU gives at most, for benchmarks to compare with.
+
+use crate::isa::Isa;
+use std::hint::black_box;
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Binary32, fused where the CPU does that.
+    F32,
+    /// Unsigned by signed bytes into 32-bit sums.
+    Int8,
+}
+
+/// Runs `rounds` rounds of independent multiply-adds with the newest instruction set of this host, on this thread. Gives how many
+/// multiply-adds that were: divide them by the time that it took.
+pub fn multiply_adds(arithmetic: Arithmetic, rounds: u64) -> u64 {
+    match Isa::host() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => crate::x86_64::peak::avx512(arithmetic, rounds),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => crate::x86_64::peak::avx2(arithmetic, rounds),
+        _ => portable(arithmetic, rounds),
+    }
+}
+
+fn portable(arithmetic: Arithmetic, rounds: u64) -> u64 {
+    const LANES: usize = 64;
+    match arithmetic {
+        Arithmetic::F32 => {
+            let (factor, addend) = (black_box(0.999_f32), black_box(0.001_f32));
+            let mut sums = black_box([1.0_f32; LANES]);
+            for _ in 0..rounds {
+                sums.iter_mut().for_each(|s| *s = *s * factor + addend);
+            }
+            black_box(sums);
+        }
+        Arithmetic::Int8 => {
+            let factor = black_box(3_i8);
+            let mut sums = black_box([1_i32; LANES]);
+            for round in 0..rounds {
+                sums.iter_mut().for_each(|s| *s = s.wrapping_add(i32::from(factor) * i32::from(round as u8)));
+            }
+            black_box(sums);
+        }
+    }
+    rounds * LANES as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_grows_with_the_rounds() {
+        for arithmetic in [Arithmetic::F32, Arithmetic::Int8] {
+            assert_eq!(multiply_adds(arithmetic, 0), 0);
+            let one = multiply_adds(arithmetic, 1);
+            assert!(one > 0);
+            assert_eq!(multiply_adds(arithmetic, 1000), 1000 * one);
+        }
+    }
+}

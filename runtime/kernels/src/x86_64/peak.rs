@@ -1,0 +1,81 @@
+//! The loops of [`crate::peak`]: enough independent accumulators to hide the latency of a multiply-add, all in registers.
+
+use crate::peak::Arithmetic;
+use std::arch::x86_64::*;
+use std::hint::black_box;
+
+/// With AVX-512 and VNNI. The caller has found both.
+pub(crate) fn avx512(arithmetic: Arithmetic, rounds: u64) -> u64 {
+    // SAFETY: the caller has found the features.
+    unsafe {
+        match arithmetic {
+            Arithmetic::F32 => avx512_f32(rounds),
+            Arithmetic::Int8 => avx512_int8(rounds),
+        }
+    }
+}
+
+/// With AVX2 and FMA. The caller has found both.
+pub(crate) fn avx2(arithmetic: Arithmetic, rounds: u64) -> u64 {
+    // SAFETY: the caller has found the features.
+    unsafe {
+        match arithmetic {
+            Arithmetic::F32 => avx2_f32(rounds),
+            Arithmetic::Int8 => avx2_int8(rounds),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn avx512_f32(rounds: u64) -> u64 {
+    let (factor, addend) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.001)));
+    let mut sums = [_mm512_set1_ps(black_box(1.0)); 16];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, factor, addend);
+        }
+    }
+    black_box(sums);
+    rounds * 16 * 16
+}
+
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn avx512_int8(rounds: u64) -> u64 {
+    let (a, b) = (_mm512_set1_epi8(black_box(1)), _mm512_set1_epi8(black_box(-1)));
+    let mut sums = [_mm512_set1_epi32(black_box(0)); 16];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, a, b);
+        }
+    }
+    black_box(sums);
+    rounds * 16 * 64
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn avx2_f32(rounds: u64) -> u64 {
+    let (factor, addend) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
+    let mut sums = [_mm256_set1_ps(black_box(1.0)); 12];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm256_fmadd_ps(*sum, factor, addend);
+        }
+    }
+    black_box(sums);
+    rounds * 12 * 8
+}
+
+#[target_feature(enable = "avx2")]
+fn avx2_int8(rounds: u64) -> u64 {
+    let (b, ones) = (_mm256_set1_epi8(black_box(-1)), _mm256_set1_epi16(1));
+    let mut sums = [_mm256_set1_epi32(black_box(1)); 8];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            // The sum itself is one factor, so that the products cannot be moved out of the loop.
+            let products = _mm256_madd_epi16(_mm256_maddubs_epi16(*sum, b), ones);
+            *sum = _mm256_add_epi32(*sum, products);
+        }
+    }
+    black_box(sums);
+    rounds * 8 * 32
+}
