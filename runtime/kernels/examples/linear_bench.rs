@@ -5,7 +5,7 @@
 //! cache is read from that cache after the first pass.
 
 use bessemer_format::panel::COLUMNS;
-use bessemer_format::{PanelLayout, ScaleType};
+use bessemer_format::{Elem, PanelLayout, ScaleType};
 use bessemer_kernels::linear::RowsF32;
 use bessemer_kernels::{Isa, KernelSet};
 use std::hint::black_box;
@@ -96,17 +96,22 @@ fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, int8:
     Some(samples[samples.len() / 2])
 }
 
-/// Random bytes, with every scale and offset an ordinary number.
+/// Random codes, and scales, offsets and floats of ordinary size (subnormal products would slow some CPUs down).
 fn random_weight(layout: &PanelLayout) -> Vec<u8> {
+    let float = match layout.scheme().elem {
+        Elem::F32 => Some(ScaleType::F32),
+        Elem::F16 => Some(ScaleType::F16),
+        Elem::Bf16 => Some(ScaleType::Bf16),
+        _ => None,
+    };
+    if let Some(ty) = float {
+        let mut bytes = Vec::with_capacity(layout.total_bytes());
+        let values = noise().take(layout.total_bytes() / ty.bytes());
+        values.for_each(|v| ty.push(v as f32 / u32::MAX as f32 - 0.5, &mut bytes));
+        return bytes;
+    }
     let mut bytes: Vec<u8> = noise().take(layout.total_bytes()).map(|v| (v >> 7) as u8).collect();
-    let float = layout.scheme().elem.is_float();
-    let element = layout.scheme().elem.bits() as usize / 8;
     for panel in bytes.chunks_mut(layout.panel_bytes()) {
-        if float {
-            // Clears the exponents' top bits: finite and of moderate size.
-            panel.iter_mut().skip(element - 1).step_by(element).for_each(|b| *b &= 0xbf);
-            continue;
-        }
         for r in 0..layout.runs() {
             let at = layout.run_offset(r) + layout.run_code_bytes(r);
             let mut side = Vec::new();

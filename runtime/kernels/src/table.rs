@@ -12,6 +12,7 @@ pub(crate) enum Family {
     /// Every element (for a kernel of integers: every integer).
     Any,
     /// One element, with any scale type, group size and offset.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     Elem(Elem),
 }
 

@@ -35,16 +35,26 @@ pub(crate) fn linear_f32(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: 
             let at = r * layout.run() + k;
             let len = K_STEP.min(run_len - k);
             for (row, out) in out.iter_mut().enumerate() {
-                let mut acc = *out;
-                for (w, &x) in weights.iter().zip(&x[row * stride + at..][..len]) {
-                    for (acc, w) in acc.iter_mut().zip(w) {
-                        *acc += x * w;
-                    }
+                let x = &x[row * stride + at..][..len];
+                // A constant trip count keeps the sums in registers.
+                match x.first_chunk::<K_STEP>() {
+                    Some(x) => multiply(&weights, x, out),
+                    None => multiply(&weights, x, out),
                 }
-                *out = acc;
             }
         }
     }
+}
+
+#[inline(always)]
+fn multiply(weights: &[Lane; K_STEP], x: &[f32], out: &mut Lane) {
+    let mut acc = *out;
+    for (w, &x) in weights.iter().zip(x) {
+        for (acc, w) in acc.iter_mut().zip(w) {
+            *acc += x * w;
+        }
+    }
+    *out = acc;
 }
 
 /// [`super::LinearInt8`] for every scheme of integer codes.
