@@ -197,6 +197,12 @@ impl Frame {
                 expected: expected.to_string(),
             });
         }
+        if u64_at(file, 24) != 0 {
+            return Err(FormatError::Section {
+                section: "header".into(),
+                why: format!("flags are {:#x} and must be 0; compile the model again", u64_at(file, 24)),
+            });
+        }
         let mut entries = Vec::with_capacity(count);
         let mut cursor = end as u64;
         for raw in file[HEADER_BYTES..end].chunks_exact(HEADER_BYTES) {
@@ -215,6 +221,14 @@ impl Frame {
                     "this runtime does not know it; the engine is newer, update bessemer or compile again"
                         .into(),
                 ));
+            }
+            let known = kind.map_or(OPTIONAL, SectionKind::flags);
+            if entry.flags != known || u64_at(raw, 24) != 0 {
+                return Err(bad(format!(
+                    "flags {:#x} and reserved {:#x} where {known:#x} and 0 are expected",
+                    entry.flags,
+                    u64_at(raw, 24)
+                )));
             }
             if entries.last().is_some_and(|last: &Entry| last.kind >= entry.kind) {
                 return Err(bad("sections are not in the order of their kinds".into()));
