@@ -7,13 +7,17 @@ use crate::nest::ViewElem;
 use crate::panel::PanelLayout;
 use crate::plan::{Plan, WeightLayout, WeightSlice};
 
-/// Every slice is aligned, has exactly the length that its shape asks for and lies behind the one before it, inside the section.
+/// Every slice is aligned, has exactly the length that its shape asks for and lies behind the one before it, and fills the section.
 pub(super) fn slices(plan: &Plan, section: u64) -> Result<(), FormatError> {
     let mut end = 0;
     for (id, slice) in plan.weights.iter().enumerate() {
         end = self::slice(slice, end, section).at(|| format!("weight {id}"))?;
     }
-    Ok(())
+    // No byte of the section lies behind its last tensor, where no hash would cover it.
+    (end == section)
+        .then_some(())
+        .ok_or_else(|| format!("the section has {section} bytes and its tensors end at {end}"))
+        .at(|| "weights".into())
 }
 
 fn slice(w: &WeightSlice, before: u64, section: u64) -> Check<u64> {
