@@ -148,6 +148,11 @@ pub enum RunError {
         /// What was wrong.
         why: String,
     },
+    /// Logits were asked for where there is no token that they could follow.
+    #[error(
+        "there is no token yet that a next one could follow; feed a prompt (at least the BOS token) first"
+    )]
+    NoTokens,
     /// The handle of the batch was cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -3,6 +3,7 @@
 //! * [`Engine`]: an opened engine file, immutable and shared.
 //! * [`Worker`]: threads, activations and the KV cache; runs one [`Batch`] at a time.
 //! * [`Sequence`]: the state of one text; can be forked, truncated, saved and loaded.
+//! * [`Session`]: one text on a shared worker, and [generation](Session::generate) as an iterator.
 //!
 //! The crate never prints, never ends the process and installs no handlers; events go to the `log` facade.
 
@@ -12,10 +13,12 @@ mod code;
 mod engine;
 mod error;
 mod exec;
+mod generate;
 mod host;
 mod nest;
 mod pool;
 pub mod sample;
+mod session;
 mod state;
 #[cfg(feature = "text")]
 pub mod text;
@@ -27,6 +30,10 @@ pub use bessemer_format::plan::Plan;
 pub use bessemer_kernels::Isa;
 pub use engine::{Engine, MemoryEstimate, NestPath};
 pub use error::{EngineError, RunError, SnapshotError};
+#[cfg(feature = "text")]
+pub use generate::TextGeneration;
+pub use generate::{Finish, Generate, GenerateError, Generation, Timings};
 pub use pool::{JobPanicked, allowed_cores};
+pub use session::Session;
 pub use state::Sequence;
 pub use worker::{Nests, Worker, WorkerOptions};

@@ -3,7 +3,7 @@
 //! ```text
 //! x = table[token]
 //! a layer:   qkv = x Wqkv (+ bias on q);  append k, v;  x += attention(q) Wo;  x += (silu(x Wg + bias) * (x Wu)) Wd
-//! logits = x table^T
+//! logits = x Whead
 //! ```
 //!
 //! There are no norms and no rotations: what the nests of a real model add is tested with them. Every layer's output is
@@ -23,6 +23,7 @@ use bessemer_runtime::{Batch, Engine, KvElem, Sequence, Want, Worker, WorkerOpti
 use std::io::{Cursor, Write};
 use std::path::Path;
 
+#[allow(unused_imports, reason = "each test file uses its part")]
 pub use reference::Reference;
 
 /// Largest number of rows of the model's largest program: longer inputs are cut.
@@ -94,6 +95,7 @@ pub struct Layer {
 pub struct Model {
     pub shape: Shape,
     pub table: Rows,
+    pub head: Matrix,
     pub layers: Vec<Layer>,
 }
 
@@ -129,6 +131,7 @@ impl Model {
             rows: random_rows(&mut random, scheme, n, k, 1.5 / (k as f32).sqrt()),
             bias: bias.then(|| (0..n).map(|_| random.float()).collect()),
         };
+        let head = matrix(shape.vocab, h, false);
         let layers = (0..shape.layers).map(|_| Layer {
             q: matrix(h, h, true),
             k: matrix(kv, h, false),
@@ -138,7 +141,7 @@ impl Model {
             up: matrix(ff, h, false),
             down: matrix(h, ff, false),
         });
-        Model { layers: layers.collect(), table, shape }
+        Model { layers: layers.collect(), table, head, shape }
     }
 
     /// The engine file.

@@ -12,6 +12,7 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
     let s = &model.shape;
     let mut weights = Weights::default();
     let table = weights.matrix(&model.table);
+    let head = weights.segment(&model.head);
     let layers: Vec<_> = model
         .layers
         .iter()
@@ -80,7 +81,7 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
         }
         let args = vec![Arg::Buffer(x), Arg::Buffer(logit_rows), Arg::Buffer(wanted)];
         b.step("wanted", true, StepKind::Nest { nest: s.layers as u32, rows: RowCount::Logits, args });
-        let head = vec![Segment { weight: table, bias: None, column: 0 }];
+        let head = vec![head.clone()];
         b.step("head", true, linear(wanted, RowCount::Logits, from_wanted, head, Epilogue::None, logits));
         Program {
             regime: Regime { min_rows: min_rows as u32, max_rows: max_rows as u32 },

@@ -63,7 +63,7 @@ impl<'a> Reference<'a> {
             let hidden: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
             add(&mut x, &linear(&layer.down, &hidden, s.compute));
         }
-        product(table, &x, s.compute)
+        linear(&self.model.head, &x, s.compute)
     }
 }
 
