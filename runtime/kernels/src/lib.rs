@@ -9,6 +9,27 @@
 //! [`Compute`](bessemer_format::Compute) declares. Weights are read in the one packed form of
 //! [`bessemer_format::panel`], whatever the instruction set and the number of rows.
 //!
+//! ```
+//! use bessemer_format::{PanelLayout, QuantScheme};
+//! use bessemer_kernels::{KernelSet, linear::RowsF32};
+//!
+//! // The 2 x 3 matrix [[1, 2, 3], [4, 5, 6]], packed: 16 columns, of which two are used.
+//! let layout = PanelLayout::new(&QuantScheme::F32, 2, 3)?;
+//! let mut weight = vec![0; layout.total_bytes()];
+//! for (row, values) in [[1.0f32, 2.0, 3.0], [4.0, 5.0, 6.0]].iter().enumerate() {
+//!     for (k, value) in values.iter().enumerate() {
+//!         weight[layout.float_place(row, k)..][..4].copy_from_slice(&value.to_le_bytes());
+//!     }
+//! }
+//!
+//! let linear = KernelSet::host().linear_f32(&layout);
+//! let x = RowsF32 { data: &[1.0, 0.0, -1.0], rows: 1, stride: 3 };
+//! linear.for_each_tile(&weight, 0..layout.panels(), x, |panel, first_row, tile| {
+//!     assert_eq!((panel, first_row, &tile[0][..2]), (0, 0, &[-2.0, -2.0][..]));
+//! });
+//! # Ok::<(), String>(())
+//! ```
+//!
 //! Little-endian hosts only, as engine files are.
 
 #[cfg(not(target_endian = "little"))]

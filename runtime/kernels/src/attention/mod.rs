@@ -9,6 +9,9 @@ pub(crate) mod portable;
 use crate::Isa;
 use bessemer_format::kv;
 
+/// Largest head that attention takes.
+pub const MAX_HEAD_DIM: usize = 1 << 16;
+
 /// The element type of a KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KvElem {
@@ -151,11 +154,14 @@ impl Attention {
     /// never part of a sum. A NaN score makes the query's state NaN. The result of a query never depends on others.
     ///
     /// # Panics
-    /// If a slice is not as long as the shapes say, `head_dim` is odd or 0, or a `visible` exceeds 32.
+    /// If a slice is not as long as the shapes say, `head_dim` is odd, 0 or above [`MAX_HEAD_DIM`], or a `visible` exceeds 32.
     #[inline]
     pub fn attend_block(&self, block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
         let (n, d) = (queries.visible.len(), block.head_dim);
-        assert!(d > 0 && d.is_multiple_of(2), "head_dim {d} is odd or zero");
+        assert!(
+            (1..=MAX_HEAD_DIM).contains(&d) && d.is_multiple_of(2),
+            "head_dim {d} is odd or out of range"
+        );
         let bytes = kv::head_elems(d) * block.elem.bytes();
         assert!(block.keys.len() == bytes && block.values.len() == bytes, "a head's keys or values are cut");
         assert!(queries.q.len() == n * d && state.acc.len() == n * d, "queries or state are cut");

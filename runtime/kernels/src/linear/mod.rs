@@ -88,9 +88,11 @@ impl LinearF32 {
             return;
         }
         let (k, rows) = (self.layout.k(), out.len());
-        assert!(first_row + rows <= x.rows && (x.rows == 1 || x.stride >= k), "rows out of range");
-        let x_tile = &x.data[first_row * x.stride..];
-        assert!(x_tile.len() >= (rows - 1) * x.stride + k, "activations shorter than their shape");
+        assert!(rows <= x.rows && first_row <= x.rows - rows, "rows out of range");
+        assert!(x.rows == 1 || x.stride >= k, "rows overlap");
+        let x_tile = &x.data[first_row.saturating_mul(x.stride)..];
+        let needed = (rows - 1).checked_mul(x.stride).and_then(|n| n.checked_add(k));
+        assert!(needed.is_some_and(|n| n <= x_tile.len()), "activations shorter than their shape");
         let panel = panel_of(&self.layout, weight, panel);
         // SAFETY: a kernel is only handed out by a `KernelSet`, which exists only for what the host runs and picks
         // by family; the lengths were checked above.
@@ -179,7 +181,11 @@ impl LinearInt8 {
     /// If `weight` or `x` has another length than the shapes say, or `panel` is out of range.
     #[inline]
     pub fn tile(&self, weight: &[u8], panel: usize, x: &[u8], out: &mut [Lane]) {
-        assert_eq!(x.len(), out.len() * self.act.row_bytes(), "activation bytes do not match the rows");
+        assert_eq!(
+            Some(x.len()),
+            out.len().checked_mul(self.act.row_bytes()),
+            "activation bytes do not match the rows"
+        );
         let panel = panel_of(&self.layout, weight, panel);
         // SAFETY: a kernel is only handed out by a `KernelSet`, which exists only for what the host runs, picks by
         // family and makes the activation layout itself; the lengths were checked above.

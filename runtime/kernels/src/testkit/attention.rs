@@ -87,7 +87,7 @@ impl Cache {
                     want += term;
                     size += term.abs();
                 }
-                // Weights: scores off by `worst` and the rounding of s - m (scores are below 16 here), exp by 2 ulp;
+                // Weights: scores off by `worst` and the rounding of s - m (scores are below 16 here), exp by 1 ulp;
                 // then sums of `seen` terms rescaled once a block, above and below the fraction line.
                 let spread = scores.iter().map(|s| (s - m).abs()).fold(0.0, f64::max).max(m.abs());
                 let weight = 2.0 * worst + 2.0 * spread * f64::from(f32::EPSILON) + 8.0 * gamma(2);
