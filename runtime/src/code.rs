@@ -139,3 +139,52 @@ fn synchronise_instructions(map: &Mmap) {
     // SAFETY: barriers.
     unsafe { asm!("dsb ish", "isb") };
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use bessemer_format::manifest::CodeIsa;
+
+    fn entry(nest: u32, kv: Option<KvElem>, offset: u64, len: u64) -> CodeEntry {
+        CodeEntry { isa: CodeIsa::X86_64V3, nest, kv, offset, len }
+    }
+
+    /// `store row_end - row_begin at views[0]; return syms[1]`
+    const CODE: &[u8] = &[
+        0x48, 0x8b, 0x07, // mov rax, [rdi]
+        0x48, 0x29, 0xd1, // sub rcx, rdx
+        0x48, 0x89, 0x08, // mov [rax], rcx
+        0x48, 0x8b, 0x46, 0x08, // mov rax, [rsi + 8]
+        0xc3, // ret
+    ];
+
+    #[test]
+    fn code_gets_its_arguments_and_its_result_is_an_error() {
+        if !host::runs(CodeIsa::X86_64V3) {
+            println!("skipped: this host has no x86-64-v3");
+            return;
+        }
+        let entries = [entry(7, None, 0, CODE.len() as u64), entry(8, Some(KvElem::F32), 0, 1)];
+        let code = Code::load(CODE, Hash::of(CODE), &entries).unwrap();
+        assert!(code.fits_host());
+        assert!(code.nest(6, KvElem::F32).is_none());
+        assert!(code.nest(8, KvElem::Bf16).is_none(), "code for another cache type is not taken");
+        let nest = code.nest(7, KvElem::Bf16).unwrap();
+        drop(code);
+        let mut out = [0i32; 2];
+        let views = [ViewBinding { bytes: crate::pool::SharedBytes::read_write(&mut out), panel: None }];
+        assert_eq!(nest.run(3..45, &views, &[9, 0, 9, 9]), Ok(()));
+        assert_eq!(nest.run(3..45, &views, &[9, 5, 9, 9]), Err(4));
+        assert_eq!(out, [42, 0]);
+    }
+
+    #[test]
+    fn what_does_not_match_is_never_executable() {
+        let load = |entries: &[CodeEntry]| Code::load(CODE, Hash::of(CODE), entries).map(|_| ());
+        assert!(Code::load(CODE, Hash::of(b"other"), &[]).is_err());
+        for (offset, len) in [(0, CODE.len() as u64 + 1), (64, 1), (u64::MAX, 2), (0, 0)] {
+            let error = load(&[entry(0, None, offset, len)]).unwrap_err();
+            assert!(error.contains("outside"), "{error}");
+        }
+    }
+}

@@ -2,7 +2,10 @@
 
 mod common;
 
-use bessemer_runtime::{Engine, EngineError, KvElem, NestPath, Worker, WorkerOptions};
+use bessemer_format::manifest::{CodeEntry, CodeIsa};
+use bessemer_runtime::{
+    Batch, Engine, EngineError, KvElem, NestPath, Nests, RunError, Want, Worker, WorkerOptions,
+};
 use common::{Model, Shape};
 
 #[test]
@@ -73,4 +76,36 @@ fn an_engine_is_shared_between_threads() {
     shared::<Engine>();
     sent::<Worker>();
     sent::<bessemer_runtime::Sequence>();
+}
+
+/// Code that reports its first integer to be out of bounds, so that one sees when it runs.
+#[test]
+fn code_of_the_file_runs_only_with_trust() {
+    let model = Model::random(Shape::default(), 24);
+    let mov_eax_1_ret = [0xb8, 1, 0, 0, 0, 0xc3];
+    let wanted = model.shape.layers as u32;
+    let entry = CodeEntry { isa: CodeIsa::X86_64V3, nest: wanted, kv: None, offset: 0, len: 6 };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.engine");
+    std::fs::write(&path, model.engine_with_code(&mov_eax_1_ret, vec![entry])).unwrap();
+    let run = |engine: &Engine, nests| {
+        let mut worker = Worker::new(engine, WorkerOptions::default().nests(nests)).unwrap();
+        let mut sequence = worker.sequence();
+        let mut batch = Batch::new();
+        batch.push(&mut sequence, &[1, 2], Want::Last);
+        worker.forward(&mut batch).map(|_| ())
+    };
+    let plain = Engine::open(&path).unwrap();
+    assert_eq!(plain.nest_path(), NestPath::Interpreted);
+    run(&plain, Nests::Auto).unwrap();
+
+    // SAFETY: the code is the two instructions above.
+    let trusted = unsafe { Engine::open_trusted(&path) }.unwrap();
+    run(&trusted, Nests::Interpreted).unwrap();
+    if trusted.nest_path() == NestPath::Interpreted {
+        println!("skipped: this host does not run x86-64-v3 code");
+        return;
+    }
+    let error = run(&trusted, Nests::Auto).unwrap_err();
+    assert!(matches!(&error, RunError::Nest { step, .. } if step == "wanted"), "{error}");
 }

@@ -8,7 +8,7 @@ mod attention;
 mod linear;
 mod nests;
 
-pub(crate) use nests::{BoundNest, RunNest, ViewBinding};
+pub(crate) use nests::{BoundNest, ViewBinding};
 
 use crate::bind::{BoundBuffer, BoundKind, BoundProgram, BoundStep};
 use crate::error::RunError;

@@ -21,14 +21,9 @@ pub(crate) struct ViewBinding<'a> {
     pub(crate) panel: Option<&'a PanelLayout>,
 }
 
-/// What can run the rows of a nest.
-pub(crate) trait RunNest: Send + Sync {
-    fn run(&self, rows: Range<usize>, views: &[ViewBinding<'_>], syms: &[i64; 4]) -> Result<(), String>;
-}
-
 /// A nest as a worker runs it.
 pub(crate) enum BoundNest {
-    Interpreted(Box<dyn RunNest>),
+    Interpreted(Interpreter),
     Generated(NestCode),
 }
 
@@ -41,7 +36,7 @@ impl BoundNest {
         {
             Some(code) => Ok(BoundNest::Generated(code)),
             None => Interpreter::new(nest, kv)
-                .map(|nest| BoundNest::Interpreted(Box::new(nest)))
+                .map(BoundNest::Interpreted)
                 .map_err(|why| EngineError::Unsupported { step: nest.name.clone(), why }),
         };
         engine.plan().nests.iter().enumerate().map(bind).collect()

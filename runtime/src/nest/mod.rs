@@ -7,7 +7,7 @@ mod access;
 mod prepare;
 mod run;
 
-use crate::exec::{RunNest, ViewBinding};
+use crate::exec::ViewBinding;
 use bessemer_format::manifest::KvElem;
 use bessemer_format::nest::Nest;
 use std::ops::Range;
@@ -54,10 +54,14 @@ impl Interpreter {
     pub(crate) fn new(nest: &Nest, kv: KvElem) -> Result<Self, String> {
         prepare::prepare(nest, kv)
     }
-}
 
-impl RunNest for Interpreter {
-    fn run(&self, rows: Range<usize>, views: &[ViewBinding<'_>], syms: &[i64; 4]) -> Result<(), String> {
+    /// Runs `rows` of axis 0.
+    pub(crate) fn run(
+        &self,
+        rows: Range<usize>,
+        views: &[ViewBinding<'_>],
+        syms: &[i64; 4],
+    ) -> Result<(), String> {
         run::rows(self, rows, views, syms).map_err(|e| e.to_string())
     }
 }

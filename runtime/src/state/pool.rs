@@ -78,7 +78,6 @@ impl StatePool {
         self.lock().available(self.total)
     }
 
-
     /// Appends `count` blocks to `blocks`, all or none.
     pub(crate) fn take(&self, count: usize, blocks: &mut Vec<u32>) -> Result<(), RunError> {
         let mut used = self.lock();

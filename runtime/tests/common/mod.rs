@@ -15,7 +15,7 @@ mod plan;
 mod reference;
 
 use bessemer_format::file::EngineFile;
-use bessemer_format::manifest::{Hash, Manifest, Report, Requirements, Source};
+use bessemer_format::manifest::{CodeEntry, Hash, Manifest, Report, Requirements, Source};
 use bessemer_format::rows::Rows;
 use bessemer_format::write::{Sections, write_engine};
 use bessemer_format::{Compute, Offset, PanelLayout, QuantScheme};
@@ -146,6 +146,11 @@ impl Model {
 
     /// The engine file.
     pub fn engine_bytes(&self) -> Vec<u8> {
+        self.engine_with_code(&[], vec![])
+    }
+
+    /// The engine file with machine code.
+    pub fn engine_with_code(&self, code: &[u8], entries: Vec<CodeEntry>) -> Vec<u8> {
         let (plan, weights) = plan::build(self);
         let manifest = Manifest {
             producer: bessemer_format::PRODUCER.into(),
@@ -154,11 +159,10 @@ impl Model {
             requirements: Requirements { target: "cpu".into(), cpu_features: vec![] },
             tensors: vec![],
             weight_hashes: vec![],
-            code: vec![],
+            code: entries,
         };
         let report = Report::default();
-        let sections =
-            Sections { manifest, plan: &plan, tokenizer: &[], code: &[], report: &report, debug: "" };
+        let sections = Sections { manifest, plan: &plan, tokenizer: &[], code, report: &report, debug: "" };
         let mut out = Cursor::new(Vec::new());
         write_engine(&mut out, Path::new("test.engine"), sections, &mut |id, sink: &mut dyn Write| {
             sink.write_all(&weights[id as usize])
