@@ -1,0 +1,390 @@
+//! `bessemer bench`
+
+use super::run::Kv;
+use crate::exit::Failure;
+use crate::json;
+use crate::measure::ceilings::Ceilings;
+use crate::measure::clock::median;
+use crate::measure::first_token::{self, FirstToken};
+use crate::measure::memory;
+use crate::measure::speed::{Load, Speed, Subject, Work};
+use crate::model::ModelArgs;
+use crate::progress::{Meter, Unit};
+use bessemer_runtime::{KvElem, Worker, WorkerOptions};
+use clap::ValueEnum;
+use serde::Serialize;
+#[cfg(feature = "compile")]
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  bessemer bench model.engine
+  bessemer bench model.engine -d 2048 -b 8                      eight sequences that hold 2048 tokens each
+  bessemer bench model.gguf --vs interpreted                    against the same graph, node by node
+  bessemer bench model.engine --vs interpreted --source model.gguf -o json
+
+Medians of -r runs on tokens drawn from a fixed seed. Prefill processes -p tokens a sequence; decode then takes -n steps,
+each giving every sequence one token. Ceilings are measured on this machine in the same run.";
+
+/// Measure speed, start-up and memory, against what this machine can do
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Tokens of the prompt
+    #[arg(short, value_name = "N", default_value_t = 512)]
+    p: usize,
+
+    /// Tokens to generate
+    #[arg(short, value_name = "N", default_value_t = 128)]
+    n: usize,
+
+    /// Tokens that each sequence holds before anything is measured
+    #[arg(short, value_name = "DEPTH", default_value_t = 0)]
+    d: usize,
+
+    /// Sequences that are processed together
+    #[arg(short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    b: u16,
+
+    /// Repetitions
+    #[arg(short, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    r: u16,
+
+    /// Threads; one for each core by default
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value_t = Kv::Bf16)]
+    kv: Kv,
+
+    /// Compare with another way to run the same weights, alternating in this process
+    #[cfg(feature = "compile")]
+    #[arg(long, value_enum)]
+    vs: Option<Versus>,
+
+    /// The checkpoint that the engine was compiled from, for --vs
+    #[cfg(feature = "compile")]
+    #[arg(long, value_name = "SRC", requires = "vs")]
+    source: Option<PathBuf>,
+
+    /// Form of the output
+    #[arg(short, value_enum, default_value_t = Form::Md)]
+    o: Form,
+}
+
+#[cfg(feature = "compile")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Versus {
+    /// The graph as imported, node by node
+    Interpreted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// A table for people
+    Md,
+    /// One object; its keys are stable
+    Json,
+    /// A line of names and a line of values
+    Csv,
+}
+
+#[derive(Serialize)]
+struct Output {
+    model: String,
+    hash: String,
+    target: String,
+    kernels: &'static str,
+    /// What ran the loop nests: `generated` or `interpreted`.
+    nests: String,
+    threads: usize,
+    load: Load,
+    repetitions: u16,
+    prefill: Measured,
+    decode: Measured,
+    ceilings: Ceilings,
+    open_ms: f64,
+    /// From process start to the first token, the file in the operating system's cache.
+    first_token_ms: Option<f64>,
+    /// The same after the file was dropped from that cache.
+    first_token_cold_ms: Option<f64>,
+    /// Why there is no cold figure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_token_cold_absent: Option<String>,
+    /// Most anonymous memory while the engine ran; absent where the operating system does not say.
+    peak_anon_bytes: Option<u64>,
+    /// Of which the KV cache may take so much.
+    kv_bytes: u64,
+    file_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interpreted: Option<Interpreted>,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    tok_s: f64,
+    /// Every repetition.
+    samples: Vec<f64>,
+    /// Of memory bandwidth (decode) or of the arithmetic that the plan declares (prefill).
+    share_of_ceiling: f64,
+}
+
+#[derive(Serialize)]
+struct Interpreted {
+    prefill: Rate,
+    decode: Rate,
+    /// How many times faster the engine is.
+    ratio: Ratio,
+}
+
+#[derive(Serialize)]
+struct Rate {
+    tok_s: f64,
+    samples: Vec<f64>,
+}
+
+#[derive(Serialize)]
+struct Ratio {
+    prefill: f64,
+    decode: f64,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(self) -> Result<(), Failure> {
+        let load = Load { prompt: self.p, generate: self.n, depth: self.d, sequences: self.b.into() };
+        let path = self.model.engine_path()?;
+        // Before this process maps the file: a mapped page cannot be dropped from the cache.
+        let first_token = first_token::measure(&path, self.model.trust, self.threads, self.r.into());
+
+        let model = ModelArgs::at(&path, self.model.trust).open()?;
+        let open_ms = reopen_ms(&path, model.open_ms, self.r);
+        let context = model.engine.plan().model.context as usize;
+        load.check(context)?;
+        let kv = KvElem::from(self.kv);
+        // A sequence takes whole blocks, so that each may have one that is nearly empty.
+        let tokens = load.sequences * (load.longest() + bessemer_format::kv::TOKENS);
+        let options = WorkerOptions::default().threads(self.threads).kv(kv).max_tokens(tokens);
+        let worker = Worker::new(&model.engine, options)?;
+        let threads = worker.threads();
+        let memory = model.engine.memory(tokens, kv, worker.max_rows());
+        let mut engine = Subject::new(worker, load);
+        let mut other = self.interpreted(&model.engine, threads, load)?;
+
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let meter = Meter::new(Unit::Items);
+        meter.start("bench", u64::from(self.r) + 1);
+        let mut peak = memory::anonymous();
+        for repetition in 0..=self.r {
+            let speed = engine.measure()?;
+            if other.is_none() {
+                peak = peak.max(memory::anonymous());
+            }
+            let compared = other.as_mut().map(|o| o.measure()).transpose()?;
+            // The first is a warm-up.
+            if repetition > 0 {
+                ours.push(speed);
+                theirs.extend(compared);
+            }
+            meter.advance(1);
+        }
+        drop(meter);
+        let ceilings = Ceilings::measure(threads);
+        let work = Work::of(model.engine.plan(), kv, load);
+        let decode_steps_s = median_of(&ours, |s| s.decode) / load.sequences as f64;
+        let prefill_tok_s = median_of(&ours, |s| s.prefill);
+        let output = Output {
+            model: self.model.path.display().to_string(),
+            hash: model.engine.hash().to_string(),
+            target: model.engine.manifest().requirements.target.clone(),
+            kernels: model.engine.isa().name(),
+            nests: model.engine.nest_path().to_string(),
+            threads,
+            load,
+            repetitions: self.r,
+            prefill: Measured {
+                tok_s: prefill_tok_s,
+                samples: ours.iter().map(|s| s.prefill).collect(),
+                share_of_ceiling: prefill_tok_s * work.seconds_per_prefill_token(&ceilings),
+            },
+            decode: Measured {
+                tok_s: median_of(&ours, |s| s.decode),
+                samples: ours.iter().map(|s| s.decode).collect(),
+                share_of_ceiling: decode_steps_s * work.decode_step_bytes as f64 / ceilings.read_bytes_s,
+            },
+            ceilings,
+            open_ms,
+            first_token_ms: first_token.warm_ms,
+            first_token_cold_ms: first_token.cold_ms.as_ref().ok().copied(),
+            first_token_cold_absent: first_token.cold_ms.as_ref().err().cloned(),
+            // With both sides in one process, only the process that ran the engine alone tells its memory.
+            peak_anon_bytes: if theirs.is_empty() { peak } else { alone(&first_token) },
+            kv_bytes: memory.cache,
+            file_bytes: std::fs::metadata(&path)?.len(),
+            interpreted: interpreted(&ours, &theirs),
+        };
+        match self.o {
+            Form::Json => json::print(&output),
+            Form::Md => output.print_table(),
+            Form::Csv => output.print_csv(),
+        }
+    }
+
+    #[cfg(feature = "compile")]
+    fn interpreted(
+        &self,
+        engine: &bessemer_runtime::Engine,
+        threads: usize,
+        load: Load,
+    ) -> Result<Option<crate::measure::interpreted::Interpreter>, Failure> {
+        use crate::measure::interpreted::Interpreter;
+        if self.vs.is_none() {
+            return Ok(None);
+        }
+        let source = match &self.source {
+            Some(source) => source,
+            None if crate::model::is_engine(&self.model.path) => {
+                return Err(Failure::usage(
+                    "--vs interpreted needs the graph: give the engine's checkpoint with --source",
+                ));
+            }
+            None => &self.model.path,
+        };
+        Interpreter::new(engine, source, threads, load).map(Some)
+    }
+
+    #[cfg(not(feature = "compile"))]
+    fn interpreted(
+        &self,
+        _: &bessemer_runtime::Engine,
+        _: usize,
+        _: Load,
+    ) -> Result<Option<Subject>, Failure> {
+        Ok(None)
+    }
+}
+
+fn alone(first_token: &FirstToken) -> Option<u64> {
+    first_token.anonymous_bytes
+}
+
+fn median_of(speeds: &[Speed], of: impl Fn(&Speed) -> f64) -> f64 {
+    median(&speeds.iter().map(of).collect::<Vec<_>>())
+}
+
+/// The median of opening the engine again and again, its pages in memory.
+fn reopen_ms(path: &std::path::Path, first: f64, repetitions: u16) -> f64 {
+    let again = (1..repetitions).filter_map(|_| {
+        let started = std::time::Instant::now();
+        bessemer_runtime::Engine::open(path).ok()?;
+        Some(started.elapsed().as_secs_f64() * 1e3)
+    });
+    median(&std::iter::once(first).chain(again).collect::<Vec<_>>())
+}
+
+fn interpreted(ours: &[Speed], theirs: &[Speed]) -> Option<Interpreted> {
+    if theirs.is_empty() {
+        return None;
+    }
+    let rate = |of: fn(&Speed) -> f64| Rate {
+        tok_s: median_of(theirs, of),
+        samples: theirs.iter().map(of).collect(),
+    };
+    let ratio = |of: fn(&Speed) -> f64| {
+        let pairs: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| of(a) / of(b)).collect();
+        median(&pairs)
+    };
+    Some(Interpreted {
+        prefill: rate(|s| s.prefill),
+        decode: rate(|s| s.decode),
+        ratio: Ratio { prefill: ratio(|s| s.prefill), decode: ratio(|s| s.decode) },
+    })
+}
+
+impl Output {
+    fn print_table(&self) -> Result<(), Failure> {
+        use crate::output::out;
+        use crate::size::Size;
+        let l = &self.load;
+        out!(
+            "{}: {} threads, {} kernels, {} nests, {} sequence(s), depth {}\n",
+            self.model,
+            self.threads,
+            self.kernels,
+            self.nests,
+            l.sequences,
+            l.depth
+        )?;
+        out!(
+            "| | compiled tok/s | share of ceiling |{}",
+            if self.interpreted.is_some() { " interpreted tok/s | ratio |" } else { "" }
+        )?;
+        out!("|---|---|---|{}", if self.interpreted.is_some() { "---|---|" } else { "" })?;
+        let rows = [
+            (format!("prefill {}", l.prompt), &self.prefill, "arithmetic"),
+            (format!("decode {}", l.generate), &self.decode, "bandwidth"),
+        ];
+        for (at, (name, measured, ceiling)) in rows.iter().enumerate() {
+            let versus = self.interpreted.as_ref().map_or(String::new(), |i| {
+                let (rate, ratio) =
+                    if at == 0 { (&i.prefill, i.ratio.prefill) } else { (&i.decode, i.ratio.decode) };
+                format!(" {:.1} | {ratio:.2}x |", rate.tok_s)
+            });
+            out!(
+                "| {name} | {:.1} | {:.0} % of {ceiling} |{versus}",
+                measured.tok_s,
+                100.0 * measured.share_of_ceiling
+            )?;
+        }
+        let c = &self.ceilings;
+        out!(
+            "\nceilings: {:.1} GB/s read, {:.0} G f32 and {:.0} G int8 multiply-adds a second",
+            c.read_bytes_s / 1e9,
+            c.f32_multiply_adds_s / 1e9,
+            c.int8_multiply_adds_s / 1e9
+        )?;
+        let ms = |v: Option<f64>| v.map_or("unknown".into(), |v| format!("{v:.0} ms"));
+        let cold = match &self.first_token_cold_absent {
+            Some(why) => format!("not measured ({why})"),
+            None => ms(self.first_token_cold_ms),
+        };
+        out!(
+            "open {:.1} ms; process start to first token {} warm, cold {cold}",
+            self.open_ms,
+            ms(self.first_token_ms)
+        )?;
+        let peak = self.peak_anon_bytes.map_or("unknown".into(), |b| Size(b).to_string());
+        out!("anonymous memory {peak} (KV at most {}); file {}", Size(self.kv_bytes), Size(self.file_bytes))?;
+        Ok(())
+    }
+
+    fn print_csv(&self) -> Result<(), Failure> {
+        use crate::output::out;
+        let number = |v: Option<f64>| v.map_or(String::new(), |v| v.to_string());
+        let i = self.interpreted.as_ref();
+        let fields = [
+            ("model", format!("\"{}\"", self.model.replace('"', "\"\""))),
+            ("threads", self.threads.to_string()),
+            ("nests", self.nests.clone()),
+            ("prompt", self.load.prompt.to_string()),
+            ("generate", self.load.generate.to_string()),
+            ("depth", self.load.depth.to_string()),
+            ("sequences", self.load.sequences.to_string()),
+            ("prefill.tok_s", self.prefill.tok_s.to_string()),
+            ("decode.tok_s", self.decode.tok_s.to_string()),
+            ("interpreted.prefill.tok_s", number(i.map(|i| i.prefill.tok_s))),
+            ("interpreted.decode.tok_s", number(i.map(|i| i.decode.tok_s))),
+            ("open_ms", self.open_ms.to_string()),
+            ("first_token_ms", number(self.first_token_ms)),
+            ("peak_anon_bytes", self.peak_anon_bytes.map_or(String::new(), |b| b.to_string())),
+            ("file_bytes", self.file_bytes.to_string()),
+        ];
+        out!("{}", fields.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(","))?;
+        out!("{}", fields.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(","))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,48 @@
+//! `bessemer first-token`, hidden: the process that `bench` starts to see how long a process takes to its first token.
+
+use crate::exit::Failure;
+use crate::generate::Generator;
+use crate::measure::{clock, memory};
+use crate::model::ModelArgs;
+use crate::output::out;
+use bessemer_runtime::sample::SamplerConfig;
+use bessemer_runtime::{Batch, CancelHandle, Want, Worker, WorkerOptions};
+
+/// Prompt of models that take text.
+const PROMPT: &str = "The capital of France is";
+
+/// Prints `MILLISECONDS MAJOR_FAULTS ANONYMOUS_BYTES` once the first token is there.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Threads
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(self) -> Result<(), Failure> {
+        let model = self.model.open()?;
+        let mut worker = Worker::new(&model.engine, WorkerOptions::default().threads(self.threads))?;
+        match super::run::tokenizer(&model) {
+            Ok(tokenizer) => {
+                let tokens = super::run::raw_tokens(&tokenizer, PROMPT)?;
+                let sampler = SamplerConfig::greedy();
+                let context = model.engine.plan().model.context as usize;
+                let mut generator = Generator::new(worker, tokenizer, sampler, Vec::new(), context)?;
+                generator.answer(&tokens, Some(1), &CancelHandle::new(), &mut |_| Ok(()))?;
+            }
+            Err(_) => {
+                let mut sequence = worker.sequence();
+                let mut batch = Batch::new();
+                batch.push(&mut sequence, &[0], Want::Last);
+                worker.forward(&mut batch)?;
+            }
+        }
+        let ms = clock::since_start_ms();
+        let unknown = |v: Option<u64>| v.map_or("-".into(), |v| v.to_string());
+        Ok(out!("{ms} {} {}", unknown(memory::major_faults()), unknown(memory::anonymous()))?)
+    }
+}

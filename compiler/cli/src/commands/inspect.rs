@@ -1,0 +1,261 @@
+//! `bessemer inspect`
+
+use crate::exit::Failure;
+use crate::json;
+use crate::output::out;
+use crate::size::Size;
+use bessemer_format::header::SectionKind;
+use bessemer_format::manifest::{Manifest, Report};
+use bessemer_format::plan::{Plan, Program, StepKind};
+use bessemer_runtime::{Engine, KvElem};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  bessemer inspect model.engine                      what it is and where it came from
+  bessemer inspect model.engine --kernels            what runs, for each number of rows
+  bessemer inspect model.engine --why layers.0       why these kernels, for nodes of this name";
+
+/// Show what is in an engine, and why
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The engine
+    engine: PathBuf,
+
+    /// Steps of each program
+    #[arg(long)]
+    kernels: bool,
+
+    /// Memory that a run takes
+    #[arg(long)]
+    memory: bool,
+
+    /// Reasons of the kernel selection, for nodes whose name contains this
+    #[arg(long, value_name = "NODE")]
+    why: Option<String>,
+
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    hash: String,
+    file_bytes: u64,
+    manifest: &'a Manifest,
+    model: &'a bessemer_format::plan::ModelFacts,
+    sections: BTreeMap<&'static str, u64>,
+    bits_per_weight: f64,
+    memory: Vec<Memory>,
+    programs: Vec<ProgramSummary>,
+    report: Option<Report>,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    kv: &'static str,
+    tokens: u32,
+    kv_bytes: u64,
+    arena_bytes: u64,
+    logits_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ProgramSummary {
+    min_rows: u32,
+    max_rows: u32,
+    steps: usize,
+    barriers: usize,
+    arena_bytes: u64,
+    /// How many steps there are of each kind.
+    kinds: BTreeMap<String, usize>,
+}
+
+impl Args {
+    /// Does it.
+    pub fn run(self) -> Result<(), Failure> {
+        let engine = Engine::open(&self.engine)?;
+        let report = engine.report()?;
+        if let Some(node) = &self.why {
+            return why(report.unwrap_or_default(), node, self.json);
+        }
+        let file_bytes = std::fs::metadata(&self.engine)?.len();
+        let plan = engine.plan();
+        let output = Output {
+            hash: engine.hash().to_string(),
+            file_bytes,
+            manifest: engine.manifest(),
+            model: &plan.model,
+            sections: SectionKind::ALL.iter().map(|k| (k.name(), engine.section(*k).len() as u64)).collect(),
+            bits_per_weight: bits_per_weight(plan),
+            memory: memory(&engine),
+            programs: plan.programs.iter().map(summary).collect(),
+            report,
+        };
+        if self.json {
+            return json::print(&output);
+        }
+        if self.kernels {
+            return print_kernels(plan);
+        }
+        if self.memory {
+            return print_memory(&output);
+        }
+        print_overview(&output)
+    }
+}
+
+fn why(report: Report, node: &str, as_json: bool) -> Result<(), Failure> {
+    let found: Vec<_> = report.selection.into_iter().filter(|s| s.node.contains(node)).collect();
+    if found.is_empty() {
+        return Err(Failure::usage(format!("the engine's report has no node whose name contains `{node}`")));
+    }
+    if as_json {
+        return json::print(&found);
+    }
+    for selection in found {
+        out!("{}: {}", selection.node, selection.chosen)?;
+        for (candidate, reason) in selection.rejected {
+            out!("  not {candidate}: {reason}")?;
+        }
+    }
+    Ok(())
+}
+
+fn print_overview(o: &Output) -> Result<(), Failure> {
+    let (m, model) = (o.manifest, o.model);
+    out!("engine     {}", o.hash)?;
+    out!("written by {}", m.producer)?;
+    out!("source     {} ({}), hash {}", m.source.architecture, m.source.format, m.source.hash)?;
+    out!(
+        "model      {} layers, width {}, vocabulary {}, context {}",
+        model.layers,
+        model.hidden,
+        model.vocab,
+        model.context
+    )?;
+    let needs = if m.requirements.cpu_features.is_empty() {
+        "any CPU".into()
+    } else {
+        m.requirements.cpu_features.join(", ")
+    };
+    out!("target     {}: {needs}", m.requirements.target)?;
+    for (key, value) in m.options.iter().filter(|(k, v)| k != "target" && !v.is_empty()) {
+        out!("option     {key} = {value}")?;
+    }
+    out!("file       {}, {:.2} bits a weight", Size(o.file_bytes), o.bits_per_weight)?;
+    for (name, bytes) in o.sections.iter().filter(|(_, b)| **b > 0) {
+        out!("  {name:<10} {}", Size(*bytes))?;
+    }
+    let mut schemes = BTreeMap::new();
+    for tensor in &m.tensors {
+        *schemes.entry(format!("{} -> {}", tensor.stored, tensor.scheme)).or_insert(0) += 1;
+    }
+    for (scheme, count) in schemes {
+        out!("tensors    {count} {scheme}")?;
+    }
+    for program in &o.programs {
+        out!(
+            "program    {} to {} rows: {} steps, {} barriers",
+            program.min_rows,
+            program.max_rows,
+            program.steps,
+            program.barriers
+        )?;
+    }
+    for memory in &o.memory {
+        out!("KV         {} for {} tokens in {}", Size(memory.kv_bytes), memory.tokens, memory.kv)?;
+    }
+    Ok(())
+}
+
+fn print_memory(o: &Output) -> Result<(), Failure> {
+    for memory in &o.memory {
+        out!(
+            "{} tokens, {} KV: {} of KV, {} of activations, {} of logits",
+            memory.tokens,
+            memory.kv,
+            Size(memory.kv_bytes),
+            Size(memory.arena_bytes),
+            Size(memory.logits_bytes)
+        )?;
+    }
+    for program in &o.programs {
+        out!(
+            "program of {} to {} rows: arena of {}",
+            program.min_rows,
+            program.max_rows,
+            Size(program.arena_bytes)
+        )?;
+    }
+    Ok(out!("The file is mapped: its {} are shared with the operating system's cache.", Size(o.file_bytes))?)
+}
+
+fn print_kernels(plan: &Plan) -> Result<(), Failure> {
+    for program in &plan.programs {
+        out!("program of {} to {} rows", program.regime.min_rows, program.regime.max_rows)?;
+        for step in &program.steps {
+            let barrier = if step.barrier { "" } else { "  (no barrier after it)" };
+            out!("  {:<40} {}{barrier}", describe(plan, &step.kind), step.source)?;
+        }
+    }
+    Ok(())
+}
+
+fn describe(plan: &Plan, kind: &StepKind) -> String {
+    let scheme = |weight: u32| plan.weights.get(weight as usize).map_or("?".into(), |w| w.scheme.to_string());
+    match kind {
+        StepKind::Embed { table, .. } => format!("embed {}", scheme(*table)),
+        StepKind::Linear(linear) => {
+            let segments: Vec<_> = linear.segments.iter().map(|s| scheme(s.weight)).collect();
+            format!("linear {:?} [{}] {:?}", linear.compute, segments.join(", "), linear.epilogue)
+        }
+        StepKind::Attention(a) => format!("attention {} heads on {}", a.heads, a.kv_heads),
+        StepKind::Nest { nest, .. } => format!("nest {nest}"),
+        StepKind::Copy { .. } => "copy".into(),
+    }
+}
+
+fn summary(program: &Program) -> ProgramSummary {
+    let mut kinds = BTreeMap::new();
+    for step in &program.steps {
+        let name = match step.kind {
+            StepKind::Embed { .. } => "embed",
+            StepKind::Linear(_) => "linear",
+            StepKind::Attention(_) => "attention",
+            StepKind::Nest { .. } => "nest",
+            StepKind::Copy { .. } => "copy",
+        };
+        *kinds.entry(name.to_owned()).or_insert(0) += 1;
+    }
+    ProgramSummary {
+        min_rows: program.regime.min_rows,
+        max_rows: program.regime.max_rows,
+        steps: program.steps.len(),
+        barriers: program.steps.iter().filter(|s| s.barrier).count(),
+        arena_bytes: program.arena_bytes,
+        kinds,
+    }
+}
+
+fn memory(engine: &Engine) -> Vec<Memory> {
+    let plan = engine.plan();
+    let (tokens, rows) = (plan.model.context, plan.programs.last().map_or(1, |p| p.regime.max_rows));
+    [("bf16", KvElem::Bf16), ("f32", KvElem::F32)]
+        .map(|(kv, elem)| {
+            let m = engine.memory(tokens as usize, elem, rows as usize);
+            Memory { kv, tokens, kv_bytes: m.cache, arena_bytes: m.arena, logits_bytes: m.logits }
+        })
+        .into()
+}
+
+fn bits_per_weight(plan: &Plan) -> f64 {
+    let matrices = || plan.weights.iter().filter(|w| w.n > 1);
+    let elements = |w: &bessemer_format::plan::WeightSlice| f64::from(w.n) * f64::from(w.k);
+    let bits: f64 = matrices().map(|w| elements(w) * w.scheme.bits_per_weight(w.k as usize)).sum();
+    bits / matrices().map(elements).sum::<f64>().max(1.0)
+}

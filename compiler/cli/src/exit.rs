@@ -1,0 +1,166 @@
+//! How a command ends: every error of every library, and the exit code that it becomes.
+
+use bessemer_format::FormatError;
+use bessemer_runtime::sample::SampleError;
+use bessemer_runtime::text::TextError;
+use bessemer_runtime::{EngineError, GenerateError, RunError};
+use std::fmt;
+
+/// What `--help` says about exit codes.
+pub const HELP: &str = "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 source unsupported or damaged, \
+    4 engine refused (damaged, version, CPU), 5 budget or baseline missed, 6 device missing, 130 interrupted.";
+
+/// Exit codes. They are part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    /// Our mistake, or the operating system's refusal.
+    Internal = 1,
+    /// The command line asks for something that cannot be.
+    Usage = 2,
+    /// A checkpoint that is damaged, or of a kind that is not built.
+    #[cfg_attr(not(feature = "compile"), expect(dead_code, reason = "a runner reads no checkpoints"))]
+    Source = 3,
+    /// An engine that this runtime does not run.
+    Engine = 4,
+    /// More memory than allowed, or another result than demanded.
+    Budget = 5,
+    /// The engine is for a device that is not here.
+    Device = 6,
+    /// Ctrl-C or a termination signal.
+    Interrupted = 130,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: Code,
+    message: String,
+}
+
+impl Failure {
+    /// A failure that says `message`.
+    pub fn new(code: Code, message: impl fmt::Display) -> Self {
+        Self { code, message: message.to_string() }
+    }
+
+    /// Wrong usage.
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self::new(Code::Usage, message)
+    }
+
+    /// An end that needs no words: everything was said already, or nobody listens any more.
+    pub fn quiet(code: Code) -> Self {
+        Self::new(code, "")
+    }
+
+    /// Whether there is nothing to print.
+    pub fn is_quiet(&self) -> bool {
+        self.message.is_empty()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Self {
+        // Whoever read our output has gone, as `head` does: no reason to complain.
+        if e.kind() == std::io::ErrorKind::BrokenPipe {
+            return Self::quiet(Code::Internal);
+        }
+        Self::new(Code::Internal, e)
+    }
+}
+
+impl From<FormatError> for Failure {
+    fn from(e: FormatError) -> Self {
+        Self::new(Code::Engine, e)
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(e: EngineError) -> Self {
+        let code = match &e {
+            EngineError::Target { .. } => Code::Device,
+            EngineError::MemoryLimit { .. } => Code::Budget,
+            EngineError::Option { .. } => Code::Usage,
+            EngineError::Resource { .. } => Code::Internal,
+            // Format, CpuFeatures, Unsupported, Code, and what comes later: the engine is not for us.
+            _ => Code::Engine,
+        };
+        Self::new(code, e)
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(e: RunError) -> Self {
+        let code = match &e {
+            RunError::Context { .. } | RunError::CacheFull { .. } => Code::Usage,
+            RunError::Nest { .. } => Code::Engine,
+            RunError::Cancelled => Code::Interrupted,
+            _ => Code::Internal,
+        };
+        Self::new(code, e)
+    }
+}
+
+impl From<GenerateError> for Failure {
+    fn from(e: GenerateError) -> Self {
+        match e {
+            GenerateError::Run(e) => e.into(),
+            GenerateError::Sample(e) => e.into(),
+            other => Self::new(Code::Internal, other),
+        }
+    }
+}
+
+impl From<TextError> for Failure {
+    fn from(e: TextError) -> Self {
+        Self::new(Code::Engine, e)
+    }
+}
+
+impl From<SampleError> for Failure {
+    fn from(e: SampleError) -> Self {
+        let code = if matches!(e, SampleError::Config { .. }) { Code::Usage } else { Code::Internal };
+        Self::new(code, e)
+    }
+}
+
+#[cfg(feature = "compile")]
+impl From<bessemer_compiler::CompileError> for Failure {
+    fn from(e: bessemer_compiler::CompileError) -> Self {
+        use bessemer_compiler::CompileError;
+        use bessemer_passes::PassError;
+        use bessemer_targets::TargetError;
+        let code = match &e {
+            CompileError::Import(_) | CompileError::Text(_) | CompileError::Weight { .. } => Code::Source,
+            CompileError::Pass(PassError::Unknown { .. })
+            | CompileError::Target(TargetError::UnknownTarget { .. }) => Code::Usage,
+            CompileError::Hash { .. } => Code::Budget,
+            CompileError::Interrupted => Code::Interrupted,
+            // A pass or the planner that fails on a sound model, a full disk.
+            _ => Code::Internal,
+        };
+        Self::new(code, e)
+    }
+}
+
+#[cfg(feature = "compile")]
+impl From<bessemer_compiler::import::ImportError> for Failure {
+    fn from(e: bessemer_compiler::import::ImportError) -> Self {
+        bessemer_compiler::CompileError::from(e).into()
+    }
+}
+
+#[cfg(feature = "compile")]
+impl From<bessemer_compiler::cache::CacheError> for Failure {
+    fn from(e: bessemer_compiler::cache::CacheError) -> Self {
+        Self::new(Code::Internal, e)
+    }
+}

@@ -1,0 +1,98 @@
+//! What this machine can do at most: how fast it reads memory, and how fast it multiplies.
+
+use bessemer_kernels::peak::{Arithmetic, multiply_adds};
+use serde::Serialize;
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long each ceiling is measured.
+const SPAN: Duration = Duration::from_millis(250);
+/// A buffer is so many times larger than the last-level cache, within bounds.
+const TIMES_CACHE: u64 = 4;
+const BUFFER: std::ops::RangeInclusive<u64> = (64 << 20)..=(1 << 30);
+
+/// Ceilings of this machine with some threads.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ceilings {
+    /// Bytes a second that all threads together read from memory.
+    pub read_bytes_s: f64,
+    /// Bytes of the buffer that was read.
+    pub buffer_bytes: u64,
+    /// Multiply-adds of binary32 a second.
+    pub f32_multiply_adds_s: f64,
+    /// Multiply-adds of bytes a second.
+    pub int8_multiply_adds_s: f64,
+}
+
+impl Ceilings {
+    /// Measures them, in under a second.
+    pub fn measure(threads: usize) -> Self {
+        let buffer_bytes = buffer_bytes();
+        let buffer = vec![1_u64; buffer_bytes as usize / 8];
+        let parts: Vec<&[u64]> = buffer.chunks(buffer.len().div_ceil(threads)).collect();
+        let read_bytes_s = rate(parts.len(), &|thread| {
+            black_box(sum(parts[thread]));
+            parts[thread].len() as u64 * 8
+        });
+        let peak = |arithmetic| rate(threads, &|_| multiply_adds(arithmetic, 20_000));
+        Self {
+            read_bytes_s,
+            buffer_bytes,
+            f32_multiply_adds_s: peak(Arithmetic::F32),
+            int8_multiply_adds_s: peak(Arithmetic::Int8),
+        }
+    }
+}
+
+/// Runs `work` on all threads again and again. Gives what its results add up to in a second.
+fn rate(threads: usize, work: &(dyn Fn(usize) -> u64 + Sync)) -> f64 {
+    let (barrier, over, total) = (Barrier::new(threads), AtomicBool::new(false), AtomicU64::new(0));
+    let started = std::sync::OnceLock::new();
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (barrier, over, total, started) = (&barrier, &over, &total, &started);
+            scope.spawn(move || {
+                work(thread);
+                barrier.wait();
+                let begin = *started.get_or_init(Instant::now);
+                let mut done = 0;
+                while !over.load(Ordering::Relaxed) {
+                    done += work(thread);
+                    if begin.elapsed() > SPAN {
+                        over.store(true, Ordering::Relaxed);
+                    }
+                }
+                total.fetch_add(done, Ordering::Relaxed);
+            });
+        }
+    });
+    let seconds = started.get().map_or(f64::INFINITY, |s: &Instant| s.elapsed().as_secs_f64());
+    total.into_inner() as f64 / seconds
+}
+
+/// Adds in lanes that do not depend on each other, so that loads are all that takes time.
+fn sum(part: &[u64]) -> u64 {
+    let (chunks, rest) = part.as_chunks::<32>();
+    let mut lanes = [0_u64; 32];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.wrapping_add(*x));
+    }
+    lanes.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
+}
+
+fn buffer_bytes() -> u64 {
+    let wanted = last_level_cache().unwrap_or(64 << 20).saturating_mul(TIMES_CACHE);
+    let affordable = super::memory::available().map_or(*BUFFER.end(), |free| free / 4);
+    wanted.clamp(*BUFFER.start(), *BUFFER.end()).min(affordable).max(8 << 20)
+}
+
+/// Bytes of the last level of cache, where the operating system says.
+pub fn last_level_cache() -> Option<u64> {
+    let level = |index: u32| {
+        let file = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        std::fs::read_to_string(file).ok()?.trim().parse::<crate::size::Size>().ok()
+    };
+    (0..8).filter_map(level).map(|s| s.0).max()
+}

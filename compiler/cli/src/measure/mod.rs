@@ -1,0 +1,10 @@
+//! What `bench` and `run` measure, and the machine that they measure it on.
+
+pub mod ceilings;
+pub mod clock;
+pub mod first_token;
+#[cfg(feature = "compile")]
+pub mod interpreted;
+pub mod memory;
+pub mod numerics;
+pub mod speed;

@@ -1,0 +1,184 @@
+//! Tokens a second, and the work behind a token.
+
+use super::ceilings::Ceilings;
+use crate::exit::Failure;
+use bessemer_format::Compute;
+use bessemer_format::plan::{Plan, Program, RowCount, StateDecl, StepKind};
+use bessemer_runtime::sample::Pcg32;
+use bessemer_runtime::{Batch, KvElem, Sequence, Want, Worker};
+use serde::Serialize;
+use std::time::Instant;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Load {
+    /// Tokens of each prompt.
+    pub prompt: usize,
+    /// Tokens that each sequence generates.
+    pub generate: usize,
+    /// Tokens that each sequence holds before.
+    pub depth: usize,
+    /// Sequences.
+    pub sequences: usize,
+}
+
+/// Tokens a second, of all sequences together.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Speed {
+    /// Processing prompts.
+    pub prefill: f64,
+    /// Generating.
+    pub decode: f64,
+}
+
+impl Load {
+    /// Tokens that a sequence holds at most.
+    pub fn longest(&self) -> usize {
+        self.depth + self.prompt.max(self.generate)
+    }
+
+    /// Whether a sequence fits into the context.
+    pub fn check(&self, context: usize) -> Result<(), Failure> {
+        if self.prompt == 0 || self.generate == 0 {
+            return Err(Failure::usage("-p and -n must be 1 or more"));
+        }
+        if self.longest() <= context {
+            return Ok(());
+        }
+        Err(Failure::usage(format!(
+            "a sequence would hold {} tokens and the context is {context}; lower -p, -n or -d",
+            self.longest()
+        )))
+    }
+
+    /// Tokens from a fixed seed.
+    pub fn tokens(&self, vocab: u32) -> Vec<u32> {
+        let mut random = Pcg32::new(1);
+        (0..self.longest()).map(|_| random.next_u32() % vocab.max(1)).collect()
+    }
+}
+
+/// An engine under load.
+pub struct Subject {
+    worker: Worker,
+    load: Load,
+    tokens: Vec<u32>,
+}
+
+impl Subject {
+    /// Puts `load` on a worker.
+    pub fn new(worker: Worker, load: Load) -> Self {
+        let tokens = load.tokens(worker.engine().plan().model.vocab);
+        Self { worker, load, tokens }
+    }
+
+    /// Measures once. The decoded tokens are given, not sampled: choosing is not what is measured.
+    pub fn measure(&mut self) -> Result<Speed, Failure> {
+        let Load { prompt, generate, depth, sequences } = self.load;
+        let deep = self.deep()?;
+
+        let mut all: Vec<Sequence> = (0..sequences).map(|_| deep.fork()).collect();
+        let started = Instant::now();
+        self.step(&mut all, depth..depth + prompt)?;
+        let prefill = (prompt * sequences) as f64 / started.elapsed().as_secs_f64();
+
+        all.iter_mut().for_each(|s| s.truncate(depth));
+        let started = Instant::now();
+        for at in depth..depth + generate {
+            self.step(&mut all, at..at + 1)?;
+        }
+        let decode = (generate * sequences) as f64 / started.elapsed().as_secs_f64();
+        Ok(Speed { prefill, decode })
+    }
+
+    /// A sequence that holds as many tokens as the load asks for.
+    fn deep(&mut self) -> Result<Sequence, Failure> {
+        let mut sequence = self.worker.sequence();
+        if self.load.depth > 0 {
+            let mut batch = Batch::new();
+            batch.push(&mut sequence, &self.tokens[..self.load.depth], Want::None);
+            self.worker.forward(&mut batch)?;
+        }
+        Ok(sequence)
+    }
+
+    /// Appends the tokens at `range` to every sequence.
+    fn step(&mut self, sequences: &mut [Sequence], range: std::ops::Range<usize>) -> Result<(), Failure> {
+        let mut batch = Batch::new();
+        for sequence in sequences {
+            batch.push(sequence, &self.tokens[range.clone()], Want::Last);
+        }
+        self.worker.forward(&mut batch)?;
+        Ok(())
+    }
+}
+
+/// The work of a load, as the plan states it.
+pub struct Work {
+    /// Bytes that a decode step reads: every weight once, and the KV of every sequence.
+    pub decode_step_bytes: u64,
+    /// Multiply-adds of a prompt's token in f32, by weights alone.
+    f32_multiply_adds: u64,
+    /// The same in bytes.
+    int8_multiply_adds: u64,
+}
+
+impl Work {
+    /// Of `load` on `plan`.
+    pub fn of(plan: &Plan, kv: KvElem, load: Load) -> Self {
+        let find = |rows: usize| {
+            plan.programs.iter().find(|p| rows <= p.regime.max_rows as usize).or(plan.programs.last())
+        };
+        let weights = find(load.sequences).map_or(0, |p| weight_bytes(plan, p));
+        let StateBytes(kv_token) = StateBytes::of(plan, kv);
+        let held = load.sequences as u64 * (load.depth + load.generate / 2) as u64;
+        let (f32_multiply_adds, int8_multiply_adds) =
+            find(load.prompt).map_or((0, 0), |p| multiply_adds(plan, p));
+        Self { decode_step_bytes: weights + kv_token * held, f32_multiply_adds, int8_multiply_adds }
+    }
+
+    /// Seconds that a prompt's token takes at the ceilings.
+    pub fn seconds_per_prefill_token(&self, ceilings: &Ceilings) -> f64 {
+        self.f32_multiply_adds as f64 / ceilings.f32_multiply_adds_s
+            + self.int8_multiply_adds as f64 / ceilings.int8_multiply_adds_s
+    }
+}
+
+/// Bytes of state of one token.
+struct StateBytes(u64);
+
+impl StateBytes {
+    fn of(plan: &Plan, kv: KvElem) -> Self {
+        let elems = plan.states.iter().map(|StateDecl::Blocks { elems }| *elems).sum::<u64>();
+        Self(elems * kv.bytes() as u64 / bessemer_format::kv::TOKENS as u64)
+    }
+}
+
+/// Bytes of the weights that a program's linears read.
+fn weight_bytes(plan: &Plan, program: &Program) -> u64 {
+    let mut read: Vec<u32> = linears(program).flat_map(|l| l.segments.iter().map(|s| s.weight)).collect();
+    read.sort_unstable();
+    read.dedup();
+    read.iter().filter_map(|w| plan.weights.get(*w as usize)).map(|w| w.len).sum()
+}
+
+/// Multiply-adds of a token in f32 and in bytes. The logits of a prompt are wanted once, so its linear is left out.
+fn multiply_adds(plan: &Plan, program: &Program) -> (u64, u64) {
+    let (mut f32s, mut int8s) = (0, 0);
+    for linear in linears(program).filter(|l| l.rows == RowCount::Tokens) {
+        let weights = linear.segments.iter().filter_map(|s| plan.weights.get(s.weight as usize));
+        let count: u64 = weights.map(|w| u64::from(w.n) * u64::from(w.k)).sum();
+        match linear.compute {
+            Compute::Int8 { .. } => int8s += count,
+            _ => f32s += count,
+        }
+    }
+    (f32s, int8s)
+}
+
+fn linears(program: &Program) -> impl Iterator<Item = &bessemer_format::plan::Linear> {
+    program.steps.iter().filter_map(|s| match &s.kind {
+        StepKind::Linear(linear) => Some(linear),
+        _ => None,
+    })
+}

@@ -1,0 +1,179 @@
+//! From the path on the command line to an opened engine.
+
+use crate::exit::{Code, Failure};
+use crate::trust;
+use bessemer_format::header::{HEADER_BYTES, MAGIC};
+use bessemer_runtime::{Engine, Hash, NestPath};
+use clap::Args;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A model on the command line, and how to open it.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// An engine, a GGUF file or a Hugging Face directory. A source is compiled first, into the cache
+    #[arg(value_name = "MODEL")]
+    pub path: PathBuf,
+
+    /// Run the machine code in this engine, this once
+    #[arg(long)]
+    pub trust: bool,
+
+    #[cfg(feature = "compile")]
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+/// How a source becomes an engine.
+#[cfg(feature = "compile")]
+#[derive(Args, Clone, Debug, Default)]
+struct SourceArgs {
+    /// Precision of the weights when a source is compiled: source, f32, bf16, int8[:GROUP] or int4[:GROUP]
+    #[arg(long, value_name = "P")]
+    precision: Option<bessemer_passes::PrecisionPolicy>,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Where compiled engines are kept.
+#[cfg(feature = "compile")]
+#[derive(Args, Clone, Debug, Default)]
+pub struct CacheArgs {
+    /// Folder of compiled engines
+    #[arg(long, env = "BESSEMER_CACHE", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// An opened model.
+pub struct Model {
+    /// The engine.
+    pub engine: Engine,
+    /// The engine's file.
+    pub path: PathBuf,
+    /// Milliseconds that opening took.
+    pub open_ms: f64,
+}
+
+impl ModelArgs {
+    /// The model at `path` with default options.
+    pub fn at(path: &Path, trust: bool) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            trust,
+            #[cfg(feature = "compile")]
+            source: SourceArgs::default(),
+        }
+    }
+
+    /// The engine's file: the path itself, or what it is compiled into.
+    pub fn engine_path(&self) -> Result<PathBuf, Failure> {
+        if is_engine(&self.path) {
+            #[cfg(feature = "compile")]
+            if self.source.precision.is_some() {
+                return Err(Failure::usage(
+                    "--precision is for sources; an engine has the precision that it was compiled with",
+                ));
+            }
+            return Ok(self.path.clone());
+        }
+        self.compiled()
+    }
+
+    #[cfg(not(feature = "compile"))]
+    fn compiled(&self) -> Result<PathBuf, Failure> {
+        // Opening says what is wrong with a file that is no engine; a folder cannot be opened at all.
+        if !self.path.is_dir() {
+            return Ok(self.path.clone());
+        }
+        Err(Failure::usage(format!(
+            "{}: this build of bessemer runs engines only; compile the model with a full build",
+            self.path.display()
+        )))
+    }
+
+    #[cfg(feature = "compile")]
+    fn compiled(&self) -> Result<PathBuf, Failure> {
+        use bessemer_compiler::{CompileOptions, RunOptions};
+        let options = CompileOptions {
+            precision: self.source.precision.unwrap_or_default(),
+            ..CompileOptions::default()
+        };
+        let cache = self.source.cache.open()?;
+        let meter = crate::progress::Meter::new(crate::progress::Unit::Bytes);
+        let cached = cache.engine(&self.path, &options, &RunOptions::default(), &meter, &waiting)?;
+        drop(meter);
+        if cached.hit {
+            eprintln!("cached: {}", cached.path.display());
+        } else {
+            trust::add(&claimed_hash(&cached.path)?, &cached.path)?;
+            eprintln!("compiled: {}", cached.path.display());
+        }
+        Ok(cached.path)
+    }
+
+    /// Opens the model, compiling it first if it is a source.
+    pub fn open(&self) -> Result<Model, Failure> {
+        let path = self.engine_path()?;
+        let started = std::time::Instant::now();
+        let engine = open(&path, self.trust)?;
+        let open_ms = started.elapsed().as_secs_f64() * 1e3;
+        if engine.nest_path() == NestPath::Interpreted && !engine.manifest().code.is_empty() {
+            eprintln!(
+                "note: {0} is not trusted, so its loop nests are interpreted; use its machine code with --trust, or \
+                 for good with `bessemer trust {0}`",
+                path.display()
+            );
+        }
+        Ok(Model { engine, path, open_ms })
+    }
+}
+
+#[cfg(feature = "compile")]
+impl CacheArgs {
+    /// The cache.
+    pub fn open(&self) -> Result<bessemer_compiler::cache::Cache, Failure> {
+        let folder = match &self.cache_dir {
+            Some(folder) => folder.clone(),
+            None => crate::paths::cache()?,
+        };
+        Ok(bessemer_compiler::cache::Cache::open(folder)?)
+    }
+}
+
+/// Tells that another process holds the cache's lock.
+#[cfg(feature = "compile")]
+pub fn waiting() {
+    eprintln!("waiting for another bessemer process that writes the cache");
+}
+
+/// Opens an engine, with its machine code if the user trusts it.
+fn open(path: &Path, trust_once: bool) -> Result<Engine, Failure> {
+    let claimed = claimed_hash(path).ok();
+    if !trust_once && !claimed.is_some_and(|hash| trust::contains(&hash)) {
+        return Ok(Engine::open(path)?);
+    }
+    // SAFETY: the user trusts the engine with this hash: by --trust, or by the list, against which the hash of the file
+    // that was really opened is compared below, before a worker could run any of its code.
+    let engine = unsafe { Engine::open_trusted(path)? };
+    if trust_once || Some(engine.hash()) == claimed {
+        return Ok(engine);
+    }
+    Err(Failure::new(Code::Engine, format!("{}: the file changed while it was opened", path.display())))
+}
+
+/// The hash that an engine's header states. Only opening the engine shows whether it is true.
+pub fn claimed_hash(path: &Path) -> Result<Hash, Failure> {
+    let mut header = [0; HEADER_BYTES];
+    let failed = |e| Failure::new(Code::Engine, format!("{}: {e}", path.display()));
+    File::open(path).and_then(|mut f| f.read_exact(&mut header)).map_err(failed)?;
+    Ok(Hash(std::array::from_fn(|i| header[32 + i])))
+}
+
+/// Whether a path is meant to be an engine: by its first bytes, or by its name if it is too damaged for that.
+pub fn is_engine(path: &Path) -> bool {
+    let mut magic = [0; 8];
+    let starts = File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == MAGIC;
+    starts || path.extension().is_some_and(|e| e == "engine")
+}
