@@ -4,9 +4,35 @@ use crate::error::CompileError;
 use crate::options::CompileOptions;
 use bessemer_format::manifest::CodeEntry;
 use bessemer_format::plan::Plan;
+use bessemer_targets::codegen::{self, Generator};
+use std::fmt::Write as _;
 
 /// Generates code for every nest and instruction set of the target. What a generator does not support stays a nest.
-pub(crate) fn generate(plan: &Plan, options: &CompileOptions) -> Result<(Vec<u8>, Vec<CodeEntry>), CompileError> {
-    let _ = (plan, options);
-    Ok((Vec::new(), Vec::new()))
+pub(crate) fn generate(
+    plan: &Plan,
+    options: &CompileOptions,
+) -> Result<(Vec<u8>, Vec<CodeEntry>), CompileError> {
+    if !options.code {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    Ok(codegen::section(&plan.nests, options.target.code_isas())?)
+}
+
+/// The generated code of every nest as text.
+pub fn assembly(plan: &Plan, options: &CompileOptions) -> Result<String, CompileError> {
+    let mut out = String::new();
+    for &isa in options.target.code_isas() {
+        let mut generator = Generator::new(isa)?;
+        for (id, nest) in plan.nests.iter().enumerate() {
+            let _ = writeln!(out, "; nest {id} ({}) for {isa:?}", nest.name);
+            match generator.compile(nest, bessemer_format::manifest::KvElem::Bf16) {
+                Ok(code) => out.push_str(&code.assembly),
+                Err(codegen::CodegenError::Unsupported(why)) => {
+                    let _ = writeln!(out, "; runs as a nest: {why} has no generator");
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(out)
 }

@@ -19,6 +19,9 @@ pub enum CompileError {
     /// The graph does not become a plan.
     #[error(transparent)]
     Target(#[from] bessemer_targets::TargetError),
+    /// Machine code cannot be generated.
+    #[error(transparent)]
+    Code(#[from] bessemer_targets::codegen::CodegenError),
     /// A weight cannot be made.
     #[error("tensor {tensor}: {why}")]
     Weight {

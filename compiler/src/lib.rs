@@ -4,7 +4,7 @@
 //! layer over this crate and has no option that is not here.
 
 pub mod cache;
-mod code;
+pub mod code;
 pub mod compile;
 pub mod emit;
 pub mod error;

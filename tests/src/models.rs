@@ -65,6 +65,19 @@ pub fn engine(name: &str, options: &CompileOptions) -> Engine {
     Engine::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
+/// As [`engine`], with the machine code that the compiler generated for its nests.
+pub fn trusted_engine(name: &str, options: &CompileOptions) -> Engine {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = compile(&fixture(name), folder.path(), options).unwrap_or_else(|e| panic!("{name}: {e}"));
+    open_trusted(&path)
+}
+
+/// Opens an engine that this process has just written.
+pub fn open_trusted(path: &Path) -> Engine {
+    // SAFETY: the file was written by this process a moment ago.
+    unsafe { Engine::open_trusted(path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
 /// Appends `tokens` to `sequence`; the logits of every row.
 pub fn forward(worker: &mut Worker, sequence: &mut Sequence, tokens: &[u32]) -> Vec<Vec<f32>> {
     let mut batch = Batch::new();

@@ -2,8 +2,8 @@
 
 use bessemer_compiler::options::CompileOptions;
 use bessemer_passes::PrecisionPolicy;
-use bessemer_runtime::{Batch, KvElem, Want, Worker, WorkerOptions};
-use bessemer_tests::models::{Golden, engine, forward, golden, logits, relative_error};
+use bessemer_runtime::{Batch, KvElem, NestPath, Want, Worker, WorkerOptions};
+use bessemer_tests::models::{Golden, engine, forward, golden, logits, relative_error, trusted_engine};
 
 /// Fixture and its golden.
 const MODELS: &[(&str, &str)] = &[
@@ -115,6 +115,40 @@ fn the_number_of_threads_changes_no_bit() {
             for threads in [2, 3, 5] {
                 assert!(one == run(threads), "{model} {precision}: {threads} threads give other bits than one");
             }
+        }
+    }
+}
+
+#[test]
+fn generated_code_gives_the_bits_of_the_nests() {
+    for (model, name) in MODELS {
+        for kv in [KvElem::F32, KvElem::Bf16] {
+            let g = golden(name, "");
+            let options = options(PrecisionPolicy::Source);
+            let mut interpreted = Worker::new(&engine(model, &options), f32_worker().kv(kv)).unwrap();
+            let trusted = trusted_engine(model, &options);
+            assert_eq!(trusted.nest_path(), NestPath::Generated, "{model}: this host has no generated code");
+            let mut generated = Worker::new(&trusted, f32_worker().kv(kv)).unwrap();
+            let found = prefill_then_steps(&mut generated, &g);
+            assert!(found == prefill_then_steps(&mut interpreted, &g), "{model} kv {kv:?}");
+        }
+    }
+}
+
+#[test]
+fn passes_that_are_switched_off_change_little() {
+    // Fusion is exact up to the order of operations inside one op, so engines agree far better than with the golden.
+    let passes = ["qkv", "gate-up", "residual", "add-rms-norm", "pointwise"];
+    for (model, name) in [("gqa_tied", "gqa_tied"), ("biases", "biases"), ("gqa_9_3", "gqa_9_3")] {
+        let g = golden(name, "");
+        let run = |disable: Vec<String>| {
+            let options = CompileOptions { disable, ..options(PrecisionPolicy::F32) };
+            logits(&trusted_engine(model, &options), f32_worker(), &g.tokens)
+        };
+        let all = run(Vec::new());
+        for off in passes.iter().map(|p| vec![p.to_string()]).chain([passes.map(String::from).to_vec()]) {
+            let error = relative_error(&run(off.clone()), &all);
+            assert!(error < 1e-5, "{model} without {off:?}: {error:.2e}");
         }
     }
 }
