@@ -376,7 +376,9 @@ impl Emitter<'_, '_> {
                 let address = self.address(usize::from(view.0), ViewElem::I32, index)?;
                 let value = self.b.ins().sload32(plain(), address, 0);
                 let limit = self.index(limit)?;
-                // Unsigned, so that a negative number is above every limit.
+                // Unsigned, so that a negative number is above every limit; a negative limit admits nothing.
+                let zero = self.b.ins().iconst(types::I64, 0);
+                let limit = self.b.ins().smax(limit, zero);
                 let fits = self.b.ins().icmp(IntCC::UnsignedLessThan, value, limit);
                 let [go_on, fail]: [Block; 2] = std::array::from_fn(|_| self.b.create_block());
                 self.b.ins().brif(fits, go_on, &[], fail, &[]);
