@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("every_op_round_trips", move || {
         every_op_round_trips(files.values()).map_err(Failed::from)
     }));
+    trials.push(Trial::test("directives_are_checked", || directives_are_checked().map_err(Failed::from)));
     let mut arguments = Arguments::from_args();
     if bless {
         // The last trials read what the others write.
@@ -103,11 +104,16 @@ struct FileTest {
     expected: Option<String>,
 }
 
-fn parse(path: &Path) -> Result<FileTest, String> {
-    let all = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+fn read(path: &Path) -> Result<FileTest, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let folder = path.parent().and_then(Path::file_name).unwrap_or_default();
+    parse(&folder.to_string_lossy(), &text).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn parse(found_in: &str, all: &str) -> Result<FileTest, String> {
     let (input, expected) = match all.split_once(SEPARATOR) {
         Some((input, expected)) => (input, Some(expected.to_string())),
-        None => (all.as_str(), None),
+        None => (all, None),
     };
     let mut directives = BTreeMap::new();
     for line in input.lines() {
@@ -139,7 +145,7 @@ fn parse(path: &Path) -> Result<FileTest, String> {
         Run::Pass(_) => "passes",
         Run::Pipeline(_) => "pipeline",
     };
-    if path.parent().and_then(Path::file_name).is_none_or(|f| f != folder) {
+    if folder != found_in {
         return Err(format!("belongs into folder {folder}"));
     }
     let mut test = FileTest {
@@ -213,7 +219,7 @@ fn printed(graph: &Graph) -> Result<String, String> {
 }
 
 fn check(path: &Path, bless: bool) -> Result<(), String> {
-    let test = parse(path)?;
+    let test = read(path)?;
     let found = execute(&test);
     let expected = match (&test.run, &test.error, &test.expected) {
         (_, Some(_), Some(_)) => return Err("expects both an error and a result".into()),
@@ -271,7 +277,7 @@ fn difference(expected: &str, found: &str) -> String {
 fn fires_and_refuses<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<(), String> {
     let mut seen: BTreeMap<&str, [u32; 2]> = PASSES.iter().map(|p| (p.name, [0, 0])).collect();
     for path in files {
-        let test = parse(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let test = read(path)?;
         if let (Run::Pass(pass), Some(expected)) = (&test.run, &test.expected) {
             let refused = expected.starts_with("# rewrites: none\n");
             seen.entry(pass.name).or_default()[usize::from(refused)] += 1;
@@ -289,7 +295,7 @@ fn fires_and_refuses<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<(),
 fn every_op_round_trips<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<(), String> {
     let mut text = String::new();
     for path in files {
-        let test = parse(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let test = read(path)?;
         if let Run::RoundTrip = test.run {
             text.push_str(&test.input);
         }
@@ -300,4 +306,30 @@ fn every_op_round_trips<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<
         [] => Ok(()),
         _ => Err(format!("ops without a round trip: {}", lacking.join(", "))),
     }
+}
+
+/// A directive that is misspelt, in the wrong place or without effect must not pass for a comment.
+fn directives_are_checked() -> Result<(), String> {
+    let cases = [
+        ("passes", "graph imported\n", "has no `# run:` directive"),
+        ("passes", "# run: pass qvk\n", "`qvk` is no pass"),
+        ("passes", "# run: pas qkv\n", "is none of"),
+        ("pipeline", "# run: pipeline fuse\n", "`fuse` is no phase"),
+        ("passes", "# run: pipeline fused\n", "belongs into folder pipeline"),
+        ("passes", "# run: pass qkv\n# run: pass residual\n", "stands twice"),
+        ("passes", "# run: pass qkv\n# precison: int4\n", "`# precison: int4` is unknown"),
+        ("passes", "# run: pass qkv\n# disable: qkv\n", "`# disable: qkv` is unknown or has no effect"),
+        ("verify", "# run: verify\n# target: dense\n", "`# target: dense` is unknown or has no effect"),
+        ("passes", "# run: pass qkv\n# target: sparse\n", "is none of"),
+        ("passes", "# run: pass qkv\n# activations: int8\n", "only f32 is known"),
+        ("passes", "# run: pass qkv\n# precision: int5\n", "`int5` is no precision"),
+    ];
+    for (folder, text, expected) in cases {
+        match parse(folder, text) {
+            Err(why) if why.contains(expected) => {}
+            Err(why) => return Err(format!("{text:?}: {why}")),
+            Ok(_) => return Err(format!("{text:?} is accepted")),
+        }
+    }
+    Ok(())
 }
