@@ -7,6 +7,7 @@
 //! A constant is a [`Recipe`], never bytes: where its numbers come from and what is done to them on the way into the engine.
 
 pub mod attr;
+pub mod exec;
 pub mod graph;
 pub mod infer;
 pub mod op;
@@ -14,6 +15,7 @@ pub mod phase;
 pub mod recipe;
 pub mod stored;
 pub mod target;
+pub mod testing;
 pub mod text;
 pub mod types;
 pub mod verify;
