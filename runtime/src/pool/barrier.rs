@@ -2,14 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
-/// Turns of the spin loop before a thread parks: about 50 µs, the time of a small step.
-const SPINS: u32 = 1 << 14;
+/// How long a thread spins before it parks. Threads that all run arrive within microseconds of each other; if one
+/// does not, the operating system has given its core to somebody else, and spinning would only take the next core from it.
+const SPIN: Duration = Duration::from_micros(20);
 
 /// A barrier for a fixed number of threads that can be aborted. Waiting threads spin, then park.
 pub struct Barrier {
     threads: usize,
-    spins: u32,
+    spin: Duration,
     /// Threads that have arrived in this round.
     arrived: AtomicUsize,
     /// Counts rounds; a change lets the waiting go on.
@@ -17,6 +19,8 @@ pub struct Barrier {
     aborted: AtomicBool,
     lock: Mutex<()>,
     wake: Condvar,
+    #[cfg(feature = "race-check")]
+    ledger: super::ledger::Ledger,
 }
 
 /// Another thread failed; this one is to return at once.
@@ -28,12 +32,14 @@ impl Barrier {
     pub(super) fn new(threads: usize, spin: bool) -> Self {
         Self {
             threads,
-            spins: if spin { SPINS } else { 0 },
+            spin: if spin { SPIN } else { Duration::ZERO },
             arrived: AtomicUsize::new(0),
             round: AtomicU32::new(0),
             aborted: AtomicBool::new(false),
             lock: Mutex::new(()),
             wake: Condvar::new(),
+            #[cfg(feature = "race-check")]
+            ledger: Default::default(),
         }
     }
 
@@ -53,7 +59,11 @@ impl Barrier {
         // No thread can be a round ahead: it would need this one's arrival.
         let round = self.round.load(Ordering::Acquire);
         // AcqRel chains the arrivals, so that the last one has seen every other's writes and publishes them.
+        #[cfg(feature = "race-check")]
+        self.ledger.hand_in();
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
+            #[cfg(feature = "race-check")]
+            self.ledger.close();
             self.arrived.store(0, Ordering::Relaxed);
             // Under the lock, so that no thread can miss it between its look and its wait.
             let guard = super::lock(&self.lock);
@@ -62,11 +72,8 @@ impl Barrier {
             self.wake.notify_all();
             return Ok(());
         }
-        for _ in 0..self.spins {
-            if self.round.load(Ordering::Acquire) != round {
-                return Ok(());
-            }
-            std::hint::spin_loop();
+        if super::spin(self.spin, || self.round.load(Ordering::Acquire) != round) {
+            return Ok(());
         }
         let mut guard = super::lock(&self.lock);
         while self.round.load(Ordering::Acquire) == round {
@@ -87,6 +94,8 @@ impl Barrier {
 
     /// Makes the barrier fit for the next job. No thread may be inside one.
     pub(super) fn reset(&self) {
+        #[cfg(feature = "race-check")]
+        self.ledger.reset();
         self.arrived.store(0, Ordering::Relaxed);
         self.aborted.store(false, Ordering::Release);
     }

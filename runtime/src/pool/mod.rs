@@ -10,6 +10,8 @@
 
 mod affinity;
 mod barrier;
+#[cfg(feature = "race-check")]
+mod ledger;
 mod shared;
 
 pub use affinity::allowed_cores;
@@ -188,16 +190,7 @@ impl Control {
     }
 
     fn wait_for_job(&self, seen: u32) -> u32 {
-        let started = Instant::now();
-        while started.elapsed() < self.spin {
-            for _ in 0..64 {
-                let generation = self.generation.load(Ordering::Acquire);
-                if generation != seen {
-                    return generation;
-                }
-                std::hint::spin_loop();
-            }
-        }
+        spin(self.spin, || self.generation.load(Ordering::Acquire) != seen);
         let mut slot = lock(&self.job);
         loop {
             let generation = self.generation.load(Ordering::Acquire);
@@ -209,25 +202,46 @@ impl Control {
     }
 
     fn wait_for_workers(&self) {
-        let started = Instant::now();
+        if spin(self.spin, || self.running.load(Ordering::Acquire) == 0) {
+            return;
+        }
+        let mut done = lock(&self.done);
         while self.running.load(Ordering::Acquire) != 0 {
-            if started.elapsed() < self.spin {
-                std::hint::spin_loop();
-                continue;
-            }
-            let mut done = lock(&self.done);
-            while self.running.load(Ordering::Acquire) != 0 {
-                done = self.finished.wait(done).unwrap_or_else(|e| e.into_inner());
-            }
+            done = self.finished.wait(done).unwrap_or_else(|e| e.into_inner());
         }
     }
 
     fn call(&self, thread: usize, job: Job<'_>) {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(thread, &self.barrier))) {
+        #[cfg(feature = "race-check")]
+        ledger::begin();
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            job(thread, &self.barrier);
+            // Whoever is last also compares what threads did after the job's own last barrier.
+            #[cfg(feature = "race-check")]
+            let _ = self.barrier.wait();
+        }));
+        if let Err(payload) = result {
             lock(&self.panic).get_or_insert_with(|| JobPanicked { thread, message: message(&*payload) });
             self.barrier.abort();
         }
     }
+}
+
+/// Spins until `done`, for at most `limit`. Gives whether it is done.
+fn spin(limit: Duration, done: impl Fn() -> bool) -> bool {
+    if done() {
+        return true;
+    }
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        for _ in 0..32 {
+            if done() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+    }
+    done()
 }
 
 fn message(payload: &(dyn Any + Send)) -> String {

@@ -42,7 +42,8 @@ impl SharedMemory {
 /// * buffers that are live at the same time do not overlap: the plan's validation proves it;
 /// * rows of a batch have different slots of the cache, and a block that several sequences share is not written to.
 ///
-/// A reference that a method returns is used up before the next barrier. Bounds and alignment are checked here.
+/// A reference that a method returns is used up before the next barrier. Bounds and alignment are checked here; the
+/// feature `race-check` notes every access and compares the threads at each barrier.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedBytes<'a> {
     ptr: *mut u8,
@@ -101,6 +102,10 @@ impl<'a> SharedBytes<'a> {
     #[inline]
     pub(crate) fn get<T: Plain>(&self, range: Range<usize>) -> &'a [T] {
         let (ptr, len) = self.locate::<T>(&range);
+        #[cfg(feature = "race-check")]
+        if self.writable {
+            super::ledger::note(ptr as usize, len * size_of::<T>(), false);
+        }
         // SAFETY: `locate` checked bounds and alignment, any bytes are a `T`, and by the rule of disjointness no
         // thread writes to the range while it is read.
         unsafe { std::slice::from_raw_parts(ptr, len) }
@@ -113,6 +118,8 @@ impl<'a> SharedBytes<'a> {
     pub(crate) fn get_mut<T: Plain>(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(self.writable, "this memory is only read");
         let (ptr, len) = self.locate::<T>(&range);
+        #[cfg(feature = "race-check")]
+        super::ledger::note(ptr as usize, len * size_of::<T>(), true);
         // SAFETY: `locate` checked bounds and alignment, any bytes are a `T`, the memory is writable, and by the rule
         // of disjointness no other reference to the range is in use.
         unsafe { std::slice::from_raw_parts_mut(ptr, len) }
