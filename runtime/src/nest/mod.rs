@@ -67,4 +67,6 @@ impl Interpreter {
 }
 
 #[cfg(test)]
+mod native;
+#[cfg(test)]
 mod tests;
