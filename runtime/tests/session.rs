@@ -131,3 +131,38 @@ fn sessions_of_several_threads_share_a_worker() {
     });
     assert_eq!(worker.lock().unwrap().free_tokens(), 1024);
 }
+
+#[cfg(feature = "text")]
+#[test]
+fn text_comes_in_whole_characters_and_ends_before_a_stop_string() {
+    use bessemer_runtime::text::{TextSection, Tokenizer, TokenizerData, Vocab};
+    // One token for each byte: a random model writes mostly broken characters.
+    let model = Model::random(Shape { vocab: 256, ..Shape::default() }, 37);
+    let worker = Arc::new(Mutex::new(worker(&model.engine(), 2, KvElem::Bf16)));
+    let data = TokenizerData {
+        vocab: Vocab::new((0..=255u8).map(|b| [b])).unwrap(),
+        byte_tokens: (0..256).collect(),
+        ..Default::default()
+    };
+    let tokenizer = Tokenizer::new(TextSection { tokenizer: data, ..Default::default() }).unwrap();
+    let sampler = SamplerConfig::default().temperature(3.0).seed(5);
+    let mut session = Session::new(&worker).unwrap();
+    session.feed(&[7]).unwrap();
+    let mut run = |options: Generate| {
+        session.truncate(1);
+        let mut text = session.generate_text(&tokenizer, options).unwrap();
+        let pieces: Vec<String> = (&mut text).map(|piece| piece.unwrap()).collect();
+        let (finish, generated) = (text.finish(), text.generated());
+        assert!(pieces.iter().all(|p| !p.is_empty()));
+        (pieces.concat(), finish, generated, session.tokens()[1..].to_vec())
+    };
+    let (whole, finish, generated, tokens) = run(Generate::new(sampler.clone(), 120));
+    assert_eq!((finish, generated, tokens.len()), (Some(Finish::Length), 120, 120));
+    let bytes: Vec<u8> = tokens.iter().map(|t| *t as u8).collect();
+    assert_eq!(whole, String::from_utf8_lossy(&bytes));
+
+    let stop: String = whole.chars().skip(whole.chars().count() / 2).take(3).collect();
+    let (text, finish, generated, _) = run(Generate::new(sampler, 120).stop_strings([stop.clone()]));
+    assert_eq!((text.as_str(), finish), (&whole[..whole.find(&stop).unwrap()], Some(Finish::Stop)));
+    assert!(generated < 120);
+}
