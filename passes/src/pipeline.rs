@@ -7,7 +7,8 @@ use bessemer_ir::verify::verify;
 use bessemer_ir::{Graph, Phase, TargetInfo};
 use std::fmt;
 
-/// What a pass may do to results.
+/// What a pass may do to results, as the oracle's exact reading has them (rounding of stored results is the plan's affair: a fused step
+/// stores less).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing: every result keeps its bits.
