@@ -19,6 +19,9 @@ use std::sync::{Arc, Mutex};
 pub struct WorkerOptions {
     /// Threads; 0 is one for each physical core that the process may use. Their number changes no result.
     pub threads: usize,
+    /// Whether threads are bound to cores (that of the caller never is). Turn it off where several workers or other
+    /// busy processes share the machine: bound threads cannot move out of their way.
+    pub pin: bool,
     /// Most rows of one pass; longer batches are cut. 0 is what the engine's largest program takes.
     pub max_rows: usize,
     /// Element type of the KV cache.
@@ -45,6 +48,7 @@ impl Default for WorkerOptions {
     fn default() -> Self {
         Self {
             threads: 0,
+            pin: true,
             max_rows: 0,
             kv: KvElem::Bf16,
             max_tokens: 0,
@@ -58,6 +62,11 @@ impl WorkerOptions {
     /// Sets [`WorkerOptions::threads`].
     pub fn threads(self, threads: usize) -> Self {
         Self { threads, ..self }
+    }
+
+    /// Sets [`WorkerOptions::pin`].
+    pub fn pin(self, pin: bool) -> Self {
+        Self { pin, ..self }
     }
 
     /// Sets [`WorkerOptions::max_rows`].
@@ -156,8 +165,9 @@ impl Worker {
         let threads = if options.threads == 0 { allowed_cores().len() } else { options.threads };
         let state = StatePool::reserve(plan, engine.hash(), options.kv, blocks)
             .map_err(resource("memory for the KV cache"))?;
+        log::debug!("worker: {threads} threads, {max_rows} rows, {blocks} blocks of {TOKENS} tokens");
         Ok(Self {
-            pool: Pool::new(threads).map_err(resource("threads"))?,
+            pool: Pool::new(threads, options.pin).map_err(resource("threads"))?,
             state: Arc::new(state),
             arena: SharedMemory::reserve(memory.arena as usize)
                 .map_err(resource("memory for activations"))?,

@@ -94,7 +94,7 @@ mod tests {
 
     fn share(bounds: fn(usize) -> std::ops::Range<usize>, read: bool) -> bool {
         let memory = SharedMemory::reserve(4096).unwrap();
-        let result = Pool::new(2).unwrap().run(&|thread, barrier| {
+        let result = Pool::new(2, true).unwrap().run(&|thread, barrier| {
             let bytes = memory.bytes();
             bytes.get_mut::<u8>(bounds(thread)).fill(1);
             if !read {

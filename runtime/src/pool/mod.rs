@@ -5,7 +5,7 @@
 //! `unsafe` block of this module rests on.
 //!
 //! The thread that calls [`Pool::run`] is thread 0 and is left where the operating system put it: a library does not
-//! pin its caller. The other threads are pinned, one a core, and wait for the next job first by spinning (the
+//! pin its caller. The other threads are pinned, one a core, unless that is turned off, and wait for the next job first by spinning (the
 //! next token comes soon), then parked.
 
 mod affinity;
@@ -76,8 +76,9 @@ const STOP: u32 = 1;
 const NEXT: u32 = 2;
 
 impl Pool {
-    /// A pool of `threads` threads (at least 1), the caller of [`Pool::run`] included.
-    pub fn new(threads: usize) -> std::io::Result<Self> {
+    /// A pool of `threads` threads (at least 1), the caller of [`Pool::run`] included. With `pin` each of the others is
+    /// bound to a core, if there are enough of them.
+    pub fn new(threads: usize, pin: bool) -> std::io::Result<Self> {
         let threads = threads.max(1);
         let cores = allowed_cores();
         // More threads than cores take turns on them: spinning would only keep others from running.
@@ -96,7 +97,7 @@ impl Pool {
         let mut pool = Self { shared, workers: Vec::with_capacity(threads - 1), turn: Mutex::new(()) };
         for thread in 1..threads {
             let control = Arc::clone(&pool.shared);
-            let core = if crowded { None } else { cores.get(thread).copied() };
+            let core = cores.get(thread).copied().filter(|_| pin && !crowded);
             let spawned = std::thread::Builder::new().name(format!("bessemer-{thread}")).spawn(move || {
                 if let Some(core) = core {
                     affinity::pin_this_thread(core);
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn every_thread_runs_once_and_meets_the_others() {
         for threads in [1, 2, 3, 5] {
-            let pool = Pool::new(threads).unwrap();
+            let pool = Pool::new(threads, true).unwrap();
             for _ in 0..50 {
                 let arrived: Vec<_> = (0..3).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(&|_, barrier| {
@@ -279,7 +280,7 @@ mod tests {
     #[test]
     fn a_panic_frees_the_threads_that_wait() {
         for culprit in 0..3 {
-            let pool = Pool::new(3).unwrap();
+            let pool = Pool::new(3, true).unwrap();
             let aborted = AtomicUsize::new(0);
             let result = pool.run(&|thread, barrier| {
                 if thread == culprit {
@@ -298,7 +299,7 @@ mod tests {
 
     #[test]
     fn jobs_from_several_threads_take_turns() {
-        let pool = Pool::new(2).unwrap();
+        let pool = Pool::new(2, true).unwrap();
         let inside = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..3 {
@@ -322,7 +323,7 @@ mod tests {
 
     #[test]
     fn parked_threads_wake() {
-        let pool = Pool::new(2).unwrap();
+        let pool = Pool::new(2, true).unwrap();
         std::thread::sleep(10 * SPIN);
         let ran = AtomicUsize::new(0);
         pool.run(&|_, _| {
