@@ -1,0 +1,98 @@
+//! State and what reads it.
+
+use super::{Context, head_dim, rope, same};
+use crate::oracle::Reading;
+use crate::value::Tensor;
+use bessemer_format::manifest::KvElem;
+use bessemer_ir::attr::RopeStyle;
+
+/// A number as the cache holds it.
+fn cached(x: f64, reading: Reading) -> f64 {
+    match reading {
+        Reading::Exact => x,
+        Reading::Declared { kv: KvElem::F32 } => f64::from(x as f32),
+        // By way of f32, which is what an append is given.
+        Reading::Declared { kv: KvElem::Bf16 } => half::bf16::from_f32(x as f32).to_f64(),
+    }
+}
+
+/// `append`: each row's key and value enter at its position.
+pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Context<'_>) -> Result<(), String> {
+    head_dim(k.width, kv_heads)?;
+    same("width of keys and values", k.width, v.width)?;
+    same("rows of keys and values", k.rows, v.rows)?;
+    same("rows of the batch", cx.batch.rows(), k.rows)?;
+    let reading = cx.reading;
+    let stored = |row: &[f64]| row.iter().map(|x| cached(*x, reading)).collect::<Vec<_>>();
+    for (r, (k, v)) in k.each_row().zip(v.each_row()).enumerate() {
+        let (sequence, position) = (cx.batch.sequences[r], cx.batch.positions[r]);
+        cx.caches.append(layer, sequence, position, stored(k), stored(v))?;
+    }
+    Ok(())
+}
+
+/// `rope_append`: by its parts, `rope` of queries and keys and `append`. Returns the queries.
+pub fn rope_append(
+    style: RopeStyle,
+    heads: u32,
+    kv_heads: u32,
+    qkv: &Tensor,
+    table: &Tensor,
+    layer: u32,
+    cx: &mut Context<'_>,
+) -> Result<Tensor, String> {
+    let d = head_dim(qkv.width, heads.saturating_add(kv_heads.saturating_mul(2)))?;
+    let (q_width, kv_width) = (heads as usize * d, kv_heads as usize * d);
+    let q = rope::rotate(style, heads, &columns(qkv, 0, q_width), table)?;
+    let k = rope::rotate(style, kv_heads, &columns(qkv, q_width, kv_width), table)?;
+    let v = columns(qkv, q_width + kv_width, kv_width);
+    append(layer, kv_heads, &k, &v, cx)?;
+    Ok(q)
+}
+
+/// `width` columns from `start` on.
+fn columns(x: &Tensor, start: usize, width: usize) -> Tensor {
+    let data = x.each_row().flat_map(|row| row[start..start + width].iter().copied()).collect();
+    Tensor { rows: x.rows, width, data }
+}
+
+/// `attention`: for each row and head, the values up to the row's own position, weighted by the softmax of `scale * q . k`.
+pub fn attention(
+    heads: u32,
+    kv_heads: u32,
+    scale: f32,
+    q: &Tensor,
+    layer: u32,
+    cx: &Context<'_>,
+) -> Result<Tensor, String> {
+    let d = head_dim(q.width, heads)?;
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(format!("{heads} query heads do not divide among {kv_heads} key heads"));
+    }
+    let queries_per_kv_head = (heads / kv_heads) as usize;
+    same("rows of the batch", cx.batch.rows(), q.rows)?;
+    let mut out = Tensor::zeros(q.rows, q.width);
+    for r in 0..q.rows {
+        let (sequence, seen) = (cx.batch.sequences[r], cx.batch.positions[r] as usize + 1);
+        let held = cx.caches.get(layer, sequence).filter(|held| held.keys.len() >= seen);
+        let held = held.ok_or_else(|| {
+            format!("layer {layer} of sequence {sequence} holds fewer than {seen} positions")
+        })?;
+        same("width of keys", held.keys[0].len(), kv_heads as usize * d)?;
+        for (h, out) in out.row_mut(r).chunks_exact_mut(d).enumerate() {
+            let query = &q.row(r)[h * d..][..d];
+            let head = (h / queries_per_kv_head) * d..(h / queries_per_kv_head + 1) * d;
+            let dot = |key: &Vec<f64>| query.iter().zip(&key[head.clone()]).map(|(a, b)| a * b).sum::<f64>();
+            let scores: Vec<f64> = held.keys[..seen].iter().map(|k| dot(k) * f64::from(scale)).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for (weight, value) in weights.iter().zip(&held.values) {
+                for (o, v) in out.iter_mut().zip(&value[head.clone()]) {
+                    *o += weight / total * v;
+                }
+            }
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,90 @@
+//! One function an op, a file a family.
+
+pub mod attention;
+pub mod elementwise;
+pub mod linear;
+pub mod norm;
+pub mod rope;
+pub mod rows;
+
+use crate::kv::Caches;
+use crate::oracle::Reading;
+use crate::value::{Tensor, Val};
+use bessemer_ir::Op;
+use bessemer_ir::exec::Batch;
+
+/// What an op needs beside its operands.
+pub struct Context<'a> {
+    /// Which rounding applies.
+    pub reading: Reading,
+    /// Positions and sequences of the rows.
+    pub batch: &'a Batch,
+    /// What states stand for.
+    pub caches: &'a mut Caches,
+}
+
+/// Runs one op on its operands: THE definition. `Const` has no operands to run on; its value is its recipe's.
+pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<Val>, String> {
+    let at = |i: usize| operands.get(i).copied().ok_or_else(|| format!("operand {i} is missing"));
+    let tensor = |i: usize| at(i)?.tensor();
+    let weight = |i: usize| at(i)?.weight();
+    let one = |t: Tensor| vec![t];
+    let results = match op {
+        Op::Input { input } => {
+            let rows = cx.batch.input(*input).ok_or("this input speaks of memory that only a plan has")?;
+            return Ok(vec![Val::Index(rows.to_vec())]);
+        }
+        Op::State { layer, .. } => return Ok(vec![Val::State(*layer)]),
+        Op::Const { .. } => return Err("a constant is run by its recipe".into()),
+        Op::Output {} => return Ok(Vec::new()),
+        Op::Append { kv_heads } => {
+            let layer = at(0)?.state()?;
+            attention::append(layer, *kv_heads, tensor(1)?, tensor(2)?, cx)?;
+            return Ok(vec![Val::State(layer)]);
+        }
+        Op::RopeAppend { style, heads, kv_heads } => {
+            let layer = at(2)?.state()?;
+            let q = attention::rope_append(*style, *heads, *kv_heads, tensor(0)?, tensor(1)?, layer, cx)?;
+            return Ok(vec![Val::Tensor(q.stored(cx.reading)), Val::State(layer)]);
+        }
+        Op::Embed {} => one(rows::embed(at(0)?.index()?, weight(1)?)?),
+        Op::SelectRows {} => one(rows::select(tensor(0)?, at(1)?.index()?)?),
+        Op::RmsNorm { eps } => one(norm::rms_norm(tensor(0)?, weight(1)?, *eps)?),
+        Op::AddRmsNorm { eps } => {
+            let sum = elementwise::binary(bessemer_ir::attr::BinaryKind::Add, tensor(0)?, tensor(1)?)?;
+            // The sum is a result, hence stored, and the norm reads what is stored.
+            let sum = sum.stored(cx.reading);
+            let normed = norm::rms_norm(&sum, weight(2)?, *eps)?;
+            vec![sum, normed]
+        }
+        Op::Linear { segments, epilogue, compute } => {
+            one(linear::linear(segments, *epilogue, *compute, operands, cx.reading)?)
+        }
+        Op::RopeTable { inv_freq, factor } => one(rope::table(at(0)?.index()?, inv_freq, *factor)),
+        Op::Rope { style, heads } => one(rope::rotate(*style, *heads, tensor(0)?, tensor(1)?)?),
+        Op::Attention { heads, kv_heads, scale } => {
+            one(attention::attention(*heads, *kv_heads, *scale, tensor(0)?, at(1)?.state()?, cx)?)
+        }
+        Op::Unary { kind } => one(elementwise::unary(*kind, tensor(0)?)),
+        Op::Binary { kind } => one(elementwise::binary(*kind, tensor(0)?, tensor(1)?)?),
+        Op::Pointwise { body } => {
+            let inputs = operands.iter().map(|o| o.tensor()).collect::<Result<Vec<_>, _>>()?;
+            one(elementwise::pointwise(body, &inputs)?)
+        }
+    };
+    Ok(results.into_iter().map(|t| Val::Tensor(t.stored(cx.reading))).collect())
+}
+
+/// Holds two extents to each other.
+fn same(what: &str, a: usize, b: usize) -> Result<(), String> {
+    if a == b { Ok(()) } else { Err(format!("{what}: {a} and {b} differ")) }
+}
+
+/// Elements of each of `heads` heads.
+fn head_dim(width: usize, heads: u32) -> Result<usize, String> {
+    let heads = heads as usize;
+    if heads == 0 || !width.is_multiple_of(heads) {
+        return Err(format!("{width} elements do not divide into {heads} heads"));
+    }
+    Ok(width / heads)
+}
