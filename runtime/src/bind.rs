@@ -8,6 +8,7 @@ use crate::error::EngineError;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::file::EngineFile;
 use bessemer_format::header::SectionKind;
+use bessemer_format::nest::MAX_VIEWS;
 use bessemer_format::plan::{
     self, Arg, BufferId, Home, Plan, Program, RowCount, StepKind, WeightId, WeightLayout,
 };
@@ -15,8 +16,6 @@ use bessemer_format::{Compute, PanelLayout, kv};
 use bessemer_kernels::{Attention, KernelSet, LinearF32, LinearInt8, Quantise};
 use std::ops::Range;
 
-/// The views that a nest may have at most: room for them is kept on the stack.
-pub(crate) const MAX_VIEWS: usize = 32;
 
 /// A program whose steps are ready to run.
 pub(crate) struct BoundProgram {

@@ -86,7 +86,7 @@ impl NestCode {
         views: &[ViewBinding<'_>],
         syms: &[i64; 4],
     ) -> Result<(), usize> {
-        let mut addresses = [std::ptr::null_mut(); crate::bind::MAX_VIEWS];
+        let mut addresses = [std::ptr::null_mut(); bessemer_format::nest::MAX_VIEWS];
         for (address, view) in addresses.iter_mut().zip(views) {
             *address = view.bytes.as_ptr();
         }

@@ -30,6 +30,8 @@ pub const MAX_AXES: usize = 6;
 pub const LANES: usize = 16;
 /// Registers of each kind that a nest may have.
 pub const MAX_REGS: usize = 64;
+/// Views that a nest may have.
+pub const MAX_VIEWS: usize = 32;
 
 /// An f32 register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -54,11 +54,9 @@ pub struct PanelLayout {
 /// The planes of a code of `bits` bits, widest first. Widest planes hold the highest bits.
 pub fn planes(bits: u32) -> impl Iterator<Item = Plane> {
     let mut shift = bits;
-    [8, 4, 2, 1].into_iter().filter_map(move |p| {
-        (shift >= p && (p < 8 || bits == 8)).then(|| {
-            shift -= p;
-            Plane { bits: p, shift }
-        })
+    [8, 4, 2, 1].into_iter().filter(move |p| bits & p != 0).map(move |p| {
+        shift -= p;
+        Plane { bits: p, shift }
     })
 }
 

@@ -1,7 +1,7 @@
 //! Steps that are loop nests: bind the views, then generated code or the nest itself runs this thread's rows.
 
 use super::Pass;
-use crate::bind::{BoundArg, MAX_VIEWS};
+use crate::bind::BoundArg;
 use crate::code::NestCode;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -10,6 +10,7 @@ use crate::pool::SharedBytes;
 use crate::worker::Nests;
 use bessemer_format::PanelLayout;
 use bessemer_format::manifest::KvElem;
+use bessemer_format::nest::MAX_VIEWS;
 use std::ops::Range;
 
 /// Memory that a view of a nest is bound to.

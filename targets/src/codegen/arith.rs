@@ -174,7 +174,7 @@ impl Arith<'_, '_> {
     }
 
     /// f32 from the low 16 bits of each lane of `bits`, which hold a bfloat16.
-    pub(super) fn from_bf16(&mut self, bits: Value) -> Value {
+    pub(super) fn widen_bf16(&mut self, bits: Value) -> Value {
         let shift = self.b.ins().iconst(types::I32, 16);
         let wide = self.b.ins().ishl(bits, shift);
         let ty = if self.ty(bits).is_vector() { types::F32X4 } else { types::F32 };
@@ -182,7 +182,7 @@ impl Arith<'_, '_> {
     }
 
     /// f32 from the low 16 bits of each lane of `bits`, which hold a binary16. NaNs come out quiet.
-    pub(super) fn from_f16(&mut self, bits: Value) -> Value {
+    pub(super) fn widen_f16(&mut self, bits: Value) -> Value {
         let ity = self.ty(bits);
         let ty = if ity.is_vector() { types::F32X4 } else { types::F32 };
         let [magnitude_mask, sign_mask, special] = [0x7fff, 0x8000, 0x7c00].map(|c| self.int(ity, c));
@@ -211,7 +211,7 @@ impl Arith<'_, '_> {
     }
 
     /// The bfloat16 nearest to the f32 `x` (ties to even, NaNs quiet), in the low bits of an i32.
-    pub(super) fn to_bf16(&mut self, x: Value) -> Value {
+    pub(super) fn narrow_bf16(&mut self, x: Value) -> Value {
         use cranelift_codegen::ir::condcodes::FloatCC;
         let bits = self.cast(types::I32, x);
         let sixteen = self.b.ins().iconst(types::I32, 16);

@@ -304,8 +304,9 @@ impl Emitter<'_, '_> {
             e.b.ins().store(plain(), new, place, 0);
             Ok(Vec::new())
         })?;
-        let p: Vec<Value> =
-            (0..PARTS).map(|p| self.b.ins().stack_load(types::I64, types::F32X4, slot, 16 * p as i32)).collect();
+        let p: Vec<Value> = (0..PARTS)
+            .map(|p| self.b.ins().stack_load(types::I64, types::F32X4, slot, 16 * p as i32))
+            .collect();
         let mut arith = Arith { b: &mut self.b };
         let (low, high) = (arith.combine(kind, p[0], p[2]), arith.combine(kind, p[1], p[3]));
         let four = arith.combine(kind, low, high);
@@ -366,7 +367,7 @@ impl Emitter<'_, '_> {
                     }
                     (Mode::Scalar, ViewElem::Bf16) => {
                         let v = self.one(usize::from(src.0))?;
-                        let bits = Arith { b: &mut self.b }.to_bf16(v);
+                        let bits = Arith { b: &mut self.b }.narrow_bf16(v);
                         self.b.ins().istore16(plain(), bits, address, 0);
                     }
                     (Mode::Scalar, _) => return Err(CodegenError::Unsupported("a store of binary16")),
@@ -413,7 +414,7 @@ impl Emitter<'_, '_> {
             _ => self.b.ins().uload16(types::I32, plain(), address, 2 * at),
         };
         let mut arith = Arith { b: &mut self.b };
-        if elem == ViewElem::F16 { arith.from_f16(bits) } else { arith.from_bf16(bits) }
+        if elem == ViewElem::F16 { arith.widen_f16(bits) } else { arith.widen_bf16(bits) }
     }
 
     fn operation(&mut self, op: &Op, mode: Mode) -> Result<Reg, CodegenError> {

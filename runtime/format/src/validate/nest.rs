@@ -7,12 +7,11 @@
 use super::{Check, ensure};
 use crate::kv;
 use crate::nest::{
-    Base, Extent, Index, Int, MAX_AXES, MAX_REGS, Nest, Op, Reg, Stmt, Sym, Term, View, ViewElem, ViewId,
+    Base, Extent, Index, Int, MAX_AXES, MAX_REGS, MAX_VIEWS, Nest, Op, Reg, Stmt, Sym, Term, View, ViewElem,
+    ViewId,
 };
 use crate::plan::{Input, RowCount};
 
-/// Views that a nest may have.
-const MAX_VIEWS: usize = 32;
 /// Statements that a nest may have.
 const MAX_STATEMENTS: usize = 1 << 16;
 /// Summands of an index, and bounds of an extent.
