@@ -148,7 +148,7 @@ pub fn print(graph: &Graph) -> String {
     out
 }
 
-/// Parses what [`print`] wrote (or a person did). Errors name the line.
+/// Parses what [`print()`] wrote (or a person did). Errors name the line.
 pub fn parse(text: &str) -> Result<Graph, GraphError> {
     let mut graph = Graph::default();
     let mut nodes: BTreeMap<u32, NodeId> = BTreeMap::new();
