@@ -1,7 +1,7 @@
 //! The contract between the compiler and the runtime.
 //!
 //! Everything that is written into an engine file, and nothing else, is defined here: the file's frame
-//! ([`header`], [`file`], [`mod@write`]), what a weight's codes mean ([`scheme`]), how packed bytes lie
+//! ([`header`], [`mod@file`], [`mod@write`]), what a weight's codes mean ([`scheme`]), how packed bytes lie
 //! ([`panel`], [`kv`]), the loop nests ([`nest`]) and the plan of steps that the runtime executes ([`plan`]).
 //!
 //! The IR of the compiler is never serialised. Both sides share this crate, so a change that one side does not

@@ -3,11 +3,11 @@
 //! After it, an executor indexes weights, buffers, nests and states of the plan without asking again. What remains for run time are
 //! the *values* in the input arrays: tokens, positions, slots and blocks are bounded by whoever fills or uses them.
 //!
-//! * [`weights`]: slices of the WEIGHTS section, the manifest and the CODE section;
-//! * [`program`]: buffers and regimes;
-//! * [`steps`]: the operands of each step;
-//! * [`nest`]: well-formed nests, and a proof that no index leaves its view;
-//! * [`memory`]: lifetimes, overlap and barriers. It shares no code with the planner whose work it judges.
+//! * `weights`: slices of the WEIGHTS section, the manifest and the CODE section;
+//! * `program`: buffers and regimes;
+//! * `steps`: the operands of each step;
+//! * `nest`: well-formed nests, and a proof that no index leaves its view;
+//! * `memory`: lifetimes, overlap and barriers. It shares no code with the planner whose work it judges.
 //!
 //! Inside, a check returns the reason as text; the place is added once, on the way out.
 
