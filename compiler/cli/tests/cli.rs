@@ -1,0 +1,389 @@
+//! The command line from outside: exit codes, what goes to which stream, stable JSON keys.
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// A user of their own: folders for cache and trust list that no other test sees.
+struct User {
+    home: TempDir,
+}
+
+impl User {
+    fn new() -> Self {
+        Self { home: TempDir::new().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bessemer"));
+        command.args(args).stdin(Stdio::null()).env("HOME", self.home.path());
+        command.env("XDG_CACHE_HOME", self.path("cache")).env("XDG_DATA_HOME", self.path("data"));
+        command.env_remove("BESSEMER_CACHE");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs a command that must succeed; gives stdout.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(args)).unwrap()
+    }
+
+    /// Runs a command that must fail with `code` and say `words`, and nothing on stdout.
+    fn fails(&self, args: &[&str], code: i32, words: &[&str]) {
+        let output = self.run(args);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+        assert!(output.stdout.is_empty(), "{args:?} printed on stdout");
+        for word in words {
+            assert!(text.contains(word), "{args:?} does not say `{word}`: {text}");
+        }
+        assert!(!text.contains("panicked"), "{text}");
+    }
+
+    /// A compiled fixture.
+    fn engine(&self) -> String {
+        let path = text(&self.path("model.engine"));
+        self.ok(&["compile", &model(), "-o", &path]);
+        path
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn fixture(name: &str) -> String {
+    text(
+        &Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../fixtures/models")
+            .join(name)
+            .canonicalize()
+            .unwrap(),
+    )
+}
+
+fn model() -> String {
+    fixture("gqa_tied")
+}
+
+#[test]
+fn compile_writes_one_file_and_says_one_line() {
+    let user = User::new();
+    let out = text(&user.path("a.engine"));
+    let output = user.run(&["compile", &model(), "-o", &out]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(output.stdout.is_empty());
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+
+    let json =
+        user.json(&["compile", &model(), "-o", &text(&user.path("b.engine")), "--threads", "1", "--json"]);
+    assert_eq!(json["bytes"], fs::metadata(&out).unwrap().len());
+    assert_eq!(json["bits_per_weight"], 32.0);
+    assert_eq!(fs::read(&out).unwrap(), fs::read(user.path("b.engine")).unwrap(), "same bytes");
+
+    let sha = json["sha256"].as_str().unwrap();
+    user.ok(&["compile", &model(), "-o", &out, "--expect-sha256", sha]);
+    let other = text(&user.path("c.engine"));
+    user.fails(
+        &["compile", &model(), "-o", &other, "--expect-sha256", &sha.replace(&sha[..8], "00000000")],
+        5,
+        &[sha],
+    );
+    assert!(!Path::new(&other).exists(), "an engine that was not expected is not left behind");
+    let leftovers: Vec<_> = fs::read_dir(user.home.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert!(leftovers.iter().all(|f| !f.to_string_lossy().contains("partial")), "{leftovers:?}");
+}
+
+#[test]
+fn compile_prints_what_it_would_do() {
+    let user = User::new();
+    let ir = user.ok(&["compile", &model(), "--stop-after", "canonical", "--emit", "ir"]);
+    assert!(ir.contains("canonical"), "{}", &ir[..200]);
+    assert!(user.ok(&["compile", &model(), "--emit", "dot"]).starts_with("digraph"));
+    assert!(user.ok(&["compile", &model(), "--emit", "plan"]).contains("vocab 288"));
+    let key = user.ok(&["compile", &model(), "--key"]);
+    assert_eq!(key.trim().len(), 64);
+    assert_ne!(key, user.ok(&["compile", &model(), "--key", "--precision", "int8"]));
+    assert_eq!(
+        key,
+        user.ok(&["compile", &model(), "--key", "--threads", "1"]),
+        "threads do not change the bytes"
+    );
+}
+
+#[test]
+fn wrong_usage_is_told_apart_from_wrong_files() {
+    let user = User::new();
+    let out = text(&user.path("x.engine"));
+    user.fails(&["compile"], 2, &["Usage"]);
+    user.fails(&["compile", &model()], 2, &["--out"]);
+    user.fails(&["compile", &model(), "-o", &out, "--precision", "int3"], 2, &["int3", "int4"]);
+    user.fails(&["compile", &model(), "-o", &out, "--group", "64"], 2, &["--group", "source"]);
+    user.fails(&["compile", &model(), "-o", &out, "--target", "abacus"], 2, &["abacus", "cpu"]);
+    user.fails(&["compile", &model(), "-o", &out, "--disable", "magic"], 2, &["magic"]);
+    user.fails(&["compile", &text(user.home.path()), "-o", &out], 3, &["config.json"]);
+    user.fails(&["compile", "/nonexistent.gguf", "-o", &out], 3, &["/nonexistent.gguf"]);
+    user.fails(&["compile", &model(), "-o", "/nonexistent/x.engine"], 1, &["/nonexistent"]);
+    assert!(!Path::new(&out).exists());
+
+    let engine = user.engine();
+    user.fails(&["run", &engine], 2, &["no prompt"]);
+    user.fails(&["run", &engine, "-p", "x", "--temperature=-1"], 2, &["temperature"]);
+    user.fails(&["run", &engine, "-p", "x", "--ctx", "100000"], 2, &["100000", "256"]);
+    user.fails(&["run", &engine, "-p", "x", "--precision", "int8"], 2, &["--precision"]);
+    user.fails(&["run", &engine, "-p", "x", "--max-memory", "1k"], 5, &["1024"]);
+    user.fails(&["run", &engine, "--raw", "-p", &"word ".repeat(300)], 2, &["context is 256"]);
+    user.fails(&["bench", &engine, "-p", "1000"], 2, &["256"]);
+    user.fails(&["inspect", &engine, "--why", "no such node"], 2, &["no such node"]);
+}
+
+#[test]
+fn damaged_engines_are_refused() {
+    let user = User::new();
+    let engine = user.engine();
+    let bytes = fs::read(&engine).unwrap();
+    let damage = |name: &str, bytes: &[u8]| {
+        let path = user.path(name);
+        fs::write(&path, bytes).unwrap();
+        text(&path)
+    };
+    let cut = damage("cut.engine", &bytes[..bytes.len() / 2]);
+    let mut newer = bytes.clone();
+    newer[8] = 0xff;
+    let newer = damage("newer.engine", &newer);
+    let mut flipped = bytes.clone();
+    flipped[100] ^= 1;
+    let flipped = damage("flipped.engine", &flipped);
+    for path in [&cut, &newer, &flipped, &damage("empty.engine", b""), "/nonexistent.engine"] {
+        for command in ["run", "inspect", "verify", "trust"] {
+            let prompt: &[&str] = if command == "run" { &["-p", "x"] } else { &[] };
+            user.fails(&[&[command, path], prompt].concat(), 4, &[]);
+        }
+    }
+    let none = damage("text.txt", b"this is no model");
+    user.fails(&["run", &none, "-p", "x"], 3, &["GGUF"]);
+
+    // A flipped bit among the weights passes `open`, by design; `verify` names the tensor.
+    let mut found = false;
+    for at in (0..bytes.len()).step_by(bytes.len() / 40) {
+        let mut copy = bytes.clone();
+        copy[at] ^= 0x10;
+        let path = damage("weights.engine", &copy);
+        let output = user.run(&["verify", &path]);
+        assert!(matches!(output.status.code(), Some(0 | 4)), "byte {at}: {}", stderr(&output));
+        found |= stderr(&output).contains("tensor model.");
+    }
+    assert!(found, "no flip named a tensor");
+}
+
+#[test]
+fn run_keeps_stdout_for_text() {
+    let user = User::new();
+    let engine = user.engine();
+    let args = ["run", &engine, "--raw", "-p", "the ", "-n", "12"];
+    let output = user.run(&args);
+    assert!(output.status.success());
+    assert!(stderr(&output).contains("KV: at most"), "{}", stderr(&output));
+
+    let json = user.json(&[&args[..], &["--json"]].concat());
+    assert_eq!(json["text"].as_str().unwrap(), String::from_utf8_lossy(&output.stdout));
+    assert_eq!(json["tokens"].as_array().unwrap().len(), 12);
+    assert_eq!(json["finish"], "length");
+    for key in ["open_ms", "prefill_ms", "first_token_ms", "decode_tok_s"] {
+        assert!(json["timings"][key].is_f64(), "{key}");
+    }
+    // Threads and the way nests run change no bit of a greedy choice; a seed repeats a sampled one.
+    assert_eq!(user.json(&[&args[..], &["--json", "--threads", "3"]].concat())["tokens"], json["tokens"]);
+    let sampled = [&args[..], &["--json", "--temperature", "1.5", "--top-p", "0.95", "--seed", "7"]].concat();
+    let tokens = user.json(&sampled)["tokens"].clone();
+    assert_eq!(user.json(&sampled)["tokens"], tokens);
+    assert_ne!(tokens, json["tokens"]);
+}
+
+#[test]
+fn a_full_context_is_a_typed_end() {
+    let user = User::new();
+    let engine = user.engine();
+    let json = user.json(&["run", &engine, "--raw", "-p", "the ", "--ctx", "16", "--json"]);
+    let prompt = json["timings"]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert_eq!(json["finish"], "context");
+    assert_eq!(
+        prompt + json["tokens"].as_array().unwrap().len(),
+        17,
+        "the last token is chosen, not processed"
+    );
+}
+
+#[test]
+fn a_prompt_comes_from_stdin() {
+    use std::io::Write;
+    let user = User::new();
+    let engine = user.engine();
+    let args = ["run", &engine, "--raw", "-n", "6", "-p"];
+    let given = user.ok(&[&args[..], &["some words"]].concat());
+    let mut child = user.command(&[&args[..], &["-"]].concat());
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"some words").unwrap();
+    assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), given);
+}
+
+#[test]
+fn stop_strings_end_the_text() {
+    let user = User::new();
+    let engine = user.engine();
+    let args = ["run", &engine, "--raw", "-p", "hello", "-n", "8", "--json"];
+    let whole = user.json(&args)["text"].as_str().unwrap().to_owned();
+    let stop: String = whole.chars().skip(1).take(1).collect();
+    let json = user.json(&[&args[..], &["--stop", &stop]].concat());
+    assert_eq!(json["finish"], "stop");
+    assert_eq!(json["text"].as_str().unwrap(), whole.split(&stop).next().unwrap());
+}
+
+#[test]
+fn a_model_without_a_tokeniser_gives_no_text() {
+    let user = User::new();
+    user.fails(&["run", &fixture("gqa_untied"), "-p", "x"], 2, &["tokeniser"]);
+}
+
+#[test]
+fn a_source_is_compiled_once() {
+    let user = User::new();
+    // A copy, so that its files' times can be set: what changed a moment ago is not noted.
+    let copy = user.path("model");
+    fs::create_dir(&copy).unwrap();
+    for file in fs::read_dir(model()).unwrap() {
+        let file = file.unwrap();
+        let to = copy.join(file.file_name());
+        fs::copy(file.path(), &to).unwrap();
+        let an_hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        fs::File::options().write(true).open(&to).unwrap().set_modified(an_hour_ago).unwrap();
+    }
+    let copy = text(&copy);
+    let args = ["run", &copy, "--raw", "-p", "the ", "-n", "4"];
+    let first = user.run(&args);
+    assert!(first.status.success(), "{}", stderr(&first));
+    assert!(stderr(&first).contains("compiled: "), "{}", stderr(&first));
+    let second = user.run(&args);
+    assert!(
+        stderr(&second).contains("cached: ") && !stderr(&second).contains("compiled"),
+        "{}",
+        stderr(&second)
+    );
+    assert_eq!(first.stdout, second.stdout);
+
+    // The cache knows content, not paths: another copy is a hit, too.
+    assert!(stderr(&user.run(&["run", &model(), "--raw", "-p", "a", "-n", "1"])).contains("cached: "));
+    // An unchanged source is recognised without reading it: nobody notices that other weights lie under the same stamp.
+    let weights = Path::new(&copy).join("model.safetensors");
+    let time = fs::metadata(&weights).unwrap().modified().unwrap();
+    let file = fs::File::options().write(true).open(&weights).unwrap();
+    std::io::Write::write_all(&mut &file, &vec![0; fs::metadata(&weights).unwrap().len() as usize]).unwrap();
+    file.set_modified(time).unwrap();
+    let third = user.run(&args);
+    assert!(third.status.success() && stderr(&third).contains("cached: "), "{}", stderr(&third));
+    fs::copy(Path::new(&model()).join("model.safetensors"), &weights).unwrap();
+
+    let list = user.json(&["cache", "list", "--json"]);
+    assert_eq!(list["engines"].as_array().unwrap().len(), 1);
+    user.ok(&["cache", "limit", "1k"]);
+    assert_eq!(user.json(&["cache", "list", "--json"])["bytes"], 0);
+    assert!(stderr(&user.run(&args)).contains("compiled: "));
+    user.ok(&["cache", "clear"]);
+    assert_eq!(user.json(&["cache", "list", "--json"])["bytes"], 0);
+}
+
+#[test]
+fn machine_code_runs_for_trusted_engines_only() {
+    let (user, other) = (User::new(), User::new());
+    let engine = user.engine();
+    let has_code = user.json(&["inspect", &engine, "--json"])["sections"]["CODE"].as_u64().unwrap() > 0;
+    assert!(has_code);
+    let args = ["run", &engine, "--raw", "-p", "the ", "-n", "2"];
+    assert!(!stderr(&user.run(&args)).contains("not trusted"), "who compiled it trusts it");
+    assert!(stderr(&other.run(&args)).contains("not trusted"));
+    assert!(!stderr(&other.run(&[&args[..], &["--trust"]].concat())).contains("not trusted"));
+    assert!(stderr(&other.run(&args)).contains("not trusted"), "--trust is for once");
+    other.ok(&["trust", &engine]);
+    assert!(!stderr(&other.run(&args)).contains("not trusted"));
+}
+
+#[test]
+fn bench_has_stable_keys() {
+    let user = User::new();
+    let engine = user.engine();
+    let args = ["bench", &engine, "-p", "16", "-n", "8", "-r", "2", "-b", "2", "-d", "32"];
+    let json = user.json(&[&args[..], &["-o", "json"]].concat());
+    for path in ["/prefill/tok_s", "/decode/tok_s", "/open_ms", "/first_token_ms", "/ceilings/read_bytes_s"] {
+        assert!(json.pointer(path).and_then(Value::as_f64).is_some_and(|v| v > 0.0), "{path}: {json}");
+    }
+    assert_eq!(json["file_bytes"], fs::metadata(&engine).unwrap().len());
+    assert!(json["first_token_cold_ms"].is_f64() || json["first_token_cold_absent"].is_string());
+    if cfg!(target_os = "linux") {
+        assert!(json["peak_anon_bytes"].as_u64().unwrap() > 0);
+    }
+    assert!(user.ok(&args).contains("| prefill 16 |"));
+    let csv = user.ok(&[&args[..], &["-o", "csv"]].concat());
+    assert_eq!(csv.lines().count(), 2);
+}
+
+#[test]
+fn inspect_verify_doctor_and_completions_answer() {
+    let user = User::new();
+    let engine = user.engine();
+    let json = user.json(&["inspect", &engine, "--json"]);
+    assert_eq!(json["model"]["vocab"], 288);
+    assert_eq!(json["manifest"]["source"]["format"], "safetensors");
+    assert!(user.ok(&["inspect", &engine, "--kernels"]).contains("linear"));
+    assert!(user.ok(&["inspect", &engine, "--memory"]).contains("arena"));
+    assert!(user.ok(&["verify", &engine]).contains("sound"));
+    assert!(user.json(&["doctor", "--json"])["cores"].as_u64().unwrap() > 0);
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        assert!(user.ok(&["completions", shell]).contains("bessemer"), "{shell}");
+    }
+    assert!(user.ok(&["--help"]).contains("Exit codes"));
+}
+
+/// Ctrl-C while an answer comes: what is there stays, and the exit code says what happened.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interrupt_ends_an_answer_cleanly() {
+    use std::io::Read;
+    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/models/stories15M");
+    if !stories.is_dir() {
+        eprintln!(
+            "SKIPPED an_interrupt_ends_an_answer_cleanly: no {}; run `python3 fixtures/fetch.py stories15m`",
+            stories.display()
+        );
+        return;
+    }
+    let user = User::new();
+    let mut child = user.command(&["run", &text(&stories), "--raw", "-p", "Once", "--temperature", "2"]);
+    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 1];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(text.contains("end: interrupted"), "{text}");
+}
