@@ -5,7 +5,11 @@
 //! * [`Sequence`]: the state of one text; can be forked, truncated, saved and loaded.
 //! * [`Session`]: one text on a shared worker, and [generation](Session::generate) as an iterator.
 //!
-//! The crate never prints, never ends the process and installs no handlers; events go to the `log` facade.
+//! Whatever the number of threads and however tokens are cut into batches, the logits of a sequence are the same bit
+//! for bit (as long as the engine's programs compute in the same types, which its plan says).
+//!
+//! The crate never prints, never ends the process and installs no handlers; events go to the `log` facade. Without the
+//! feature `text` (on by default) it takes and gives token ids and holds no tokeniser.
 
 mod batch;
 mod bind;

@@ -4,7 +4,7 @@
 mod common;
 
 use bessemer_format::QuantScheme;
-use bessemer_runtime::{Batch, Engine, KvElem, Want};
+use bessemer_runtime::{Batch, Engine, KvElem, Want, Worker, WorkerOptions};
 use common::{Model, Random, Reference, Shape, forward, relative_error, worker};
 
 fn check_against_reference(shape: Shape, kv: KvElem, tolerance: f64) {
@@ -94,7 +94,8 @@ fn a_prompt_gives_the_same_bits_however_it_is_cut() {
     for shape in [Shape::default(), Shape::int8()] {
         let model = Model::random(shape, 5);
         let tokens = Random(6).tokens(170, model.shape.vocab);
-        let mut worker = worker(&model.engine(), 2, KvElem::Bf16);
+        let engine = model.engine();
+        let mut worker = worker(&engine, 2, KvElem::Bf16);
         let mut sequence = worker.sequence();
         let whole = forward(&mut worker, &mut sequence, &tokens);
         // 1: decode, with chunks dealt to threads; 3: the same for a few rows; 7 and 24: blocks of rows.
@@ -103,6 +104,13 @@ fn a_prompt_gives_the_same_bits_however_it_is_cut() {
             let cut: Vec<f32> =
                 tokens.chunks(step).flat_map(|t| forward(&mut worker, &mut sequence, t)).collect();
             assert!(cut == whole, "steps of {step} rows differ");
+        }
+        // A worker that takes fewer rows at a time cuts by itself.
+        for max_rows in [1, 4, 10] {
+            let options = WorkerOptions::default().threads(2).max_rows(max_rows);
+            let mut narrow = Worker::new(&engine, options).unwrap();
+            let mut sequence = narrow.sequence();
+            assert!(forward(&mut narrow, &mut sequence, &tokens) == whole, "{max_rows} rows a pass differ");
         }
     }
 }

@@ -4,7 +4,8 @@ use memmap2::{MmapOptions, MmapRaw};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Zeroed memory straight from the operating system, which gives pages only when they are touched.
+/// Zeroed memory straight from the operating system, which gives pages only when they are touched. (Windows counts all
+/// of it against its commit limit from the start.)
 pub(crate) struct SharedMemory {
     map: Option<MmapRaw>,
 }
