@@ -117,10 +117,7 @@ pub fn compile_checkpoint(
 ) -> Result<Compiled, CompileError> {
     let prepared = prepare(checkpoint, options, run)?;
     let scheduled = plan(&prepared, options)?;
-    let text = match text_section(checkpoint).map_err(|e| CompileError::Text(e.to_string()))? {
-        Some(section) => section.encode().map_err(|e| CompileError::Text(e.to_string()))?,
-        None => Vec::new(),
-    };
+    let text = text(checkpoint, &prepared.facts)?;
     let (code, code_entries) = crate::code::generate(&scheduled.plan, options)?;
 
     let total: u64 = checkpoint.files().map(|(_, b)| b.len() as u64).sum();
@@ -225,6 +222,19 @@ pub fn compile_checkpoint(
         bits_per_weight: bits_per_weight(&scheduled),
         layers: prepared.facts.layers,
     })
+}
+
+/// The TOKENIZER section; empty for a checkpoint without a tokenizer.
+fn text(checkpoint: &Checkpoint, facts: &ModelFacts) -> Result<Vec<u8>, CompileError> {
+    let Some(section) = text_section(checkpoint).map_err(|e| CompileError::Text(e.to_string()))? else {
+        return Ok(Vec::new());
+    };
+    // The other way round is common and harmless: rows that pad the embedding to a round number.
+    let (tokens, rows) = (section.tokenizer.vocab.len(), facts.vocab);
+    if tokens > rows as usize {
+        return Err(CompileError::Vocabulary { tokens, rows });
+    }
+    section.encode().map_err(|e| CompileError::Text(e.to_string()))
 }
 
 /// The cache key of a compilation: source, options and version, nothing else.

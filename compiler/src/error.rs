@@ -13,6 +13,17 @@ pub enum CompileError {
     /// The tokenizer cannot be read, or is not supported.
     #[error("tokenizer: {0}")]
     Text(String),
+    /// The tokenizer can give tokens that the model has no row for.
+    #[error(
+        "the tokenizer has {tokens} tokens, but the token embedding only {rows} rows; take the tokenizer that the model was \
+         trained with, or remove the tokens from id {rows} on"
+    )]
+    Vocabulary {
+        /// Tokens of the tokenizer: its highest id and one.
+        tokens: usize,
+        /// Rows of the token embedding.
+        rows: u32,
+    },
     /// A pass failed.
     #[error(transparent)]
     Pass(#[from] bessemer_passes::PassError),

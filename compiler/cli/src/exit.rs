@@ -139,7 +139,10 @@ impl From<bessemer_compiler::CompileError> for Failure {
         use bessemer_passes::PassError;
         use bessemer_targets::TargetError;
         let code = match &e {
-            CompileError::Import(_) | CompileError::Text(_) | CompileError::Weight { .. } => Code::Source,
+            CompileError::Import(_)
+            | CompileError::Text(_)
+            | CompileError::Vocabulary { .. }
+            | CompileError::Weight { .. } => Code::Source,
             CompileError::Pass(PassError::Unknown { .. })
             | CompileError::Target(TargetError::UnknownTarget { .. }) => Code::Usage,
             CompileError::Hash { .. } => Code::Budget,

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "\
 Examples:
   bessemer compile model.gguf -o model.engine                     keep the weights exactly as they are stored
-  bessemer compile llama/ -o llama.engine --precision int4:64     four bits a weight, a scale for every 64
+  bessemer compile model/ -o model.engine --precision int4:64     four bits a weight, a scale for every 64
   bessemer compile model.gguf --emit plan                         what would run, as text
   bessemer compile model.gguf --stop-after fused --emit dot | dot -Tsvg > graph.svg
   bessemer compile model.gguf --key                               the name under which the cache keeps it";
