@@ -16,7 +16,6 @@ use bessemer_format::{Compute, PanelLayout, kv};
 use bessemer_kernels::{Attention, KernelSet, LinearF32, LinearInt8, Quantise};
 use std::ops::Range;
 
-
 /// A program whose steps are ready to run.
 pub(crate) struct BoundProgram {
     pub(crate) max_rows: usize,
