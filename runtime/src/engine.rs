@@ -21,11 +21,12 @@ use std::sync::Arc;
 /// Opening maps the file, checks everything but the weights' bytes and resolves the plan; it reads no weights, so it
 /// takes milliseconds whatever the size of the model. The file must not be changed in place while it is open.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), bessemer_runtime::EngineError> {
 /// use bessemer_runtime::{Engine, KvElem};
 ///
-/// let engine = Engine::open("model.engine")?;
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/engines/gqa_tied.engine");
+/// let engine = Engine::open(path)?;
 /// println!("{} layers, vocabulary of {}", engine.plan().model.layers, engine.plan().model.vocab);
 /// println!("{}", engine.memory(2048, KvElem::Bf16, 512).total());
 /// # Ok(())

@@ -13,15 +13,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Sessions on several threads take turns at the worker, a forward pass at a time. Whoever wants them in one
 /// batch uses [`Worker::forward`] with [`Sequence`]s instead.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use bessemer_runtime::{Engine, Generate, Session, Worker, WorkerOptions};
 /// use std::sync::{Arc, Mutex};
 ///
-/// let engine = Engine::open("model.engine")?;
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/engines/gqa_tied.engine");
+/// let engine = Engine::open(path)?;
 /// let worker = Arc::new(Mutex::new(Worker::new(&engine, WorkerOptions::default())?));
 /// let mut session = Session::new(&worker)?;
-/// session.feed(&[1, 306, 626])?;
+/// session.feed(&[1, 30, 62])?;
 /// let mut generation = session.generate(Generate::greedy(16))?;
 /// for token in &mut generation {
 ///     println!("{}", token?);

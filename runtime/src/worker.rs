@@ -97,15 +97,16 @@ impl WorkerOptions {
 
 /// Runs batches of an engine, one at a time, with its own threads, activations and KV cache.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use bessemer_runtime::{Batch, Engine, Want, Worker, WorkerOptions};
 ///
-/// let engine = Engine::open("model.engine")?;
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/engines/gqa_tied.engine");
+/// let engine = Engine::open(path)?;
 /// let mut worker = Worker::new(&engine, WorkerOptions::default().threads(2))?;
 /// let mut sequence = worker.sequence();
 /// let mut batch = Batch::new();
-/// batch.push(&mut sequence, &[1, 306, 626], Want::Last);
+/// batch.push(&mut sequence, &[1, 30, 62], Want::Last);
 /// let logits = worker.forward(&mut batch)?;
 /// assert_eq!(logits.of(0)[0].len(), engine.plan().model.vocab as usize);
 /// assert_eq!(sequence.len(), 3);

@@ -11,11 +11,12 @@ use std::sync::Arc;
 /// It belongs to the [`Worker`](crate::Worker) that made it, grows when tokens are
 /// [forwarded](crate::Worker::forward) and frees its blocks when it is dropped.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use bessemer_runtime::{Batch, Engine, Want, Worker, WorkerOptions};
 ///
-/// let engine = Engine::open("model.engine")?;
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/engines/gqa_tied.engine");
+/// let engine = Engine::open(path)?;
 /// let mut worker = Worker::new(&engine, WorkerOptions::default())?;
 /// let mut prompt = worker.sequence();
 /// let mut batch = Batch::new();
