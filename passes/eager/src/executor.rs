@@ -1,0 +1,263 @@
+//! A whole graph, with state.
+
+use crate::error::EagerError;
+use crate::kv::Caches;
+use crate::linear::linear;
+use crate::ops;
+use crate::weights::Matrix;
+use bessemer_ir::attr::Epilogue;
+use bessemer_ir::exec::{Batch, ExecNode, Logits, SequenceRows, schedule};
+use bessemer_ir::{Graph, Op, WeightSource};
+use std::collections::BTreeMap;
+
+/// How matrices are held in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// Dequantised to f32.
+    #[default]
+    F32,
+    /// Rounded to bf16: half the memory traffic.
+    Bf16,
+}
+
+/// How to execute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EagerOptions {
+    /// How matrices are held.
+    pub weights: WeightFormat,
+    /// Threads; 0 takes as many as the machine offers.
+    pub threads: usize,
+}
+
+/// A graph that runs node by node.
+pub struct Eager {
+    nodes: Vec<ExecNode>,
+    /// The constant of each step that is one.
+    constants: Vec<Option<Matrix>>,
+    caches: Caches,
+    lens: BTreeMap<usize, usize>,
+    pool: rayon::ThreadPool,
+}
+
+/// The result of a step; constants and states are found by step.
+enum Value {
+    Tensor(Vec<f32>),
+    Index(Vec<u32>),
+    State(u32),
+}
+
+impl Eager {
+    /// Verifies the graph and loads its constants, one after the other.
+    pub fn new(graph: &Graph, source: &dyn WeightSource, options: EagerOptions) -> Result<Self, EagerError> {
+        bessemer_ir::verify::verify(graph)?;
+        let nodes = schedule(graph);
+        let fused = |op: &Op| match op {
+            Op::AddRmsNorm { .. } | Op::RopeAppend { .. } | Op::Pointwise { .. } => true,
+            Op::Linear { segments, epilogue, .. } => segments.len() != 1 || *epilogue != Epilogue::None,
+            _ => false,
+        };
+        if let Some(n) = nodes.iter().find(|n| fused(&n.op)) {
+            return Err(EagerError::Fused { node: n.name.clone(), op: n.op.name() });
+        }
+        let constants = nodes.iter().map(|n| match &n.op {
+            Op::Const { recipe } => Matrix::load(recipe, source, options.weights)
+                .map(Some)
+                .map_err(|why| EagerError::Constant { node: n.name.clone(), why }),
+            _ => Ok(None),
+        });
+        let constants = constants.collect::<Result<_, _>>()?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
+        let pool =
+            pool.map_err(|why| EagerError::Threads { threads: options.threads, why: why.to_string() })?;
+        Ok(Self { nodes, constants, caches: Caches::default(), lens: BTreeMap::new(), pool })
+    }
+
+    /// Tokens that a sequence holds.
+    pub fn len(&self, sequence: usize) -> usize {
+        self.lens.get(&sequence).copied().unwrap_or(0)
+    }
+
+    /// Whether no sequence holds a token.
+    pub fn is_empty(&self) -> bool {
+        self.lens.values().all(|len| *len == 0)
+    }
+
+    /// Threads that it runs on.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Forgets the tokens of a sequence from `len` on.
+    pub fn truncate(&mut self, sequence: usize, len: usize) {
+        self.lens.entry(sequence).and_modify(|held| *held = (*held).min(len));
+        if let Ok(sequence) = u32::try_from(sequence) {
+            self.caches.truncate(sequence, len);
+        }
+    }
+
+    /// Forgets all sequences.
+    pub fn reset(&mut self) {
+        self.caches.clear();
+        self.lens.clear();
+    }
+
+    /// One forward pass. A pass that fails leaves every sequence as it was.
+    pub fn forward(&mut self, parts: &[SequenceRows<'_>]) -> Result<Logits, EagerError> {
+        let batch = Batch::new(parts, |sequence| self.len(sequence))?;
+        let Self { nodes, constants, caches, pool, .. } = self;
+        let result = pool.install(|| run(nodes, constants, caches, &batch));
+        for part in parts {
+            let before = self.len(part.sequence);
+            match &result {
+                Ok(_) => drop(self.lens.insert(part.sequence, before + part.tokens.len())),
+                Err(_) => self.truncate(part.sequence, before),
+            }
+        }
+        result
+    }
+}
+
+fn run(
+    nodes: &[ExecNode],
+    constants: &[Option<Matrix>],
+    caches: &mut Caches,
+    batch: &Batch,
+) -> Result<Logits, EagerError> {
+    let mut values: Vec<Option<Value>> = nodes.iter().map(|_| None).collect();
+    for (i, node) in nodes.iter().enumerate() {
+        if constants[i].is_some() {
+            continue;
+        }
+        let error = |why| EagerError::Node { node: node.name.clone(), op: node.op.name(), why };
+        if let Op::Output {} = node.op {
+            let logits = Operands { node, constants, values: &values }.tensor(0).map_err(error)?.to_vec();
+            let rows = batch.logit_rows.len();
+            let vocab = logits.len().checked_div(rows).unwrap_or(0);
+            return Ok(Logits { vocab, values: logits });
+        }
+        if let Op::Embed {} = node.op {
+            let operands = Operands { node, constants, values: &values };
+            let vocab = operands.constant(1).map_err(error)?.rows;
+            let tokens = operands.index(0).map_err(error)?;
+            if let Some(&token) = tokens.iter().find(|t| **t as usize >= vocab) {
+                return Err(EagerError::Token { token, vocab });
+            }
+        }
+        // A tensor that nobody reads again is changed in place.
+        let own = node.operands.first().filter(|(step, _)| {
+            let reads = node.operands.iter().filter(|(s, _)| s == step).count();
+            reads == 1 && node.last_uses.contains(step)
+        });
+        let own = match (own, &node.op) {
+            (Some((step, _)), Op::Unary { .. } | Op::Binary { .. } | Op::Rope { .. }) => values[*step].take(),
+            _ => None,
+        };
+        let operands = Operands { node, constants, values: &values };
+        let value = step(&operands, own, caches, batch).map_err(error)?;
+        values[i] = Some(value);
+        for &step in &node.last_uses {
+            values[step] = None;
+        }
+    }
+    Err(EagerError::Graph(bessemer_ir::GraphError { node: "graph".into(), why: "has no output".into() }))
+}
+
+/// The operands of one node.
+struct Operands<'a> {
+    node: &'a ExecNode,
+    constants: &'a [Option<Matrix>],
+    values: &'a [Option<Value>],
+}
+
+impl<'a> Operands<'a> {
+    fn step(&self, i: usize) -> Result<usize, String> {
+        self.node.operands.get(i).map(|(step, _)| *step).ok_or_else(|| format!("operand {i} is missing"))
+    }
+
+    fn constant(&self, i: usize) -> Result<&'a Matrix, String> {
+        self.constants[self.step(i)?].as_ref().ok_or_else(|| format!("operand {i} is no constant"))
+    }
+
+    fn value(&self, i: usize) -> Result<&'a Value, String> {
+        self.values[self.step(i)?].as_ref().ok_or_else(|| format!("operand {i} has no value"))
+    }
+
+    fn tensor(&self, i: usize) -> Result<&'a [f32], String> {
+        match self.value(i)? {
+            Value::Tensor(t) => Ok(t),
+            _ => Err(format!("operand {i} is no tensor")),
+        }
+    }
+
+    fn index(&self, i: usize) -> Result<&'a [u32], String> {
+        match self.value(i)? {
+            Value::Index(v) => Ok(v),
+            _ => Err(format!("operand {i} is no index")),
+        }
+    }
+
+    fn state(&self, i: usize) -> Result<u32, String> {
+        match self.value(i)? {
+            Value::State(layer) => Ok(*layer),
+            _ => Err(format!("operand {i} is no state")),
+        }
+    }
+}
+
+/// Runs one op. `own` is its first operand where that may be changed in place.
+fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batch) -> Result<Value, String> {
+    let first = |own| match own {
+        Some(Value::Tensor(t)) => Ok(t),
+        _ => at.tensor(0).map(<[f32]>::to_vec),
+    };
+    let tensor = match &at.node.op {
+        Op::Input { input } => {
+            let rows = batch.input(*input).ok_or("this input speaks of memory that only a plan has")?;
+            return Ok(Value::Index(rows.to_vec()));
+        }
+        Op::State { layer, .. } => return Ok(Value::State(*layer)),
+        Op::Append { kv_heads } => {
+            let (layer, k, v) = (at.state(0)?, at.tensor(1)?, at.tensor(2)?);
+            let width = k.len().checked_div(batch.rows()).unwrap_or(0).max(1);
+            for (r, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
+                caches.append(layer, batch.sequences[r], *kv_heads as usize, k, v);
+            }
+            return Ok(Value::State(layer));
+        }
+        Op::Embed {} => {
+            let (tokens, table) = (at.index(0)?, at.constant(1)?);
+            let mut out = vec![0f32; tokens.len() * table.k];
+            let rows = out.chunks_exact_mut(table.k).zip(tokens);
+            rows.for_each(|(row, token)| table.copy_row(*token as usize, row));
+            out
+        }
+        Op::RmsNorm { eps } => ops::rms_norm(at.tensor(0)?, at.constant(1)?.vector()?, *eps),
+        Op::Linear { segments, .. } => {
+            let (x, w) = (at.tensor(0)?, at.constant(1)?);
+            let bias = segments.first().is_some_and(|s| s.bias);
+            let bias = if bias { Some(at.constant(2)?.vector()?) } else { None };
+            linear(x, x.len() / w.k, w, bias)
+        }
+        Op::RopeTable { inv_freq, factor } => ops::rope_table(at.index(0)?, inv_freq, *factor),
+        Op::Rope { style, heads } => {
+            ops::rope(*style, *heads as usize, first(own)?, at.tensor(1)?, batch.rows())
+        }
+        Op::Attention { heads, kv_heads, scale } => {
+            let (q, layer) = (at.tensor(0)?, at.state(1)?);
+            ops::attention(*heads as usize, *kv_heads as usize, *scale, q, layer, batch, caches)?
+        }
+        Op::Unary { kind } => ops::unary(*kind, first(own)?),
+        Op::Binary { kind } => ops::binary(*kind, first(own)?, at.tensor(1)?),
+        Op::SelectRows {} => {
+            let (x, rows) = (at.tensor(0)?, at.index(1)?);
+            let width = x.len().checked_div(batch.rows()).unwrap_or(0);
+            rows.iter().flat_map(|r| &x[*r as usize * width..(*r as usize + 1) * width]).copied().collect()
+        }
+        op @ (Op::Const { .. }
+        | Op::Output {}
+        | Op::AddRmsNorm { .. }
+        | Op::RopeAppend { .. }
+        | Op::Pointwise { .. }) => return Err(format!("{} is no step of this executor", op.name())),
+    };
+    Ok(Value::Tensor(tensor))
+}

@@ -1,0 +1,67 @@
+//! Constants in memory, as f32 or bf16.
+
+use crate::WeightFormat;
+use bessemer_ir::{Recipe, WeightSource};
+use half::bf16;
+
+/// Elements that are converted at a time, so that loading holds little beside the result.
+const SLICE: usize = 1 << 20;
+
+/// Numbers of a constant.
+pub(crate) enum Numbers {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+/// A constant: `rows` rows (1 for a vector) of `k` numbers.
+pub(crate) struct Matrix {
+    pub rows: usize,
+    pub k: usize,
+    pub numbers: Numbers,
+}
+
+impl Matrix {
+    /// Runs a recipe, a few rows at a time. Vectors stay f32: they are small, and norms are sensitive.
+    pub fn load(recipe: &Recipe, source: &dyn WeightSource, format: WeightFormat) -> Result<Self, String> {
+        let (rows, k) = recipe.matrix();
+        let elements = rows.checked_mul(k).ok_or("is larger than memory")?;
+        let step = (SLICE / k.max(1)).max(1);
+        let mut numbers = match format {
+            WeightFormat::Bf16 if recipe.shape.len() > 1 => Numbers::Bf16(Vec::with_capacity(elements)),
+            _ => Numbers::F32(Vec::with_capacity(elements)),
+        };
+        for start in (0..rows).step_by(step) {
+            let values = recipe.rows(source, start..rows.min(start + step))?.values();
+            match &mut numbers {
+                Numbers::F32(out) => out.extend(values),
+                Numbers::Bf16(out) => out.extend(values.into_iter().map(bf16::from_f32)),
+            }
+        }
+        Ok(Self { rows, k, numbers })
+    }
+
+    /// A vector's numbers.
+    pub fn vector(&self) -> Result<&[f32], String> {
+        match &self.numbers {
+            Numbers::F32(v) if self.rows == 1 => Ok(v),
+            _ => Err("a matrix where a vector is expected".into()),
+        }
+    }
+
+    /// Copies one row.
+    pub fn copy_row(&self, r: usize, out: &mut [f32]) {
+        let range = r * self.k..(r + 1) * self.k;
+        match &self.numbers {
+            Numbers::F32(v) => out.copy_from_slice(&v[range]),
+            Numbers::Bf16(v) => widen(&v[range], out),
+        }
+    }
+}
+
+/// bf16 to f32: the upper half of the bits.
+#[inline(always)]
+pub(crate) fn widen(from: &[bf16], to: &mut [f32]) {
+    for (o, v) in to.iter_mut().zip(from) {
+        *o = f32::from_bits(u32::from(v.to_bits()) << 16);
+    }
+}
