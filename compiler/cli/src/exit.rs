@@ -167,3 +167,14 @@ impl From<bessemer_compiler::cache::CacheError> for Failure {
         Self::new(Code::Internal, e)
     }
 }
+
+#[cfg(feature = "compile")]
+impl From<bessemer_eager::EagerError> for Failure {
+    fn from(e: bessemer_eager::EagerError) -> Self {
+        let code = match &e {
+            bessemer_eager::EagerError::Constant { .. } => Code::Source,
+            _ => Code::Internal,
+        };
+        Self::new(code, e)
+    }
+}

@@ -346,6 +346,60 @@ fn bench_has_stable_keys() {
 }
 
 #[test]
+fn bench_compares_with_the_interpreted_graph() {
+    let user = User::new();
+    let engine = user.engine();
+    let args =
+        ["bench", &engine, "-p", "16", "-n", "8", "-r", "2", "-b", "2", "-d", "32", "--vs", "interpreted"];
+    user.fails(&args, 2, &["--source"]);
+    user.fails(&[&args[..], &["--source", &fixture("bf16")]].concat(), 2, &["compiled from"]);
+    let json = user.json(&[&args[..], &["--source", &model(), "-o", "json"]].concat());
+    for path in ["/interpreted/prefill/tok_s", "/interpreted/decode/tok_s", "/interpreted/ratio/decode"] {
+        assert!(json.pointer(path).and_then(Value::as_f64).is_some_and(|v| v > 0.0), "{path}: {json}");
+    }
+    // A source is its own base.
+    assert!(
+        user.ok(&["bench", &model(), "-p", "8", "-n", "4", "-r", "1", "--vs", "interpreted"])
+            .contains("interpreted tok/s")
+    );
+}
+
+#[test]
+fn eval_measures_quality() {
+    let user = User::new();
+    let corpus = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/text/corpus.txt"));
+    let args = ["eval", &model(), "--text", &corpus, "--max-tokens", "400", "--ctx", "64", "--json"];
+    let exact = user.json(&[&args[..], &["--base", &model(), "--kv", "f32"]].concat());
+    let close = |a: &Value, b: &Value| (a.as_f64().unwrap() / b.as_f64().unwrap() - 1.0).abs();
+    assert!(exact["tokens"].as_u64().unwrap() >= 390, "{exact}");
+    assert!(close(&exact["ppl"], &exact["base_ppl"]) < 1e-4, "{exact}");
+    assert!(exact["mean_kl"].as_f64().unwrap() < 1e-8 && exact["top1"] == 1.0, "{exact}");
+
+    let rounded = user.json(&[&args[..], &["--base", &model(), "--precision", "int4"]].concat());
+    assert!(rounded["mean_kl"].as_f64().unwrap() > 1e-5, "four bits leave a trace: {rounded}");
+    assert!(rounded["p99_kl"].as_f64() > rounded["mean_kl"].as_f64());
+    let alone = user.json(&args);
+    assert!(alone["ppl"].is_f64() && alone.get("mean_kl").is_none());
+    user.fails(&["eval", &model(), "--text", "/nonexistent"], 2, &["/nonexistent"]);
+    user.fails(&[&args[..], &["--base", &fixture("bf16")]].concat(), 2, &["vocabulary"]);
+}
+
+#[test]
+fn verify_holds_an_engine_to_its_source() {
+    let user = User::new();
+    for precision in ["source", "int8", "int4:16"] {
+        let engine = text(&user.path("model.engine"));
+        user.ok(&["compile", &model(), "-o", &engine, "--precision", precision]);
+        let args = ["verify", &engine, "--numerics", "--json", "--source"];
+        let json = user.json(&[&args[..], &[&model()]].concat());
+        let rows = json["numerics"].as_array().unwrap();
+        assert_eq!(rows.len(), 40);
+        assert!(rows.iter().all(|r| r["declared"].as_f64().unwrap() < 1e-3), "{precision}: {json}");
+        user.fails(&[&args[..], &[&fixture("bf16")]].concat(), 2, &["compiled from"]);
+    }
+}
+
+#[test]
 fn inspect_verify_doctor_and_completions_answer() {
     let user = User::new();
     let engine = user.engine();

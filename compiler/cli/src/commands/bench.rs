@@ -135,6 +135,8 @@ struct Measured {
 
 #[derive(Serialize)]
 struct Interpreted {
+    /// What its weights are held in.
+    weights: &'static str,
     prefill: Rate,
     decode: Rate,
     /// How many times faster the engine is.
@@ -299,6 +301,7 @@ fn interpreted(ours: &[Speed], theirs: &[Speed]) -> Option<Interpreted> {
         median(&pairs)
     };
     Some(Interpreted {
+        weights: "f32",
         prefill: rate(|s| s.prefill),
         decode: rate(|s| s.decode),
         ratio: Ratio { prefill: ratio(|s| s.prefill), decode: ratio(|s| s.decode) },

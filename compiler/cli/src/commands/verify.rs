@@ -1,6 +1,6 @@
 //! `bessemer verify`
 
-use crate::exit::Failure;
+use crate::exit::{Code, Failure};
 use crate::json;
 use crate::output::out;
 use bessemer_runtime::Engine;
@@ -11,6 +11,10 @@ const EXAMPLES: &str = "\
 Examples:
   bessemer verify model.engine                                       is every byte what the compiler wrote?
   bessemer verify model.engine --numerics --source model.gguf        does it compute what its plan declares?";
+
+/// Relative distance from the declared meaning that accumulation in another order explains: sums of f32 give 1e-6, and where activations
+/// are rounded to bytes, a value next to a tie may fall on its other side.
+const DECLARED_BOUND: f64 = 1e-2;
 
 /// Check every hash of an engine, and with its source, its arithmetic
 ///
@@ -45,6 +49,23 @@ struct Output {
     numerics: Option<Vec<crate::measure::numerics::Position>>,
 }
 
+impl Output {
+    /// Fails if the engine does not compute what its plan declares.
+    fn check(&self) -> Result<(), Failure> {
+        let worst = self.numerics.iter().flatten().map(|p| p.declared).fold(0.0, f64::max);
+        // A distance that is no number is above every bound, too.
+        if worst <= DECLARED_BOUND && self.numerics.iter().flatten().all(|p| p.declared.is_finite()) {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Code::Budget,
+            format!(
+                "the logits are {worst:.2e} from what the plan declares, and {DECLARED_BOUND:.0e} is allowed; please report this"
+            ),
+        ))
+    }
+}
+
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
@@ -58,13 +79,14 @@ impl Args {
             numerics: self.numerics(&engine)?,
         };
         if self.json {
-            return json::print(&output);
+            json::print(&output)?;
+            return output.check();
         }
         out!("{}: sound; {} tensors, kernels for {}", self.engine.display(), output.tensors, output.kernels)?;
         for p in output.numerics.iter().flatten() {
             out!("position {:>3}: {:.2e} from declared, {:.2e} from exact", p.position, p.declared, p.exact)?;
         }
-        Ok(())
+        output.check()
     }
 
     #[cfg(feature = "compile")]

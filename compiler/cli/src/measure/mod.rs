@@ -4,7 +4,11 @@ pub mod ceilings;
 pub mod clock;
 pub mod first_token;
 #[cfg(feature = "compile")]
+pub mod graph;
+#[cfg(feature = "compile")]
 pub mod interpreted;
 pub mod memory;
 pub mod numerics;
+#[cfg(feature = "compile")]
+pub mod quality;
 pub mod speed;
