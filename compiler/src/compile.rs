@@ -179,12 +179,11 @@ pub fn compile_checkpoint(
         let result = write_engine(&mut file, out, sections, &mut |id, sink| {
             weights::write(checkpoint, &scheduled, id, run.threads, progress, sink).map_err(|e| {
                 let message = e.to_string();
-                let kind = std::io::ErrorKind::Other;
                 match e {
                     weights::WriteError::Io(e) => e,
                     weights::WriteError::Compile(e) => {
                         failure = Some(e);
-                        std::io::Error::new(kind, message)
+                        std::io::Error::other(message)
                     }
                 }
             })

@@ -120,6 +120,7 @@ fn compile_prints_what_it_would_do() {
     assert!(ir.contains("canonical"), "{}", &ir[..200]);
     assert!(user.ok(&["compile", &model(), "--emit", "dot"]).starts_with("digraph"));
     assert!(user.ok(&["compile", &model(), "--emit", "plan"]).contains("vocab 288"));
+    assert!(user.ok(&["compile", &model(), "--emit", "asm", "--target", "cpu:x86-64-v3"]).contains("vmulps"));
     let key = user.ok(&["compile", &model(), "--key"]);
     assert_eq!(key.trim().len(), 64);
     assert_ne!(key, user.ok(&["compile", &model(), "--key", "--precision", "int8"]));
@@ -440,4 +441,31 @@ fn an_interrupt_ends_an_answer_cleanly() {
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(text.contains("end: interrupted"), "{text}");
+}
+
+/// An interrupted compilation leaves no file, neither whole nor in part.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interrupted_compilation_leaves_nothing() {
+    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/models/stories15M");
+    if !stories.is_dir() {
+        eprintln!(
+            "SKIPPED an_interrupted_compilation_leaves_nothing: no {}; run `python3 fixtures/fetch.py stories15m`",
+            stories.display()
+        );
+        return;
+    }
+    let user = User::new();
+    let folder = user.path("out");
+    fs::create_dir(&folder).unwrap();
+    let files = || fs::read_dir(&folder).unwrap().map(|f| f.unwrap().file_name()).collect::<Vec<_>>();
+    let mut child = user.command(&["compile", &text(&stories), "-o", &text(&folder.join("model.engine"))]);
+    let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
+    while files().is_empty() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert_eq!(files(), Vec::<std::ffi::OsString>::new());
 }

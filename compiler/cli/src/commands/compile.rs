@@ -171,7 +171,7 @@ impl Args {
             Emit::Ir => bessemer_ir::text::print(&prepared.graph),
             Emit::Dot => emit::dot(&prepared.graph),
             Emit::Plan => emit::plan(&plan(&prepared, options)?.plan),
-            Emit::Asm => return Err(Failure::new(Code::Internal, "no code generator is built in")),
+            Emit::Asm => bessemer_compiler::code::assembly(&plan(&prepared, options)?.plan, options)?,
         };
         match &self.out {
             Some(path) => std::fs::write(path, text)
