@@ -138,7 +138,9 @@ impl Recipe {
             }
         };
         for Transform::Convert(scheme) in &self.transforms {
-            out = quantise(scheme, out.rows, out.k, &out.values());
+            let values = out.values();
+            out = quantise(scheme, out.rows, out.k, &values);
+            check_finite(&out, &values, rows.start)?;
         }
         Ok(out)
     }
@@ -217,9 +219,51 @@ pub fn quantise(scheme: &QuantScheme, rows: usize, k: usize, values: &[f32]) -> 
     out
 }
 
+/// No group of integers can hold a NaN or an infinity, nor numbers beyond the reach of its scale: `converted`, which came from
+/// `values`, would stand for something else. `first` is the number of the first row.
+fn check_finite(converted: &Rows, values: &[f32], first: usize) -> Result<(), String> {
+    let (scheme, k) = (&converted.scheme, converted.k.max(1));
+    if !matches!(scheme.elem, Elem::U(_) | Elem::S(_)) {
+        return Ok(());
+    }
+    let remedy = "the checkpoint is damaged, or needs `--precision source`";
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        let (row, element) = (first + at / k, at % k);
+        return Err(format!("row {row}, element {element}: {} has no place in {scheme}; {remedy}", values[at]));
+    }
+    for numbers in [&converted.scales, &converted.offsets] {
+        if let Some(at) = numbers.iter().position(|v| !v.is_finite()) {
+            let row = first + at * converted.rows / numbers.len();
+            return Err(format!("row {row}: its numbers are too large for the scales of {scheme}; {remedy}"));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_scale_reaches_is_an_error_that_names_the_row() {
+        let with = |scheme: &str, at: usize, value: f32| {
+            let mut values = vec![1.0; 4 * 64];
+            values[at] = value;
+            let recipe = Recipe { shape: vec![4, 64], ..Recipe::values(values) };
+            recipe.converted(scheme.parse().unwrap()).rows(&NoSource, 1..4).map(drop)
+        };
+        for scheme in ["s8:f16x32", "u4:f32x32+f32", "u4:f16x32-8"] {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let error = with(scheme, 2 * 64 + 40, value).unwrap_err();
+                assert!(error.contains("row 2, element 40") && error.contains(scheme), "{error}");
+            }
+        }
+        // Finite, but not with a scale in f16; with one in f32 it is.
+        let error = with("s8:f16x32", 3 * 64 + 40, 1e30).unwrap_err();
+        assert!(error.contains("row 3") && error.contains("too large"), "{error}");
+        with("s8:f32x32", 3 * 64 + 40, 1e30).unwrap();
+        with("bf16", 100, f32::NAN).unwrap();
+    }
 
     #[test]
     fn rounding_stays_within_half_a_step() {
