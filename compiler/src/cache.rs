@@ -11,7 +11,7 @@
 //! a source's path to its files' (name, size, modification time, inode) and their content hash: an unchanged source is
 //! recognised without reading a byte of its weights. It is only ever a shortcut; losing it costs time, nothing else.
 
-use crate::compile::{Progress, compile_checkpoint, key};
+use crate::compile::{Progress, compile_checkpoint, key, source_hash};
 use crate::error::CompileError;
 use crate::import::Checkpoint;
 use crate::options::{CompileOptions, RunOptions};
@@ -123,7 +123,7 @@ impl Cache {
         }
         let checkpoint = Checkpoint::open(source)?;
         let before = stamps(source);
-        let hash = content_hash(&checkpoint, progress)?;
+        let hash = source_hash(&checkpoint, progress)?;
         let path = self.path_of(key(hash, options));
 
         let _lock = self.lock(waiting)?;
@@ -278,16 +278,6 @@ impl From<CacheError> for CompileError {
     fn from(e: CacheError) -> Self {
         CompileError::Output { path: e.path, why: format!("{}: {}", e.what, e.source) }
     }
-}
-
-fn content_hash(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<Hash, CompileError> {
-    progress.start("read source", checkpoint.files().map(|(_, b)| b.len() as u64).sum());
-    let mut before = 0;
-    let hash = checkpoint.content_hash(|done, _| {
-        progress.advance(done - before);
-        before = done;
-    });
-    if progress.cancelled() { Err(CompileError::Interrupted) } else { Ok(Hash(*hash.as_bytes())) }
 }
 
 /// A source's name in the memo. A path that is no Unicode is not noted.

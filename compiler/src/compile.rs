@@ -120,24 +120,15 @@ pub fn compile_checkpoint(
     let text = text(checkpoint, &prepared.facts)?;
     let (code, code_entries) = crate::code::generate(&scheduled.plan, options)?;
 
-    let total: u64 = checkpoint.files().map(|(_, b)| b.len() as u64).sum();
-    progress.start("hash source", total);
-    let mut hashed = 0;
-    let source_hash = Hash(
-        *checkpoint
-            .content_hash(|done, _| {
-                progress.advance(done - hashed);
-                hashed = done;
-            })
-            .as_bytes(),
-    );
+    let source_hash = source_hash(checkpoint, progress)?;
 
     let output = |why: String| CompileError::Output { path: out.to_path_buf(), why };
     let folder = match out.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let name = out.file_name().ok_or_else(|| output("is no file name".into()))?.to_string_lossy().into_owned();
+    let name =
+        out.file_name().ok_or_else(|| output("is no file name".into()))?.to_string_lossy().into_owned();
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(".partial");
     #[cfg(unix)]
@@ -201,13 +192,11 @@ pub fn compile_checkpoint(
     let (hash, bytes) = (engine.hash(), engine.bytes().len() as u64);
     drop(engine);
     let sha256 = sha256(temp.as_file(), progress).map_err(|e| output(e.to_string()))?;
+    let sha256 = sha256.ok_or(CompileError::Interrupted)?;
     if let Some(expected) = expect_sha256
         && !expected.eq_ignore_ascii_case(&sha256)
     {
         return Err(CompileError::Hash { found: sha256, expected: expected.into() });
-    }
-    if progress.cancelled() {
-        return Err(CompileError::Interrupted);
     }
     temp.as_file().sync_all().map_err(|e| output(e.to_string()))?;
     temp.persist(out).map_err(|e| output(e.error.to_string()))?;
@@ -252,12 +241,28 @@ fn sync_folder(folder: &Path) {
     }
 }
 
-fn sha256(mut file: &File, progress: &dyn Progress) -> std::io::Result<String> {
+/// The hash of everything that an engine depends on.
+pub(crate) fn source_hash(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<Hash, CompileError> {
+    progress.start("hash source", checkpoint.files().map(|(_, b)| b.len() as u64).sum());
+    let mut before = 0;
+    let hash = checkpoint.content_hash_while(|done, _| {
+        progress.advance(done - before);
+        before = done;
+        !progress.cancelled()
+    });
+    hash.map(|hash| Hash(*hash.as_bytes())).ok_or(CompileError::Interrupted)
+}
+
+/// `None` if somebody asked to stop.
+fn sha256(mut file: &File, progress: &dyn Progress) -> std::io::Result<Option<String>> {
     progress.start("hash engine", file.metadata()?.len());
     file.seek(SeekFrom::Start(0))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
+        if progress.cancelled() {
+            return Ok(None);
+        }
         let n = file.read(&mut buffer)?;
         if n == 0 {
             break;
@@ -265,7 +270,7 @@ fn sha256(mut file: &File, progress: &dyn Progress) -> std::io::Result<String> {
         hasher.update(&buffer[..n]);
         progress.advance(n as u64);
     }
-    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(Some(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()))
 }
 
 /// An entry for every tensor of the checkpoint, in the order of their names.

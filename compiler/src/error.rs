@@ -53,7 +53,9 @@ pub enum CompileError {
     #[error("the engine does not pass its own validation: {0}; please report the model's configuration")]
     Format(#[from] bessemer_format::FormatError),
     /// The engine's hash is not the one that was demanded.
-    #[error("the engine's sha256 is {found}, expected {expected}; the source, the options or the version differ")]
+    #[error(
+        "the engine's sha256 is {found}, expected {expected}; the source, the options or the version differ"
+    )]
     Hash {
         /// Of the engine.
         found: String,

@@ -268,6 +268,15 @@ impl Checkpoint {
     /// (u64 little endian), the name, the length of the content (u64 little endian), the content. `progress` gets
     /// the bytes done and the bytes in all.
     pub fn content_hash(&self, mut progress: impl FnMut(u64, u64)) -> blake3::Hash {
+        let whole = self.content_hash_while(|done, total| {
+            progress(done, total);
+            true
+        });
+        whole.unwrap_or_else(|| unreachable!("nobody stopped it"))
+    }
+
+    /// As [`Checkpoint::content_hash`]; `None` once `progress` says no.
+    pub fn content_hash_while(&self, mut progress: impl FnMut(u64, u64) -> bool) -> Option<blake3::Hash> {
         const STEP: usize = 4 << 20;
         let mut files: Vec<_> = self.files().collect();
         files.sort_by_key(|(name, _)| *name);
@@ -281,10 +290,12 @@ impl Checkpoint {
             for piece in bytes.chunks(STEP) {
                 hasher.update(piece);
                 done += piece.len() as u64;
-                progress(done, total);
+                if !progress(done, total) {
+                    return None;
+                }
             }
         }
-        hasher.finalize()
+        Some(hasher.finalize())
     }
 }
 
