@@ -56,10 +56,11 @@ fn dependencies_point_downwards() {
     }
 }
 
-/// Names of the crates that `package` needs at run time, itself left out.
+/// Names of the crates that `package` needs at run time, itself left out, as are procedural macros and what those need.
 fn closure(package: &str, features: &[&str]) -> BTreeSet<String> {
     let out = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "-p", package, "-e", "normal", "--prefix", "none", "--format", "{p}"])
+        .args(["tree", "--offline", "-p", package, "-e", "normal,no-proc-macro"])
+        .args(["--prefix", "none", "--format", "{p}"])
         .args(["--target", "x86_64-unknown-linux-gnu"])
         .args(features)
         .current_dir(root())
@@ -69,7 +70,6 @@ fn closure(package: &str, features: &[&str]) -> BTreeSet<String> {
     String::from_utf8(out.stdout)
         .unwrap()
         .lines()
-        .filter(|l| !l.contains("(proc-macro)"))
         .filter_map(|l| l.split_whitespace().next())
         .filter(|n| *n != package)
         .map(str::to_string)
