@@ -4,7 +4,7 @@
 //! which suits a frozen format; golden-bytes tests pin its output, and a later switch stays inside this file.
 
 use crate::error::FormatError;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 /// Largest section that is decoded: far above any real plan, far below what could exhaust memory.
 pub const SIZE_LIMIT: usize = 64 << 20;
@@ -20,8 +20,8 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FormatError> {
         .map_err(|e| FormatError::Codec { section: "encode", why: e.to_string() })
 }
 
-/// Decodes a contract value. All bytes must be consumed. `section` names it in the error.
-pub fn decode<T: DeserializeOwned>(section: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+/// Decodes a contract value, which may borrow from `bytes`. All bytes must be consumed. `section` names it in the error.
+pub fn decode<'a, T: Deserialize<'a>>(section: &'static str, bytes: &'a [u8]) -> Result<T, FormatError> {
     let error = |why: String| FormatError::Codec { section, why };
     if bytes.len() > SIZE_LIMIT {
         return Err(error(format!("{} bytes are above the limit of {SIZE_LIMIT}", bytes.len())));
@@ -40,8 +40,8 @@ pub fn decode<T: DeserializeOwned>(section: &'static str, bytes: &[u8]) -> Resul
     Ok(value)
 }
 
-fn decode_limited<T: DeserializeOwned, const LIMIT: usize>(
-    bytes: &[u8],
+fn decode_limited<'a, T: Deserialize<'a>, const LIMIT: usize>(
+    bytes: &'a [u8],
 ) -> Result<(T, usize), bincode::error::DecodeError> {
-    bincode::serde::decode_from_slice(bytes, bincode::config::standard().with_limit::<LIMIT>())
+    bincode::serde::borrow_decode_from_slice(bytes, bincode::config::standard().with_limit::<LIMIT>())
 }

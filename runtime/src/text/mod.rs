@@ -68,16 +68,6 @@ pub enum TextError {
         /// What the encoder says.
         reason: String,
     },
-    /// The section is longer than what it holds.
-    #[error(
-        "the TOKENIZER section has {len} bytes but its content ends after {used}; rebuild the engine with `bessemer compile`"
-    )]
-    TrailingBytes {
-        /// Bytes of content.
-        used: usize,
-        /// Bytes of the section.
-        len: usize,
-    },
     /// The table of single-byte tokens has another length than 256.
     #[error(
         "the table of byte tokens has {len} entries instead of 256; rebuild the engine with `bessemer compile`"

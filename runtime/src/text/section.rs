@@ -3,13 +3,11 @@
 //! The large tables are flat little-endian byte strings which [`crate::text::Tokenizer`] searches in place: decoding the
 //! section is a handful of block copies, whatever the size of the vocabulary.
 
+use bessemer_format::codec;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{MergeTable, SplitPattern, TextError};
-
-/// Upper bound of what one section may claim while it is decoded.
-const MAX_SECTION_BYTES: usize = 256 << 20;
 
 /// The content of an engine's TOKENIZER section.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -31,19 +29,12 @@ pub struct TextSection {
 impl TextSection {
     /// Encodes the section as the bytes that [`TextSection::decode`] reads.
     pub fn encode(&self) -> Result<Vec<u8>, TextError> {
-        bincode::serde::encode_to_vec(self, bincode::config::standard())
-            .map_err(|e| TextError::Encode { reason: e.to_string() })
+        codec::encode(self).map_err(|e| TextError::Encode { reason: e.to_string() })
     }
 
     /// Decodes a section; bytes that remain after it are an error.
     pub fn decode(bytes: &[u8]) -> Result<Self, TextError> {
-        let config = bincode::config::standard().with_limit::<MAX_SECTION_BYTES>();
-        let (section, used) = bincode::serde::borrow_decode_from_slice(bytes, config)
-            .map_err(|e| TextError::Decode { reason: e.to_string() })?;
-        if used != bytes.len() {
-            return Err(TextError::TrailingBytes { used, len: bytes.len() });
-        }
-        Ok(section)
+        codec::decode("TOKENIZER", bytes).map_err(|e| TextError::Decode { reason: e.to_string() })
     }
 }
 

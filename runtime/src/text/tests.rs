@@ -86,7 +86,7 @@ fn section_round_trips_and_refuses_damage() {
     }
     let longer = [bytes.as_slice(), &[0]].concat();
     let error = TextSection::decode(&longer).unwrap_err();
-    assert_eq!(error, TextError::TrailingBytes { used: bytes.len(), len: bytes.len() + 1 });
+    assert!(error.to_string().contains("1 bytes follow the value"), "{error}");
 }
 
 #[test]
