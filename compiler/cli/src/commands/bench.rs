@@ -5,7 +5,7 @@ use crate::exit::Failure;
 use crate::json;
 use crate::measure::ceilings::Ceilings;
 use crate::measure::clock::median;
-use crate::measure::first_token::{self, FirstToken};
+use crate::measure::first_token;
 use crate::measure::memory;
 use crate::measure::speed::{Load, Speed, Subject, Work};
 use crate::model::ModelArgs;
@@ -175,23 +175,20 @@ impl Args {
         let threads = worker.threads();
         let memory = model.engine.memory(tokens, kv, worker.max_rows());
         let mut engine = Subject::new(worker, load);
+        // A warm-up, and the only one that tells memory: afterwards the other side may live in this process too.
+        engine.measure()?;
+        let peak_anon_bytes = memory::anonymous();
         let mut other = self.interpreted(&model.engine, threads, load)?;
+        if let Some(other) = &mut other {
+            other.measure()?;
+        }
 
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         let meter = Meter::new(Unit::Items);
-        meter.start("bench", u64::from(self.r) + 1);
-        let mut peak = memory::anonymous();
-        for repetition in 0..=self.r {
-            let speed = engine.measure()?;
-            if other.is_none() {
-                peak = peak.max(memory::anonymous());
-            }
-            let compared = other.as_mut().map(|o| o.measure()).transpose()?;
-            // The first is a warm-up.
-            if repetition > 0 {
-                ours.push(speed);
-                theirs.extend(compared);
-            }
+        meter.start("bench", self.r.into());
+        for _ in 0..self.r {
+            ours.push(engine.measure()?);
+            theirs.extend(other.as_mut().map(|o| o.measure()).transpose()?);
             meter.advance(1);
         }
         drop(meter);
@@ -223,8 +220,7 @@ impl Args {
             first_token_ms: first_token.warm_ms,
             first_token_cold_ms: first_token.cold_ms.as_ref().ok().copied(),
             first_token_cold_absent: first_token.cold_ms.as_ref().err().cloned(),
-            // With both sides in one process, only the process that ran the engine alone tells its memory.
-            peak_anon_bytes: if theirs.is_empty() { peak } else { alone(&first_token) },
+            peak_anon_bytes,
             kv_bytes: memory.cache,
             file_bytes: std::fs::metadata(&path)?.len(),
             interpreted: interpreted(&ours, &theirs),
@@ -268,10 +264,6 @@ impl Args {
     ) -> Result<Option<Subject>, Failure> {
         Ok(None)
     }
-}
-
-fn alone(first_token: &FirstToken) -> Option<u64> {
-    first_token.anonymous_bytes
 }
 
 fn median_of(speeds: &[Speed], of: impl Fn(&Speed) -> f64) -> f64 {

@@ -2,7 +2,7 @@
 
 use crate::exit::Failure;
 use crate::generate::Generator;
-use crate::measure::{clock, memory};
+use crate::measure::memory;
 use crate::model::ModelArgs;
 use crate::output::out;
 use bessemer_runtime::sample::SamplerConfig;
@@ -11,7 +11,7 @@ use bessemer_runtime::{Batch, CancelHandle, Want, Worker, WorkerOptions};
 /// Prompt of models that take text.
 const PROMPT: &str = "The capital of France is";
 
-/// Prints `MILLISECONDS MAJOR_FAULTS ANONYMOUS_BYTES` once the first token is there.
+/// Prints how many pages had to come from disk, once the first token is there.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -41,8 +41,7 @@ impl Args {
                 worker.forward(&mut batch)?;
             }
         }
-        let ms = clock::since_start_ms();
-        let unknown = |v: Option<u64>| v.map_or("-".into(), |v| v.to_string());
-        Ok(out!("{ms} {} {}", unknown(memory::major_faults()), unknown(memory::anonymous()))?)
+        let faults = memory::major_faults().map_or("unknown".into(), |n| n.to_string());
+        Ok(out!("{faults}")?)
     }
 }

@@ -11,15 +11,12 @@ pub struct FirstToken {
     pub warm_ms: Option<f64>,
     /// Milliseconds with the file on disk, or why that cannot be had.
     pub cold_ms: Result<f64, String>,
-    /// Anonymous memory of such a process.
-    pub anonymous_bytes: Option<u64>,
 }
 
 /// What one process told.
 struct Start {
     ms: f64,
     major_faults: Option<u64>,
-    anonymous_bytes: Option<u64>,
 }
 
 /// Starts processes that run the engine at `path` to their first token: one cold, then `repetitions` warm ones.
@@ -35,11 +32,7 @@ pub fn measure(path: &Path, trust: bool, threads: usize, repetitions: usize) -> 
     let _ = start(path, trust, threads);
     let warm: Vec<Start> = (0..repetitions).filter_map(|_| start(path, trust, threads).ok()).collect();
     let ms: Vec<f64> = warm.iter().map(|s| s.ms).collect();
-    FirstToken {
-        warm_ms: (!ms.is_empty()).then(|| median(&ms)),
-        cold_ms,
-        anonymous_bytes: warm.iter().filter_map(|s| s.anonymous_bytes).max(),
-    }
+    FirstToken { warm_ms: (!ms.is_empty()).then(|| median(&ms)), cold_ms }
 }
 
 fn start(path: &Path, trust: bool, threads: usize) -> Result<Start, String> {
@@ -58,8 +51,7 @@ fn start(path: &Path, trust: bool, threads: usize) -> Result<Start, String> {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut fields = text.split_whitespace().skip(1).map(|f| f.parse().ok());
-    Ok(Start { ms, major_faults: fields.next().flatten(), anonymous_bytes: fields.next().flatten() })
+    Ok(Start { ms, major_faults: text.trim().parse().ok() })
 }
 
 /// Asks the operating system to forget the file's pages.
