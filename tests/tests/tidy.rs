@@ -88,7 +88,11 @@ fn the_runtime_needs_what_its_allow_list_says() {
         .collect();
     let found = closure("bessemer-runtime", &[]);
     for name in &found {
-        assert!(allowed.contains_key(name.as_str()), "bessemer-runtime needs {name}, which {} does not allow", path.display());
+        assert!(
+            allowed.contains_key(name.as_str()),
+            "bessemer-runtime needs {name}, which {} does not allow",
+            path.display()
+        );
     }
     for name in allowed.keys() {
         assert!(found.contains(*name), "{} allows {name}, which nobody needs any more", path.display());
@@ -168,7 +172,8 @@ fn unsafe_stays_on_its_islands() {
 
 #[test]
 fn families_are_named_in_their_own_file_only() {
-    const FAMILIES: &[&str] = &["llama", "mistral", "qwen", "gemma", "smollm", "tinyllama", "mixtral", "deepseek"];
+    const FAMILIES: &[&str] =
+        &["llama", "mistral", "qwen", "gemma", "smollm", "tinyllama", "mixtral", "deepseek"];
     // Where the word is not a family but a value that checkpoints hold.
     const VALUES: &[(&str, &str)] = &[
         ("compiler/src/import/rope.rs", "`llama3` is a kind of rope scaling"),
@@ -196,7 +201,11 @@ fn families_are_named_in_their_own_file_only() {
             }
         }
     }
-    assert!(offenders.is_empty(), "families named outside compiler/src/import/arch:\n{}", offenders.join("\n"));
+    assert!(
+        offenders.is_empty(),
+        "families named outside compiler/src/import/arch:\n{}",
+        offenders.join("\n")
+    );
 }
 
 #[test]

@@ -229,7 +229,10 @@ fn check_finite(converted: &Rows, values: &[f32], first: usize) -> Result<(), St
     let remedy = "the checkpoint is damaged, or needs `--precision source`";
     if let Some(at) = values.iter().position(|v| !v.is_finite()) {
         let (row, element) = (first + at / k, at % k);
-        return Err(format!("row {row}, element {element}: {} has no place in {scheme}; {remedy}", values[at]));
+        return Err(format!(
+            "row {row}, element {element}: {} has no place in {scheme}; {remedy}",
+            values[at]
+        ));
     }
     for numbers in [&converted.scales, &converted.offsets] {
         if let Some(at) = numbers.iter().position(|v| !v.is_finite()) {
