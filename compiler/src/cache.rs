@@ -134,7 +134,8 @@ impl Cache {
         if self.touch(&path) {
             return Ok(Cached { path, hit: true, memoised: false });
         }
-        compile_checkpoint(&checkpoint, &path, options, run, None, progress)?;
+        let run = RunOptions { source_hash: Some(hash), ..run.clone() };
+        compile_checkpoint(&checkpoint, &path, options, &run, None, progress)?;
         self.evict(self.limit(), Some(&path));
         Ok(Cached { path, hit: false, memoised: false })
     }

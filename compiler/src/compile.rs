@@ -120,7 +120,10 @@ pub fn compile_checkpoint(
     let text = text(checkpoint, &prepared.facts)?;
     let (code, code_entries) = crate::code::generate(&scheduled.plan, options)?;
 
-    let source_hash = source_hash(checkpoint, progress)?;
+    let source_hash = match run.source_hash {
+        Some(known) => known,
+        None => source_hash(checkpoint, progress)?,
+    };
 
     let output = |why: String| CompileError::Output { path: out.to_path_buf(), why };
     let folder = match out.parent() {

@@ -1,5 +1,6 @@
 //! Options of a compilation: what shapes the bytes of an engine, and what does not.
 
+use bessemer_format::manifest::Hash;
 use bessemer_ir::Phase;
 use bessemer_passes::PrecisionPolicy;
 use bessemer_targets::CpuTarget;
@@ -74,4 +75,6 @@ pub struct RunOptions {
     pub threads: usize,
     /// Stop when the graph has reached this phase (for `--emit ir|dot`).
     pub stop_after: Option<Phase>,
+    /// The source's content hash, where the caller has just computed it: the checkpoint is then read once less.
+    pub source_hash: Option<Hash>,
 }

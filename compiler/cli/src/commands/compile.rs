@@ -104,7 +104,7 @@ impl Args {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
         let options = self.options()?;
-        let run = RunOptions { threads: self.threads, stop_after: self.stop_after };
+        let run = RunOptions { threads: self.threads, stop_after: self.stop_after, ..RunOptions::default() };
         if self.key {
             return self.print_key(&options);
         }
