@@ -1,6 +1,6 @@
 //! Damaged checkpoints through the whole compiler, and on to tokens where they still compile.
 
-use super::{compile_into, guarded, quick, run_a_little};
+use super::{compile_into, guarded, quick, run_a_little, speak};
 use bessemer_compiler::Silent;
 use bessemer_compiler::options::CompileOptions;
 use bessemer_runtime::Engine;
@@ -39,7 +39,9 @@ fn damage(victim: &Victim, seed: u64, rounds: usize, options: &CompileOptions) -
             if compile_into(out.path(), source, options, &Silent).is_err() {
                 return false;
             }
-            run_a_little(&Engine::open(&engine).unwrap_or_else(|e| panic!("compiled and not opened: {e}")));
+            let opened = Engine::open(&engine).unwrap_or_else(|e| panic!("compiled and not opened: {e}"));
+            run_a_little(&opened);
+            speak(&opened);
             std::fs::remove_file(&engine).unwrap();
             true
         });

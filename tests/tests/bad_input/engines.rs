@@ -1,7 +1,7 @@
 //! Damaged engines: what is hashed at open is refused there, what is not (the weights) is named by `verify`, and no byte
 //! of either makes the runtime do more than give wrong numbers.
 
-use super::{guarded, quick, run_a_little};
+use super::{guarded, quick, run_a_little, speak};
 use bessemer_compiler::options::CompileOptions;
 use bessemer_format::FormatError;
 use bessemer_format::header::{Frame, HEADER_BYTES, SectionKind};
@@ -207,7 +207,6 @@ fn sealed(rounds: usize, seed: u64) {
 
 /// Uses an engine that somebody else wrote: every step may fail with an error.
 fn run_sealed(engine: &Engine) {
-    use bessemer_runtime::text::Special;
     use bessemer_runtime::{Batch, Want, Worker, WorkerOptions};
     let options = WorkerOptions::default().threads(1).pin(false).max_tokens(64).max_memory(64 << 20);
     if let Ok(mut worker) = Worker::new(engine, options) {
@@ -222,11 +221,7 @@ fn run_sealed(engine: &Engine) {
     }
     let _ = engine.verify();
     let _ = engine.report();
-    if let Ok(tokenizer) = engine.tokenizer()
-        && let Ok(tokens) = tokenizer.encode("Once upon a time, 42 naïve 语 <s>", Special::Parse)
-    {
-        tokenizer.decode(&tokens);
-    }
+    speak(engine);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod unsupported;
 
 use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_compiler::{CompileError, Compiled, Progress, Silent};
+use bessemer_runtime::text::{ChatInput, ChatMessage, Special};
 use bessemer_runtime::{Batch, Engine, Want, Worker, WorkerOptions};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -82,6 +83,20 @@ fn run_a_little(engine: &Engine) {
         let mut batch = Batch::new();
         batch.push(&mut sequence, tokens, Want::Last);
         worker.forward(&mut batch).unwrap();
+    }
+}
+
+/// Encodes, decodes and renders with whatever tokenizer and template an engine has: each may be refused.
+fn speak(engine: &Engine) {
+    let Ok(tokenizer) = engine.tokenizer() else { return };
+    for special in [Special::AsText, Special::Parse] {
+        if let Ok(tokens) = tokenizer.encode("Once upon a time, 42 naïve 语 <s><|im_end|>", special) {
+            tokenizer.decode(&tokens);
+        }
+    }
+    if let Some(template) = tokenizer.chat_template() {
+        let messages = [ChatMessage::new("user", "Hello"), ChatMessage::new("assistant", "{{ 1 }}")];
+        let _ = template.render(&ChatInput::new(&messages).add_generation_prompt(true));
     }
 }
 
