@@ -46,10 +46,9 @@ def build(cache: Path, jobs: int) -> dict:
     # A native build is right for one kind of CPU only, and a cache folder may travel.
     key = hashlib.sha256("\n".join([VERSION, *FLAGS, compiler, cpu_features()]).encode()).hexdigest()[:12]
     folder = cache / f"llama.cpp-{VERSION}-{key}"
-    steps = [
-        ["cmake", "-G", "Ninja", "-S", source, "-B", folder, *FLAGS],
-        ["cmake", "--build", folder, "--parallel", jobs, "--target", *TARGETS],
-    ]
+    steps = [["cmake", "--build", folder, "--parallel", jobs, "--target", *TARGETS]]
+    if not (folder / "build.ninja").is_file():
+        steps.insert(0, ["cmake", "-G", "Ninja", "-S", source, "-B", folder, *FLAGS])
     for step in steps:
         step = [str(part) for part in step]
         # The builder's own words go to stderr: it takes minutes, and stdout belongs to the results.
