@@ -89,6 +89,8 @@ struct Shared {
     weight_of: BTreeMap<NodeId, WeightId>,
     nests: Vec<Nest>,
     selection: Vec<Selection>,
+    /// Where each node stands in the execution order.
+    position: BTreeMap<NodeId, usize>,
     /// First element of a layer in a block, by layer.
     layers: BTreeMap<u32, LayerState>,
     state_elems: u64,
@@ -115,6 +117,7 @@ impl Shared {
             weight_of: BTreeMap::new(),
             nests: Vec::new(),
             selection: Vec::new(),
+            position: order.iter().enumerate().map(|(i, n)| (*n, i)).collect(),
             layers: BTreeMap::new(),
             state_elems: 0,
         };
@@ -400,8 +403,10 @@ impl<'a> ProgramBuilder<'a> {
                 let value = operands[next];
                 let residual = self.value(value)?;
                 reads.push(residual);
-                // The residual stream stays in one buffer where nobody else reads the old value.
-                let in_place = self.planned[residual as usize] && self.graph.only_use(value) == Some(node);
+                // The residual stream stays in one buffer where nobody reads the old value later.
+                let at = |n: NodeId| self.shared.position.get(&n).copied().unwrap_or(usize::MAX);
+                let last = self.graph.uses(value).iter().all(|(reader, _)| at(*reader) <= at(node));
+                let in_place = self.planned[residual as usize] && last;
                 let out = if in_place {
                     self.of_value.insert(node.into(), residual);
                     residual
