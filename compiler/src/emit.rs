@@ -60,16 +60,16 @@ pub fn plan(plan: &Plan) -> String {
 }
 
 fn program(plan: &Plan, p: &Program) -> String {
-    let mut out = format!(
-        "program rows {}..={} arena {} bytes\n",
-        p.regime.min_rows, p.regime.max_rows, p.arena_bytes
-    );
+    let mut out =
+        format!("program rows {}..={} arena {} bytes\n", p.regime.min_rows, p.regime.max_rows, p.arena_bytes);
     for (i, b) in p.buffers.iter().enumerate() {
         let _ = writeln!(out, "  buffer {i} {}", buffer(b));
     }
     for (i, s) in p.steps.iter().enumerate() {
         let text = match &s.kind {
-            StepKind::Embed { tokens, table, out } => format!("embed tokens b{tokens} table w{table} -> b{out}"),
+            StepKind::Embed { tokens, table, out } => {
+                format!("embed tokens b{tokens} table w{table} -> b{out}")
+            }
             StepKind::Linear(l) => {
                 let segments: Vec<String> = l
                     .segments

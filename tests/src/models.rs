@@ -50,7 +50,11 @@ pub fn golden(name: &str, prefix: &str) -> Golden {
 }
 
 /// Compiles a source into `folder/NAME.engine`.
-pub fn compile(source: &Path, folder: &Path, options: &CompileOptions) -> Result<(PathBuf, Compiled), CompileError> {
+pub fn compile(
+    source: &Path,
+    folder: &Path,
+    options: &CompileOptions,
+) -> Result<(PathBuf, Compiled), CompileError> {
     let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let out = folder.join(format!("{name}.engine"));
     let run = RunOptions::default();

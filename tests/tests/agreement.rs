@@ -43,7 +43,8 @@ fn two_hundred_tokens_of_a_story() {
     let mut oracle = Oracle::new(&graph, &checkpoint, Reading::Exact).unwrap();
     let expected = decode(&prompt, count, |t| oracle.forward(&part(t)).unwrap().values);
 
-    let mut eager = Eager::new(&graph, &checkpoint, EagerOptions { threads: 2, ..EagerOptions::default() }).unwrap();
+    let mut eager =
+        Eager::new(&graph, &checkpoint, EagerOptions { threads: 2, ..EagerOptions::default() }).unwrap();
     assert_eq!(decode(&prompt, count, |t| eager.forward(&part(t)).unwrap().values), expected, "eager");
 
     let folder = tempfile::tempdir().unwrap();
@@ -125,7 +126,8 @@ fn perplexity_ratio(tokens: usize) -> Option<f64> {
     let engine = open_trusted(&path);
     let text = text(&engine, tokens)?;
     let predicted = (text.len() - text.len().div_ceil(WINDOW)) as f64;
-    let (ours, theirs) = (engine_surprise(&engine, &text) / predicted, eager_surprise(&source, &text) / predicted);
+    let (ours, theirs) =
+        (engine_surprise(&engine, &text) / predicted, eager_surprise(&source, &text) / predicted);
     println!("{tokens} tokens: perplexity {:.4} as stored, {:.4} in f32", ours.exp(), theirs.exp());
     Some((ours - theirs).exp())
 }
@@ -149,8 +151,12 @@ fn eager_and_oracle_agree_on_real_text() {
     let Some(source) = cached_model("smollm2-135m-instruct.gguf") else { return };
     let json = std::fs::read_to_string(root().join("fixtures/goldens/smollm2.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let prompt: Vec<u32> =
-        json["runs"][1]["prompt_ids"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
+    let prompt: Vec<u32> = json["runs"][1]["prompt_ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_u64().unwrap() as u32)
+        .collect();
     let checkpoint = Checkpoint::open(&source).unwrap();
     let graph = canonical(&checkpoint);
     let all = [SequenceRows { sequence: 0, tokens: &prompt, logits: Wanted::All }];
@@ -158,7 +164,8 @@ fn eager_and_oracle_agree_on_real_text() {
     let options = EagerOptions { threads: 2, ..EagerOptions::default() };
     let fast = Eager::new(&graph, &checkpoint, options).unwrap().forward(&all).unwrap();
     let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = norm(&mut exact.values.iter().zip(&fast.values).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    let difference =
+        norm(&mut exact.values.iter().zip(&fast.values).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     let error = difference / norm(&mut exact.values.iter().map(|v| f64::from(*v)));
     println!("{} tokens of SmolLM2: eager is {error:.1e} from the oracle", prompt.len());
     assert!(error < 1e-4, "{error:.1e}");

@@ -113,7 +113,10 @@ fn the_number_of_threads_changes_no_bit() {
             };
             let one = run(1);
             for threads in [2, 3, 5] {
-                assert!(one == run(threads), "{model} {precision}: {threads} threads give other bits than one");
+                assert!(
+                    one == run(threads),
+                    "{model} {precision}: {threads} threads give other bits than one"
+                );
             }
         }
     }

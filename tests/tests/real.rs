@@ -46,7 +46,8 @@ fn stories_in_f32_tells_the_reference_story() {
         let found = greedy(&engine, options(KvElem::F32), &prompt, expected.len());
         assert_eq!(found, expected, "run {run}");
         let said = engine.tokenizer().unwrap().decode(&[&prompt[..], &found].concat());
-        let start = "Once upon a time, there was a little girl named Lily. She loved to play outside in the sunshine";
+        let start =
+            "Once upon a time, there was a little girl named Lily. She loved to play outside in the sunshine";
         assert!(said.starts_with(start), "{said}");
         assert!(said.ends_with(text.split_at(text.len() / 2).1), "{said}");
     }
