@@ -29,7 +29,7 @@ pub struct ModelArgs {
 #[cfg(feature = "compile")]
 #[derive(Args, Clone, Debug, Default)]
 struct SourceArgs {
-    /// Precision of the weights when a source is compiled: source, f32, bf16, int8[:GROUP] or int4[:GROUP]
+    /// Precision of the weights when a source is compiled: source, f32, bf16, int8:GROUP or int4:GROUP (GROUP may be left out)
     #[arg(long, value_name = "P")]
     precision: Option<bessemer_passes::PrecisionPolicy>,
 

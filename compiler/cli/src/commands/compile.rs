@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "T", default_value = "cpu")]
     target: Vec<String>,
 
-    /// What becomes of the weights: source, f32, bf16, int8[:GROUP] or int4[:GROUP]
+    /// What becomes of the weights: source, f32, bf16, int8:GROUP or int4:GROUP (GROUP may be left out)
     #[arg(long, value_name = "P", default_value = "source")]
     precision: PrecisionPolicy,
 
