@@ -1,5 +1,6 @@
 //! A whole graph, with state.
 
+use crate::attention::{Heads, attention};
 use crate::error::EagerError;
 use crate::kv::Caches;
 use crate::linear::linear;
@@ -218,19 +219,16 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
         Op::State { layer, .. } => return Ok(Value::State(*layer)),
         Op::Append { kv_heads } => {
             let (layer, k, v) = (at.state(0)?, at.tensor(1)?, at.tensor(2)?);
-            let width = k.len().checked_div(batch.rows()).unwrap_or(0).max(1);
-            for (r, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
-                caches.append(layer, batch.sequences[r], *kv_heads as usize, k, v);
+            let width = k.len().checked_div(batch.rows()).unwrap_or(0);
+            let mut start = 0;
+            for part in batch.sequences.chunk_by(|a, b| a == b) {
+                let rows = start * width..(start + part.len()) * width;
+                caches.append(layer, part[0], *kv_heads as usize, width, &k[rows.clone()], &v[rows]);
+                start += part.len();
             }
             return Ok(Value::State(layer));
         }
-        Op::Embed {} => {
-            let (tokens, table) = (at.index(0)?, at.constant(1)?);
-            let mut out = vec![0f32; tokens.len() * table.k];
-            let rows = out.chunks_exact_mut(table.k).zip(tokens);
-            rows.for_each(|(row, token)| table.copy_row(*token as usize, row));
-            out
-        }
+        Op::Embed {} => ops::embed(at.index(0)?, at.constant(1)?),
         Op::RmsNorm { eps } => ops::rms_norm(at.tensor(0)?, at.constant(1)?.vector()?, *eps),
         Op::Linear { segments, .. } => {
             let (x, w) = (at.tensor(0)?, at.constant(1)?);
@@ -243,8 +241,8 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
             ops::rope(*style, *heads as usize, first(own)?, at.tensor(1)?, batch.rows())
         }
         Op::Attention { heads, kv_heads, scale } => {
-            let (q, layer) = (at.tensor(0)?, at.state(1)?);
-            ops::attention(*heads as usize, *kv_heads as usize, *scale, q, layer, batch, caches)?
+            let shape = Heads { heads: *heads as usize, kv_heads: *kv_heads as usize, scale: *scale };
+            attention(shape, at.tensor(0)?, at.state(1)?, batch, caches)?
         }
         Op::Unary { kind } => ops::unary(*kind, first(own)?),
         Op::Binary { kind } => ops::binary(*kind, first(own)?, at.tensor(1)?),

@@ -1,5 +1,7 @@
 //! Keys and values: contiguous f32 rows, one list a head.
 
+use crate::ops::SHARED;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// One layer of one sequence: of each key head, `[position][d]`.
@@ -21,15 +23,20 @@ impl Caches {
         self.layers.get(&(sequence, layer))
     }
 
-    /// Enters a key and a value of `kv_heads` heads behind what is held.
-    pub fn append(&mut self, layer: u32, sequence: u32, kv_heads: usize, k: &[f32], v: &[f32]) {
+    /// Enters rows of keys and values of `kv_heads` heads behind what is held.
+    pub fn append(&mut self, layer: u32, sequence: u32, kv_heads: usize, width: usize, k: &[f32], v: &[f32]) {
         let held = self.layers.entry((sequence, layer)).or_default();
-        held.head_dim = k.len() / kv_heads;
-        held.keys.resize(kv_heads, Vec::new());
-        held.values.resize(kv_heads, Vec::new());
-        for (lists, row) in [(&mut held.keys, k), (&mut held.values, v)] {
-            for (list, head) in lists.iter_mut().zip(row.chunks_exact(held.head_dim)) {
-                list.extend_from_slice(head);
+        let d = width / kv_heads;
+        held.head_dim = d;
+        for (lists, rows) in [(&mut held.keys, k), (&mut held.values, v)] {
+            lists.resize(kv_heads, Vec::new());
+            let enter = |(h, list): (usize, &mut Vec<f32>)| {
+                rows.chunks_exact(width).for_each(|row| list.extend_from_slice(&row[h * d..][..d]));
+            };
+            if rows.len() < SHARED {
+                lists.iter_mut().enumerate().for_each(enter);
+            } else {
+                lists.par_iter_mut().enumerate().for_each(enter);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! f32 (a declared `Compute` is an engine's matter and does not apply here), products of many rows by a GEMM crate, products of a few rows
 //! at the speed of memory. What the ops mean is said by `bessemer-oracle`, against which the tests hold it.
 
+mod attention;
 mod error;
 mod executor;
 mod kv;

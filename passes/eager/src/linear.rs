@@ -1,5 +1,6 @@
 //! The product with a weight: over all threads, at the speed of memory for a few rows, by a matrix product for many.
 
+use crate::ops::for_rows;
 use crate::vector::{dot, dot_bf16};
 use crate::weights::{Matrix, Numbers, widen};
 use faer::linalg::matmul::matmul;
@@ -27,9 +28,12 @@ pub(crate) fn linear(x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>) -
         many_rows(x, rows, w, &mut out);
     }
     if let Some(bias) = bias {
-        for row in out.chunks_exact_mut(w.rows) {
-            row.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
-        }
+        for_rows(
+            &mut out,
+            w.rows,
+            #[inline(always)]
+            |_, row| row.iter_mut().zip(bias).for_each(|(o, b)| *o += b),
+        );
     }
     out
 }

@@ -1,83 +1,95 @@
 //! The ops beside linear, threaded where there is work enough to share.
 
-use crate::kv::Caches;
-use crate::vector::{add_scaled, dot, exp};
+use crate::vector::{dot, exp};
+use crate::weights::Matrix;
 use bessemer_ir::attr::{BinaryKind, RopeStyle, UnaryKind};
-use bessemer_ir::exec::Batch;
 use pulp::Arch;
 use rayon::prelude::*;
 
 /// Below so many elements handing out work costs more than the work.
-const SHARED: usize = 1 << 14;
+pub(crate) const SHARED: usize = 1 << 14;
+/// Elements of a pointwise op that a thread takes at a time.
+const CHUNK: usize = 1 << 12;
 
-/// Runs `f(row, out)` for every row of `width` elements.
-fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+/// Runs `f(row, out)` for every row of `width` elements; the last may be shorter.
+pub(crate) fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let arch = Arch::new();
     if width == 0 {
         return;
     }
     if out.len() < SHARED {
-        arch.dispatch(|| out.chunks_exact_mut(width).enumerate().for_each(|(r, row)| f(r, row)));
+        arch.dispatch(|| out.chunks_mut(width).enumerate().for_each(|(r, row)| f(r, row)));
     } else {
-        let rows = out.par_chunks_exact_mut(width).enumerate();
+        let rows = out.par_chunks_mut(width).enumerate();
         rows.for_each(|(r, row)| arch.dispatch(|| f(r, row)));
     }
 }
 
 pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
-    let mut out = x.to_vec();
+    let mut out = vec![0f32; x.len()];
     for_rows(
         &mut out,
         w.len(),
         #[inline(always)]
-        |_, row| {
-            let factor = 1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt();
-            row.iter_mut().zip(w).for_each(|(o, w)| *o = *o * factor * w);
+        |r, out| {
+            let x = &x[r * w.len()..][..w.len()];
+            let factor = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+            out.iter_mut().zip(x).zip(w).for_each(|((o, x), w)| *o = x * factor * w);
         },
     );
     out
 }
 
-#[inline(always)]
-fn unary_row(kind: UnaryKind, x: &mut [f32]) {
-    match kind {
-        UnaryKind::Silu => x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v)),
-        UnaryKind::Neg => x.iter_mut().for_each(|v| *v = -*v),
-    }
+pub(crate) fn embed(tokens: &[u32], table: &Matrix) -> Vec<f32> {
+    let mut out = vec![0f32; tokens.len() * table.k];
+    for_rows(
+        &mut out,
+        table.k,
+        #[inline(always)]
+        |r, row| table.copy_row(tokens[r] as usize, row),
+    );
+    out
 }
 
 pub(crate) fn unary(kind: UnaryKind, mut x: Vec<f32>) -> Vec<f32> {
-    let width = x.len().clamp(1, 1 << 10);
-    let whole = x.len() / width * width;
-    let (head, tail) = x.split_at_mut(whole);
     for_rows(
-        head,
-        width,
+        &mut x,
+        CHUNK,
         #[inline(always)]
-        |_, row| unary_row(kind, row),
+        |_, x| match kind {
+            UnaryKind::Silu => x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v)),
+            UnaryKind::Neg => x.iter_mut().for_each(|v| *v = -*v),
+        },
     );
-    unary_row(kind, tail);
     x
 }
 
 pub(crate) fn binary(kind: BinaryKind, mut a: Vec<f32>, b: &[f32]) -> Vec<f32> {
-    match kind {
-        BinaryKind::Add => a.iter_mut().zip(b).for_each(|(a, b)| *a += b),
-        BinaryKind::Mul => a.iter_mut().zip(b).for_each(|(a, b)| *a *= b),
-    }
+    for_rows(
+        &mut a,
+        CHUNK,
+        #[inline(always)]
+        |r, a| {
+            let pairs = a.iter_mut().zip(&b[r * CHUNK..]);
+            match kind {
+                BinaryKind::Add => pairs.for_each(|(a, b)| *a += b),
+                BinaryKind::Mul => pairs.for_each(|(a, b)| *a *= b),
+            }
+        },
+    );
     a
 }
 
 pub(crate) fn rope_table(positions: &[u32], inv_freq: &[f32], factor: f32) -> Vec<f32> {
     let half = inv_freq.len();
     let mut out = vec![0f32; positions.len() * 2 * half];
-    for (row, position) in out.chunks_exact_mut(2 * half).zip(positions) {
+    for_rows(&mut out, 2 * half, |r, row| {
         for (j, freq) in inv_freq.iter().enumerate() {
-            let (sin, cos) = (*position as f32 * freq).sin_cos();
+            let (sin, cos) = (positions[r] as f32 * freq).sin_cos();
             row[j] = cos * factor;
             row[half + j] = sin * factor;
         }
-    }
+    });
     out
 }
 
@@ -109,42 +121,4 @@ pub(crate) fn rope(style: RopeStyle, heads: usize, mut x: Vec<f32>, table: &[f32
         },
     );
     x
-}
-
-/// Attention, a task a row and head.
-pub(crate) fn attention(
-    heads: usize,
-    kv_heads: usize,
-    scale: f32,
-    q: &[f32],
-    layer: u32,
-    batch: &Batch,
-    caches: &Caches,
-) -> Result<Vec<f32>, String> {
-    let rows = batch.rows();
-    if rows == 0 {
-        return Ok(Vec::new());
-    }
-    let d = q.len() / rows / heads;
-    let held = batch.sequences.iter().map(|s| caches.get(layer, *s).filter(|held| held.head_dim == d));
-    let held = held.collect::<Option<Vec<_>>>().ok_or("reads a state that nothing was appended to")?;
-    let mut out = vec![0f32; q.len()];
-    let arch = Arch::new();
-    out.par_chunks_exact_mut(d).enumerate().for_each_init(Vec::new, |scores: &mut Vec<f32>, (task, out)| {
-        let (r, h) = (task / heads, task % heads);
-        let kv = h / (heads / kv_heads);
-        let seen = (batch.positions[r] as usize + 1) * d;
-        let (keys, values) = (&held[r].keys[kv][..seen], &held[r].values[kv][..seen]);
-        arch.dispatch(|| {
-            scores.clear();
-            scores.extend(keys.chunks_exact(d).map(|k| dot(&q[task * d..][..d], k) * scale));
-            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            scores.iter_mut().for_each(|s| *s = exp(*s - max));
-            let total: f32 = scores.iter().sum();
-            for (s, v) in scores.iter().zip(values.chunks_exact(d)) {
-                add_scaled(out, *s / total, v);
-            }
-        });
-    });
-    Ok(out)
 }

@@ -29,14 +29,45 @@ fn sum_of_products<T: Copy>(a: &[T], b: &[f32], widen: impl Fn(T) -> f32) -> f32
             sums[i] += widen(x[i]) * y[i];
         }
     }
+    fold(sums, |a, b| a + b) + tail
+}
+
+/// Sum.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32]) -> f32 {
+    reduce(x, 0.0, |a, b| a + b)
+}
+
+/// The largest of numbers, of which none is NaN; minus infinity of none.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    reduce(x, f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+}
+
+#[inline(always)]
+fn reduce(x: &[f32], start: f32, op: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] = op(lanes[i], x[i]);
+        }
+    }
+    rest.iter().fold(fold(lanes, &op), |a, b| op(a, *b))
+}
+
+/// Folds the upper half onto the lower until one is left.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], op: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES;
     while width > 1 {
         width /= 2;
         for i in 0..width {
-            sums[i] += sums[i + width];
+            lanes[i] = op(lanes[i], lanes[i + width]);
         }
     }
-    sums[0] + tail
+    lanes[0]
 }
 
 /// `out += factor * x`.
@@ -88,11 +119,15 @@ mod tests {
     }
 
     #[test]
-    fn dot_takes_every_element() {
+    fn reductions_take_every_element() {
         for n in [0, 1, 63, 64, 65, 200] {
             let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let expected: f32 = (0..n).map(|i| (i * i) as f32).sum();
             assert_eq!(dot(&x, &x), expected);
+            assert_eq!(sum(&x), x.iter().sum());
+            let falling: Vec<f32> = x.iter().map(|v| -1.0 - v).collect();
+            assert_eq!(max(&x), if n == 0 { f32::NEG_INFINITY } else { x[n - 1] });
+            assert_eq!(max(&falling), if n == 0 { f32::NEG_INFINITY } else { -1.0 });
         }
     }
 }

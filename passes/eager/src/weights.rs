@@ -49,6 +49,7 @@ impl Matrix {
     }
 
     /// Copies one row.
+    #[inline(always)]
     pub fn copy_row(&self, r: usize, out: &mut [f32]) {
         let range = r * self.k..(r + 1) * self.k;
         match &self.numbers {

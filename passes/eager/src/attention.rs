@@ -1,0 +1,130 @@
+//! Causal attention: matrix products a block of query rows and head for prefill, dot products a row and head for decode.
+
+use crate::kv::{Caches, Layer};
+use crate::ops::SHARED;
+use crate::vector::{add_scaled, dot, exp, max, sum};
+use bessemer_ir::exec::Batch;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use pulp::Arch;
+use rayon::prelude::*;
+
+/// Query rows that a task takes at a time: scores stay in the cache, and few of them lie above the diagonal.
+const BLOCK: usize = 64;
+/// Up to so many rows dot products beat a matrix product.
+const FEW_ROWS: usize = 3;
+
+/// How many heads there are, and what scores are multiplied with.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub scale: f32,
+}
+
+/// One head of a few query rows that follow each other in one sequence. Tasks write apart.
+struct Task<'a> {
+    /// `[row][d]` within rows of all heads.
+    q: MatRef<'a, f32>,
+    out: MatMut<'a, f32>,
+    /// `[position][d]`, up to the position of the last row.
+    keys: &'a [f32],
+    values: &'a [f32],
+    scale: f32,
+}
+
+/// Attention of every row over what its sequence holds up to it.
+pub(crate) fn attention(
+    shape: Heads,
+    q: &[f32],
+    layer: u32,
+    batch: &Batch,
+    caches: &Caches,
+) -> Result<Vec<f32>, String> {
+    let mut out = vec![0f32; q.len()];
+    let width = q.len().checked_div(batch.rows()).unwrap_or(0);
+    let d = width / shape.heads;
+    let (mut tasks, mut work) = (Vec::new(), 0);
+    let (mut q, mut rest, mut start) = (q, out.as_mut_slice(), 0);
+    for part in batch.sequences.chunk_by(|a, b| a == b) {
+        let held = caches.get(layer, part[0]).filter(|held: &&Layer| held.head_dim == d);
+        let held = held.ok_or("reads a state that nothing was appended to")?;
+        let block = if part.len() <= FEW_ROWS { 1 } else { BLOCK };
+        for positions in batch.positions[start..start + part.len()].chunks(block) {
+            let rows = positions.len();
+            let seen = (positions[rows - 1] as usize + 1) * d;
+            let (block_q, block_out);
+            (block_q, q) = q.split_at(rows * width);
+            (block_out, rest) = rest.split_at_mut(rows * width);
+            let block_q = MatRef::from_row_major_slice(block_q, rows, width);
+            let mut block_out = MatMut::from_row_major_slice_mut(block_out, rows, width);
+            for h in 0..shape.heads {
+                let kv = h / (shape.heads / shape.kv_heads);
+                let (keys, values) = (&held.keys[kv][..seen], &held.values[kv][..seen]);
+                let (out, others) = block_out.split_at_col_mut(d);
+                block_out = others;
+                tasks.push(Task { q: block_q.subcols(h * d, d), out, keys, values, scale: shape.scale });
+                work += rows * seen;
+            }
+        }
+        start += part.len();
+    }
+    if work < SHARED {
+        let mut scores = Vec::new();
+        tasks.into_iter().for_each(|task| task.run(&mut scores));
+    } else {
+        // Late blocks see the most: first come the long tasks.
+        tasks.into_par_iter().rev().for_each_init(Vec::new, |scores, task| task.run(scores));
+    }
+    Ok(out)
+}
+
+impl Task<'_> {
+    fn run(self, scores: &mut Vec<f32>) {
+        if self.q.nrows() == 1 { self.row(scores) } else { self.block(scores) }
+    }
+
+    fn row(self, scores: &mut Vec<f32>) {
+        let Self { q, out, keys, values, scale } = self;
+        let q = q.row(0).try_as_row_major().map(|q| q.as_slice());
+        let out = out.row_mut(0).try_as_row_major_mut().map(|out| out.as_slice_mut());
+        let (Some(q), Some(out)) = (q, out) else { unreachable!("rows of heads are contiguous") };
+        Arch::new().dispatch(|| {
+            scores.clear();
+            scores.extend(keys.chunks_exact(q.len()).map(|k| dot(q, k) * scale));
+            softmax(scores);
+            for (s, v) in scores.iter().zip(values.chunks_exact(q.len())) {
+                add_scaled(out, *s, v);
+            }
+        });
+    }
+
+    /// The products run on this thread alone: tasks are many.
+    fn block(self, scores: &mut Vec<f32>) {
+        let Self { q, out, keys, values, scale } = self;
+        let (rows, d) = (q.nrows(), q.ncols());
+        let seen = keys.len() / d;
+        let keys = MatRef::from_row_major_slice(keys, seen, d).transpose();
+        let values = MatRef::from_row_major_slice(values, seen, d);
+        scores.resize(rows * seen, 0.0);
+        let product = MatMut::from_row_major_slice_mut(&mut *scores, rows, seen);
+        matmul(product, Accum::Replace, q, keys, scale, Par::Seq);
+        Arch::new().dispatch(|| {
+            for (r, scores) in scores.chunks_exact_mut(seen).enumerate() {
+                let (past, future) = scores.split_at_mut(seen - rows + r + 1);
+                softmax(past);
+                future.fill(0.0);
+            }
+        });
+        let weights = MatRef::from_row_major_slice(&*scores, rows, seen);
+        matmul(out, Accum::Replace, weights, values, 1.0, Par::Seq);
+    }
+}
+
+#[inline(always)]
+fn softmax(scores: &mut [f32]) {
+    let top = max(scores);
+    scores.iter_mut().for_each(|s| *s = exp(*s - top));
+    let factor = 1.0 / sum(scores);
+    scores.iter_mut().for_each(|s| *s *= factor);
+}
