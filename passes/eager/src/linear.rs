@@ -4,7 +4,6 @@ use crate::ops::for_rows;
 use crate::vector::{dot, dot_bf16};
 use crate::weights::{Matrix, Numbers, widen};
 use faer::linalg::matmul::matmul;
-use faer::reborrow::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
 use pulp::Arch;
 use rayon::prelude::*;
@@ -13,8 +12,10 @@ use rayon::prelude::*;
 const FEW_ROWS: usize = 3;
 /// Outputs that a thread takes at a time.
 const TILE: usize = 32;
-/// Outputs whose bf16 weights are widened at a time.
-const WIDEN_ROWS: usize = 512;
+/// At most so many outputs are a task of a matrix product: their weights stay in the cache, also when they are widened.
+const BLOCK: usize = 256;
+/// Tasks of a matrix product are multiples of so many outputs, what a vector kernel takes at a time.
+const PACKED: usize = 32;
 
 /// `x w^T + bias` for `rows` rows.
 pub(crate) fn linear(x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>) -> Vec<f32> {
@@ -66,24 +67,28 @@ fn few_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
 fn many_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
     let k = w.k;
     let x = MatRef::from_row_major_slice(x, rows, k);
-    let mut out = MatMut::from_row_major_slice_mut(out, rows, w.rows);
-    let threads = Par::rayon(rayon::current_num_threads());
-    match &w.numbers {
-        Numbers::F32(weights) => {
-            let weights = MatRef::from_row_major_slice(weights, w.rows, k).transpose();
-            matmul(out, Accum::Replace, x, weights, 1.0, threads);
-        }
-        Numbers::Bf16(weights) => {
-            let mut wide = vec![0f32; WIDEN_ROWS.min(w.rows) * k];
-            for (block, weights) in weights.chunks(WIDEN_ROWS * k).enumerate() {
-                let wide = &mut wide[..weights.len()];
-                let pairs = wide.par_chunks_mut(TILE * k).zip(weights.par_chunks(TILE * k));
-                pairs.for_each(|(to, from)| Arch::new().dispatch(|| widen(from, to)));
-                let n = weights.len() / k;
-                let part = MatRef::from_row_major_slice(&*wide, n, k).transpose();
-                let columns = out.rb_mut().subcols_mut(block * WIDEN_ROWS, n);
-                matmul(columns, Accum::Replace, x, part, 1.0, threads);
-            }
-        }
+    let mut rest = MatMut::from_row_major_slice_mut(out, rows, w.rows);
+    // Several tasks a thread, so that a thread which is held up does not hold up the others.
+    let tasks = 4 * rayon::current_num_threads();
+    let block = w.rows.div_ceil(tasks).next_multiple_of(PACKED).min(BLOCK);
+    let mut columns = Vec::with_capacity(w.rows.div_ceil(block));
+    for start in (0..w.rows).step_by(block) {
+        let (part, others) = rest.split_at_col_mut(block.min(w.rows - start));
+        rest = others;
+        columns.push((start * k, part));
     }
+    // One thread a product: those of the GEMM crate's own pool spin, and would fight with these for cores.
+    columns.into_par_iter().for_each_init(Vec::new, |wide, (at, out)| {
+        let n = out.ncols();
+        let weights = match &w.numbers {
+            Numbers::F32(w) => &w[at..at + n * k],
+            Numbers::Bf16(w) => {
+                wide.resize(n * k, 0.0);
+                Arch::new().dispatch(|| widen(&w[at..at + n * k], wide));
+                wide.as_slice()
+            }
+        };
+        let weights = MatRef::from_row_major_slice(weights, n, k).transpose();
+        matmul(out, Accum::Replace, x, weights, 1.0, Par::Seq);
+    });
 }
