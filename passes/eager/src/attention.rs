@@ -89,14 +89,17 @@ impl Task<'_> {
         let q = q.row(0).try_as_row_major().map(|q| q.as_slice());
         let out = out.row_mut(0).try_as_row_major_mut().map(|out| out.as_slice_mut());
         let (Some(q), Some(out)) = (q, out) else { unreachable!("rows of heads are contiguous") };
-        Arch::new().dispatch(|| {
-            scores.clear();
-            scores.extend(keys.chunks_exact(q.len()).map(|k| dot(q, k) * scale));
-            softmax(scores);
-            for (s, v) in scores.iter().zip(values.chunks_exact(q.len())) {
-                add_scaled(out, *s, v);
-            }
-        });
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                scores.clear();
+                scores.extend(keys.chunks_exact(q.len()).map(|k| dot(q, k) * scale));
+                softmax(scores);
+                for (s, v) in scores.iter().zip(values.chunks_exact(q.len())) {
+                    add_scaled(out, *s, v);
+                }
+            },
+        );
     }
 
     /// The products run on this thread alone: tasks are many.
@@ -109,13 +112,16 @@ impl Task<'_> {
         scores.resize(rows * seen, 0.0);
         let product = MatMut::from_row_major_slice_mut(&mut *scores, rows, seen);
         matmul(product, Accum::Replace, q, keys, scale, Par::Seq);
-        Arch::new().dispatch(|| {
-            for (r, scores) in scores.chunks_exact_mut(seen).enumerate() {
-                let (past, future) = scores.split_at_mut(seen - rows + r + 1);
-                softmax(past);
-                future.fill(0.0);
-            }
-        });
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (r, scores) in scores.chunks_exact_mut(seen).enumerate() {
+                    let (past, future) = scores.split_at_mut(seen - rows + r + 1);
+                    softmax(past);
+                    future.fill(0.0);
+                }
+            },
+        );
         let weights = MatRef::from_row_major_slice(&*scores, rows, seen);
         matmul(out, Accum::Replace, weights, values, 1.0, Par::Seq);
     }

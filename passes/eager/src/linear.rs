@@ -45,17 +45,20 @@ fn few_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
     let mut by_output = if rows == 1 { Vec::new() } else { vec![0f32; out.len()] };
     let target = if rows == 1 { &mut *out } else { &mut by_output };
     target.par_chunks_mut(TILE * rows).enumerate().for_each(|(tile, out)| {
-        Arch::new().dispatch(|| {
-            for (i, out) in out.chunks_exact_mut(rows).enumerate() {
-                let at = (tile * TILE + i) * k;
-                for (o, x) in out.iter_mut().zip(x.chunks_exact(k)) {
-                    *o = match &w.numbers {
-                        Numbers::F32(w) => dot(&w[at..at + k], x),
-                        Numbers::Bf16(w) => dot_bf16(&w[at..at + k], x),
-                    };
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (i, out) in out.chunks_exact_mut(rows).enumerate() {
+                    let at = (tile * TILE + i) * k;
+                    for (o, x) in out.iter_mut().zip(x.chunks_exact(k)) {
+                        *o = match &w.numbers {
+                            Numbers::F32(w) => dot(&w[at..at + k], x),
+                            Numbers::Bf16(w) => dot_bf16(&w[at..at + k], x),
+                        };
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     for (n, sums) in by_output.chunks_exact(rows).enumerate() {
         for (r, sum) in sums.iter().enumerate() {
@@ -84,7 +87,10 @@ fn many_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
             Numbers::F32(w) => &w[at..at + n * k],
             Numbers::Bf16(w) => {
                 wide.resize(n * k, 0.0);
-                Arch::new().dispatch(|| widen(&w[at..at + n * k], wide));
+                Arch::new().dispatch(
+                    #[inline(always)]
+                    || widen(&w[at..at + n * k], wide),
+                );
                 wide.as_slice()
             }
         };

@@ -18,10 +18,18 @@ pub(crate) fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
         return;
     }
     if out.len() < SHARED {
-        arch.dispatch(|| out.chunks_mut(width).enumerate().for_each(|(r, row)| f(r, row)));
+        arch.dispatch(
+            #[inline(always)]
+            || out.chunks_mut(width).enumerate().for_each(|(r, row)| f(r, row)),
+        );
     } else {
         let rows = out.par_chunks_mut(width).enumerate();
-        rows.for_each(|(r, row)| arch.dispatch(|| f(r, row)));
+        rows.for_each(|(r, row)| {
+            arch.dispatch(
+                #[inline(always)]
+                || f(r, row),
+            )
+        });
     }
 }
 

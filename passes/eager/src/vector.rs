@@ -1,5 +1,6 @@
 //! Loops over numbers that compilers vectorise. Callers run them inside [`pulp::Arch::dispatch`], which compiles them for the vector
-//! instructions that this machine has.
+//! instructions that this machine has; the closure given to it and what that calls must be `#[inline(always)]`, for whatever stays a function
+//! of its own is compiled for the least machine.
 
 use half::bf16;
 
