@@ -1,5 +1,5 @@
-//! How fast the executor is, on the shapes of a small model of 135 M weights with random weights: prefill and decode, beside what the machine gives its
-//! two bounds, a matrix product and a sum over memory. `cargo run --release -p bessemer-eager --example speed [threads]`.
+//! How fast the executor is, on the shapes of SmolLM2-135M with random weights: prefill and decode, beside what the machine gives its two
+//! bounds, a matrix product and reading memory. `cargo run --release -p bessemer-eager --example speed [threads]`; medians.
 
 use bessemer_eager::{Eager, EagerOptions, SequenceRows, Wanted, WeightFormat};
 use bessemer_ir::recipe::NoSource;

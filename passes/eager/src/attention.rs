@@ -2,11 +2,10 @@
 
 use crate::kv::{Caches, Layer};
 use crate::ops::SHARED;
-use crate::vector::{add_scaled, dot, exp, max, sum};
+use crate::vector::{add_scaled, dot, exp, max, sum, vectorised};
 use bessemer_ir::exec::Batch;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// Query rows that a task takes at a time: scores stay in the cache, and few of them lie above the diagonal.
@@ -89,11 +88,13 @@ impl Task<'_> {
         let q = q.row(0).try_as_row_major().map(|q| q.as_slice());
         let out = out.row_mut(0).try_as_row_major_mut().map(|out| out.as_slice_mut());
         let (Some(q), Some(out)) = (q, out) else { unreachable!("rows of heads are contiguous") };
-        Arch::new().dispatch(
+        scores.resize(keys.len() / q.len(), 0.0);
+        vectorised(
             #[inline(always)]
             || {
-                scores.clear();
-                scores.extend(keys.chunks_exact(q.len()).map(|k| dot(q, k) * scale));
+                for (s, k) in scores.iter_mut().zip(keys.chunks_exact(q.len())) {
+                    *s = dot(q, k) * scale;
+                }
                 softmax(scores);
                 for (s, v) in scores.iter().zip(values.chunks_exact(q.len())) {
                     add_scaled(out, *s, v);
@@ -112,7 +113,7 @@ impl Task<'_> {
         scores.resize(rows * seen, 0.0);
         let product = MatMut::from_row_major_slice_mut(&mut *scores, rows, seen);
         matmul(product, Accum::Replace, q, keys, scale, Par::Seq);
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (r, scores) in scores.chunks_exact_mut(seen).enumerate() {

@@ -1,11 +1,10 @@
 //! The product with a weight: over all threads, at the speed of memory for a few rows, by a matrix product for many.
 
 use crate::ops::for_rows;
-use crate::vector::{dot, dot_bf16};
+use crate::vector::{dot, dot_bf16, vectorised};
 use crate::weights::{Matrix, Numbers, widen};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// Up to so many rows each weight is read once and multiplied with every row: packing would cost more than it saves.
@@ -45,7 +44,7 @@ fn few_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
     let mut by_output = if rows == 1 { Vec::new() } else { vec![0f32; out.len()] };
     let target = if rows == 1 { &mut *out } else { &mut by_output };
     target.par_chunks_mut(TILE * rows).enumerate().for_each(|(tile, out)| {
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (i, out) in out.chunks_exact_mut(rows).enumerate() {
@@ -87,7 +86,7 @@ fn many_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
             Numbers::F32(w) => &w[at..at + n * k],
             Numbers::Bf16(w) => {
                 wide.resize(n * k, 0.0);
-                Arch::new().dispatch(
+                vectorised(
                     #[inline(always)]
                     || widen(&w[at..at + n * k], wide),
                 );

@@ -1,9 +1,8 @@
 //! The ops beside linear, threaded where there is work enough to share.
 
-use crate::vector::{dot, exp};
+use crate::vector::{dot, exp, vectorised};
 use crate::weights::Matrix;
 use bessemer_ir::attr::{BinaryKind, RopeStyle, UnaryKind};
-use pulp::Arch;
 use rayon::prelude::*;
 
 /// Below so many elements handing out work costs more than the work.
@@ -13,19 +12,22 @@ const CHUNK: usize = 1 << 12;
 
 /// Runs `f(row, out)` for every row of `width` elements; the last may be shorter.
 pub(crate) fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
-    let arch = Arch::new();
     if width == 0 {
         return;
     }
     if out.len() < SHARED {
-        arch.dispatch(
+        vectorised(
             #[inline(always)]
-            || out.chunks_mut(width).enumerate().for_each(|(r, row)| f(r, row)),
+            || {
+                for (r, row) in out.chunks_mut(width).enumerate() {
+                    f(r, row);
+                }
+            },
         );
     } else {
         let rows = out.par_chunks_mut(width).enumerate();
         rows.for_each(|(r, row)| {
-            arch.dispatch(
+            vectorised(
                 #[inline(always)]
                 || f(r, row),
             )

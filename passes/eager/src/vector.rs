@@ -1,11 +1,28 @@
-//! Loops over numbers that compilers vectorise. Callers run them inside [`pulp::Arch::dispatch`], which compiles them for the vector
-//! instructions that this machine has; the closure given to it and what that calls must be `#[inline(always)]`, for whatever stays a function
-//! of its own is compiled for the least machine.
+//! Loops over numbers that compilers vectorise. Callers run them inside [`vectorised`].
 
 use half::bf16;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Independent partial sums: enough to fill the vector units' latency.
 const LANES: usize = 64;
+
+struct Loops<F>(F);
+
+impl<R, F: FnMut() -> R> WithSimd for Loops<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) -> R {
+        (self.0)()
+    }
+}
+
+/// Runs `f` compiled for the vector instructions that this machine has. It and what it calls must be `#[inline(always)]`: whatever stays
+/// a function of its own is compiled for the least machine. So does the `FnOnce` of a closure, which nothing can mark; hence `FnMut`.
+#[inline(always)]
+pub(crate) fn vectorised<R>(f: impl FnMut() -> R) -> R {
+    Arch::new().dispatch(Loops(f))
+}
 
 /// Dot product.
 #[inline(always)]
