@@ -27,6 +27,8 @@ pub(crate) struct BoundStep {
     pub(crate) kind: BoundKind,
     pub(crate) barrier: bool,
     pub(crate) source: String,
+    /// Activations that the step writes, for who watches.
+    pub(crate) outputs: Vec<BoundBuffer>,
 }
 
 pub(crate) enum BoundKind {
@@ -139,7 +141,8 @@ impl Binder<'_> {
                 )));
             }
             let kind = self.step(program, &step.kind).map_err(unsupported)?;
-            Ok(BoundStep { kind, barrier: step.barrier, source: step.source.clone() })
+            let outputs = self.outputs(program, &step.kind).map_err(unsupported)?;
+            Ok(BoundStep { kind, barrier: step.barrier, source: step.source.clone(), outputs })
         };
         Ok(BoundProgram {
             max_rows: program.regime.max_rows as usize,
@@ -189,6 +192,26 @@ impl Binder<'_> {
             }
             StepKind::Copy { .. } => Err("copies between places are not supported by this version".into()),
         }
+    }
+
+    fn outputs(&self, program: &Program, kind: &StepKind) -> Result<Vec<BoundBuffer>, String> {
+        let ids = match kind {
+            StepKind::Embed { out, .. } => vec![*out],
+            StepKind::Linear(linear) => vec![linear.out],
+            StepKind::Attention(attention) => vec![attention.out],
+            StepKind::Nest { nest, args, .. } => {
+                let views = self.plan.nests.get(*nest as usize).map_or(&[][..], |n| &n.views);
+                let stored = args.iter().zip(views).filter(|(_, view)| view.store);
+                stored
+                    .filter_map(|(arg, _)| match arg {
+                        Arg::Buffer(id) => Some(*id),
+                        _ => None,
+                    })
+                    .collect()
+            }
+            StepKind::Copy { .. } => Vec::new(),
+        };
+        ids.into_iter().map(|id| self.buffer(program, id)).collect()
     }
 
     fn linear(&self, program: &Program, linear: &plan::Linear) -> Result<BoundLinear, String> {

@@ -34,6 +34,7 @@ pub use bessemer_format::plan::Plan;
 pub use bessemer_kernels::Isa;
 pub use engine::{Engine, MemoryEstimate, NestPath};
 pub use error::{EngineError, RunError, SnapshotError};
+pub use exec::{Profile, StepResult, StepTime};
 #[cfg(feature = "text")]
 pub use generate::TextGeneration;
 pub use generate::{Finish, Generate, GenerateError, Generation, Timings};

@@ -3,7 +3,7 @@
 use crate::batch::{Batch, Logits};
 use crate::engine::Engine;
 use crate::error::{EngineError, RunError, SnapshotError};
-use crate::exec::{BoundNest, Inputs, Pass, Scratch, Span};
+use crate::exec::{BoundNest, Inputs, Pass, Profile, Scratch, Span, StepResult, Watch};
 use crate::pool::{Pool, SharedBytes, SharedMemory, allowed_cores};
 use crate::state::{Sequence, StatePool};
 use bessemer_format::kv::TOKENS;
@@ -219,8 +219,35 @@ impl Worker {
     /// anything was computed, nothing has changed; if it is cancelled or fails later, sequences hold the tokens of
     /// the passes that were completed.
     pub fn forward(&mut self, batch: &mut Batch<'_>) -> Result<Logits<'_>, RunError> {
+        self.forward_watched(batch, None)
+    }
+
+    /// [`forward`](Self::forward) that shows what every step computed: on the calling thread, while the others wait.
+    pub fn forward_traced(
+        &mut self,
+        batch: &mut Batch<'_>,
+        see: &mut (dyn FnMut(&StepResult<'_>) + Send),
+    ) -> Result<Logits<'_>, RunError> {
+        self.forward_watched(batch, Some(Watch::Results(see)))
+    }
+
+    /// [`forward`](Self::forward) that adds the times of its steps to `profile`, which belongs to this worker. Looking
+    /// at the clock costs some tens of nanoseconds a step and thread.
+    pub fn forward_profiled(
+        &mut self,
+        batch: &mut Batch<'_>,
+        profile: &mut Profile,
+    ) -> Result<Logits<'_>, RunError> {
+        self.forward_watched(batch, Some(Watch::Times(profile)))
+    }
+
+    fn forward_watched(
+        &mut self,
+        batch: &mut Batch<'_>,
+        mut watch: Option<Watch<'_>>,
+    ) -> Result<Logits<'_>, RunError> {
         self.check(batch)?;
-        let result = self.reserve(batch).and_then(|()| self.passes(batch));
+        let result = self.reserve(batch).and_then(|()| self.passes(batch, &mut watch));
         for entry in &mut batch.entries {
             entry.sequence.trim();
         }
@@ -274,7 +301,7 @@ impl Worker {
     }
 
     /// Cuts the batch into passes of at most `max_rows` rows and runs them.
-    fn passes(&mut self, batch: &mut Batch<'_>) -> Result<(), RunError> {
+    fn passes(&mut self, batch: &mut Batch<'_>, watch: &mut Option<Watch<'_>>) -> Result<(), RunError> {
         let (mut entry, mut first, mut logits) = (0, 0, 0);
         loop {
             self.pieces.clear();
@@ -296,7 +323,7 @@ impl Worker {
                 return Ok(());
             }
             self.inputs.fill(batch, &self.pieces);
-            self.pass(batch, logits)?;
+            self.pass(batch, logits, watch)?;
             logits += self.inputs.logit_rows.len();
             for piece in &self.pieces {
                 batch.entries[piece.entry].sequence.advance(piece.tokens);
@@ -305,11 +332,18 @@ impl Worker {
     }
 
     /// Runs the pass that the inputs describe; its logits go behind the first `done` rows.
-    fn pass(&mut self, batch: &Batch<'_>, done: usize) -> Result<(), RunError> {
+    fn pass(
+        &mut self,
+        batch: &Batch<'_>,
+        done: usize,
+        watch: &mut Option<Watch<'_>>,
+    ) -> Result<(), RunError> {
         let vocab = self.vocab();
         let inputs = &self.inputs;
         let (rows, logit_rows) = (inputs.tokens.len(), inputs.logit_rows.len());
-        let Some(program) = self.engine.programs_for(rows).last() else { return Ok(()) };
+        let programs = self.engine.programs_for(rows);
+        let Some(program) = programs.last() else { return Ok(()) };
+        let threads = self.pool.threads();
         let pass = Pass {
             program,
             file: self.engine.bytes(),
@@ -321,6 +355,7 @@ impl Worker {
             state: &self.state,
             scratch: &self.scratch,
             cancel: batch.cancel.as_ref().map(|c| c.flag()),
+            watching: watch.as_mut().map(|w| w.pass(programs.len() - 1, threads, program.steps.len())),
         };
         pass.run(&self.pool)
     }

@@ -4,7 +4,7 @@
 mod common;
 
 use bessemer_format::QuantScheme;
-use bessemer_runtime::{Batch, Engine, KvElem, Want, Worker, WorkerOptions};
+use bessemer_runtime::{Batch, Engine, KvElem, Profile, StepResult, Want, Worker, WorkerOptions};
 use common::{Model, Random, Reference, Shape, forward, relative_error, worker};
 
 fn check_against_reference(shape: Shape, kv: KvElem, tolerance: f64) {
@@ -171,4 +171,55 @@ fn wanted_rows_are_the_ones_that_come() {
 
     let nothing = worker.forward(&mut Batch::new()).unwrap();
     assert!(nothing.all().is_empty());
+}
+
+#[test]
+fn a_traced_pass_shows_every_step_and_computes_the_same() {
+    let model = Model::random(Shape::int8(), 7);
+    let tokens = Random(8).tokens(9, model.shape.vocab);
+    let want = {
+        let mut worker = worker(&model.engine(), 1, KvElem::F32);
+        let mut sequence = worker.sequence();
+        forward(&mut worker, &mut sequence, &tokens)
+    };
+    for threads in [1, 3] {
+        let mut worker = worker(&model.engine(), threads, KvElem::F32);
+        let mut sequence = worker.sequence();
+        let mut batch = Batch::new();
+        batch.push(&mut sequence, &tokens, Want::All);
+        let (mut sources, mut last) = (Vec::new(), Vec::new());
+        let mut see = |step: &StepResult<'_>| {
+            sources.push(step.source.to_string());
+            last = step.outputs.iter().flat_map(|o| o.to_vec()).collect();
+        };
+        let logits = worker.forward_traced(&mut batch, &mut see).unwrap().all().as_slice().to_vec();
+        assert_eq!(logits, want);
+        assert_eq!(last, want, "the last step makes the logits");
+        let plan = model.engine();
+        let programs = &plan.plan().programs;
+        let program = programs.iter().find(|p| p.regime.max_rows as usize >= tokens.len()).unwrap();
+        let steps: Vec<_> = program.steps.iter().map(|s| s.source.clone()).collect();
+        assert_eq!(sources, steps);
+    }
+}
+
+#[test]
+fn a_profile_adds_the_times_of_every_step_and_thread() {
+    let model = Model::random(Shape::default(), 7);
+    let engine = model.engine();
+    let mut worker = worker(&engine, 2, KvElem::F32);
+    let mut sequence = worker.sequence();
+    let mut profile = Profile::new();
+    for token in [1, 2, 3] {
+        let mut batch = Batch::new();
+        batch.push(&mut sequence, std::slice::from_ref(&token), Want::Last);
+        worker.forward_profiled(&mut batch, &mut profile).unwrap();
+    }
+    assert_eq!((profile.passes(0), profile.passes(1)), (3, 0));
+    let steps = profile.steps(0);
+    assert_eq!(steps.len(), engine.plan().programs[0].steps.len());
+    assert!(steps.iter().all(|threads| threads.len() == 2));
+    assert!(steps.iter().flatten().all(|t| !t.busy.is_zero()), "{steps:?}");
+    assert!(steps.iter().flatten().any(|t| !t.waiting.is_zero()), "{steps:?}");
+    assert!(profile.steps(1).is_empty());
 }

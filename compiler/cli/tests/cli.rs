@@ -1,6 +1,7 @@
 //! The command line from outside: exit codes, what goes to which stream, stable JSON keys.
 
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -393,9 +394,15 @@ fn verify_holds_an_engine_to_its_source() {
         user.ok(&["compile", &model(), "-o", &engine, "--precision", precision]);
         let args = ["verify", &engine, "--numerics", "--json", "--source"];
         let json = user.json(&[&args[..], &[&model()]].concat());
-        let rows = json["numerics"].as_array().unwrap();
+        let rows = json["numerics"]["positions"].as_array().unwrap();
         assert_eq!(rows.len(), 40);
         assert!(rows.iter().all(|r| r["declared"].as_f64().unwrap() < 1e-3), "{precision}: {json}");
+        let steps = json["numerics"]["steps"].as_array().unwrap();
+        let ops: BTreeSet<_> = steps.iter().map(|s| s["op"].as_str().unwrap()).collect();
+        for op in ["embed", "rms_norm", "linear", "rope_append", "attention"] {
+            assert!(ops.contains(op), "{op}: {ops:?}");
+        }
+        assert!(steps.iter().all(|s| s["error"].as_f64().unwrap() < 1e-5), "{precision}: {json}");
         user.fails(&[&args[..], &[&fixture("bf16")]].concat(), 2, &["compiled from"]);
     }
 }

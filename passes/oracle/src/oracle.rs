@@ -65,11 +65,12 @@ impl Oracle {
         self.forward_with(parts, |_, _| {})
     }
 
-    /// One forward pass that shows every node's results as they come.
+    /// One forward pass that shows every node's results as they come. What `see` leaves in their place is what the
+    /// nodes after it read: so a single node can be held to what another executor made of the same operands.
     pub fn forward_with(
         &mut self,
         parts: &[SequenceRows<'_>],
-        see: impl FnMut(&ExecNode, &[Val]),
+        see: impl FnMut(&ExecNode, &mut [Val]),
     ) -> Result<Logits, OracleError> {
         let batch = Batch::new(parts, |sequence| self.len(sequence))?;
         let result = self.run(&batch, see);
@@ -83,7 +84,11 @@ impl Oracle {
         result
     }
 
-    fn run(&mut self, batch: &Batch, mut see: impl FnMut(&ExecNode, &[Val])) -> Result<Logits, OracleError> {
+    fn run(
+        &mut self,
+        batch: &Batch,
+        mut see: impl FnMut(&ExecNode, &mut [Val]),
+    ) -> Result<Logits, OracleError> {
         let mut values: Vec<Vec<Val>> = vec![Vec::new(); self.nodes.len()];
         for (i, node) in self.nodes.iter().enumerate() {
             let error = |why| OracleError::Node { node: node.name.clone(), op: node.op.name(), why };
@@ -101,8 +106,8 @@ impl Oracle {
                 return Ok(Logits { vocab: logits.width, values: logits.to_f32() });
             }
             let mut cx = Context { reading: self.reading, batch, caches: &mut self.caches };
-            let results = run_node(&node.op, &operands, &mut cx).map_err(error)?;
-            see(node, &results);
+            let mut results = run_node(&node.op, &operands, &mut cx).map_err(error)?;
+            see(node, &mut results);
             values[i] = results;
             for &step in &node.last_uses {
                 values[step] = Vec::new();

@@ -63,7 +63,7 @@ impl Pass<'_> {
         match &a.scratch {
             Some(partials) => {
                 self.attend_chunks(a, partials, thread, scratch);
-                thread.barrier.wait()?;
+                thread.meet()?;
                 self.merge_chunks(a, partials, thread);
             }
             None => self.attend_rows(a, thread, scratch),

@@ -12,7 +12,7 @@ impl Pass<'_> {
         let rows = self.rows(linear.rows);
         if let Some(convert) = &linear.convert {
             self.convert(linear, convert, thread.share(rows));
-            thread.barrier.wait()?;
+            thread.meet()?;
         }
         if rows == 0 {
             return Ok(());

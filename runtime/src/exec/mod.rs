@@ -7,8 +7,11 @@
 mod attention;
 mod linear;
 mod nests;
+mod watch;
 
 pub(crate) use nests::{BoundNest, ViewBinding};
+pub use watch::{Profile, StepResult, StepTime};
+pub(crate) use watch::{Waited, Watch, Watching};
 
 use crate::bind::{BoundBuffer, BoundKind, BoundProgram, BoundStep};
 use crate::error::RunError;
@@ -69,6 +72,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) state: &'a StatePool,
     pub(crate) scratch: &'a [Mutex<Scratch>],
     pub(crate) cancel: Option<&'a AtomicBool>,
+    pub(crate) watching: Option<Watching<'a>>,
 }
 
 /// Why a thread stopped before the last step.
@@ -89,9 +93,23 @@ impl From<Aborted> for Stop {
 pub(crate) struct Thread<'a> {
     pub(crate) index: usize,
     pub(crate) barrier: &'a Barrier,
+    /// Whether somebody wants to know how long this thread waits.
+    timed: bool,
+    waited: Waited,
 }
 
 impl Thread<'_> {
+    /// Waits for all threads of the pass.
+    pub(crate) fn meet(&self) -> Result<(), Stop> {
+        let wait = || self.barrier.wait();
+        if self.timed {
+            self.waited.during(wait)?
+        } else {
+            wait()?
+        }
+        Ok(())
+    }
+
     /// This thread's part of `count` equal things: consecutive, and none is left out or taken twice.
     pub(crate) fn share(&self, count: usize) -> Range<usize> {
         let threads = self.barrier.threads();
@@ -108,8 +126,10 @@ impl Pass<'_> {
     /// Runs all steps on all threads.
     pub(crate) fn run(&self, pool: &Pool) -> Result<(), RunError> {
         let error = Mutex::new(None);
+        let timed = matches!(self.watching, Some(Watching::Times(_)));
         pool.run(&|index, barrier| {
-            if let Err(stop) = self.thread(&Thread { index, barrier }) {
+            let thread = Thread { index, barrier, timed, waited: Waited::default() };
+            if let Err(stop) = self.thread(&thread) {
                 if let Stop::Error(e) = stop {
                     error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
                 }
@@ -125,14 +145,18 @@ impl Pass<'_> {
     fn thread(&self, thread: &Thread<'_>) -> Result<(), Stop> {
         // Nobody else asks for this thread's scratch; the lock only proves it.
         let mut scratch = self.scratch[thread.index].lock().unwrap_or_else(|e| e.into_inner());
-        for step in &self.program.steps {
+        for (index, step) in self.program.steps.iter().enumerate() {
             // One thread looks, so that all agree: the others learn it at their next barrier.
             if thread.index == 0 && self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
                 return Err(Stop::Error(RunError::Cancelled));
             }
-            self.step(step, thread, &mut scratch)?;
-            if step.barrier {
-                thread.barrier.wait()?;
+            let mut run = || {
+                self.step(step, thread, &mut scratch)?;
+                if step.barrier { thread.meet() } else { Ok(()) }
+            };
+            match &self.watching {
+                None => run()?,
+                Some(watching) => self.watched(watching, (index, step), thread, run)?,
             }
         }
         Ok(())

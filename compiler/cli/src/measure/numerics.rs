@@ -1,8 +1,28 @@
-//! The logits of an engine against the meaning of its graph.
+//! The arithmetic of an engine against the meaning of its graph.
 
 use serde::Serialize;
 
-/// Relative distances (‖engine − oracle‖ / ‖oracle‖) of one row of logits.
+/// What the arithmetic of an engine is worth.
+#[derive(Clone, Debug, Serialize)]
+pub struct Numerics {
+    /// Every step, in the order of execution.
+    pub steps: Vec<Step>,
+    /// Every row of logits.
+    pub positions: Vec<Position>,
+}
+
+/// A step against the oracle on the same operands: the inputs are the engine's own, so that the error is the step's own.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// The node of the graph after all passes.
+    pub node: String,
+    /// Its op.
+    pub op: &'static str,
+    /// Largest relative distance (‖engine − oracle‖ / ‖oracle‖) over the batches that were tried.
+    pub error: f64,
+}
+
+/// Relative distances of one row of logits.
 #[derive(Clone, Debug, Serialize)]
 pub struct Position {
     /// Position in the sequence.
@@ -18,63 +38,155 @@ pub use compare::compare;
 
 #[cfg(feature = "compile")]
 mod compare {
-    use super::Position;
+    use super::{Numerics, Position, Step};
     use crate::exit::{Code, Failure};
     use crate::measure::graph;
     use crate::progress::{Meter, Unit};
     use bessemer_ir::exec::{SequenceRows, Wanted};
-    use bessemer_oracle::{Oracle, Reading};
+    use bessemer_oracle::{Oracle, OracleError, Reading, Tensor, Val};
     use bessemer_runtime::sample::Pcg32;
-    use bessemer_runtime::{Batch, Engine, KvElem, Want, Worker, WorkerOptions};
+    use bessemer_runtime::{Batch, Engine, KvElem, Sequence, Want, Worker, WorkerOptions};
     use std::path::Path;
 
-    /// Tokens of the prompt: enough to leave the first block of the KV cache.
-    const TOKENS: usize = 40;
+    /// Tokens of the batches, one after the other: a prefill that leaves the first block of the KV cache, a single row, and
+    /// a few. Together they reach the programs for one row, for few and for many.
+    const BATCHES: [usize; 3] = [35, 1, 4];
 
     /// Runs a fixed prompt through `engine` and through the oracle of `source`, both with an f32 cache.
-    pub fn compare(engine: &Engine, source: &Path) -> Result<Vec<Position>, Failure> {
+    pub fn compare(engine: &Engine, source: &Path) -> Result<Numerics, Failure> {
         let checkpoint = graph::source_of(engine, source)?;
         let prepared = graph::prepared(engine, &checkpoint, None)?;
+        let oracle = |reading| Oracle::new(&prepared.graph, &checkpoint, reading).map_err(internal);
         let model = &engine.plan().model;
         let mut random = Pcg32::new(1);
-        let length = TOKENS.min(model.context as usize);
+        let length = BATCHES.iter().sum::<usize>().min(model.context as usize);
         let tokens: Vec<u32> = (0..length).map(|_| random.next_u32() % model.vocab.max(1)).collect();
 
+        let meter = Meter::new(Unit::Items);
+        meter.start("oracle", BATCHES.len() as u64 + 2);
+        let declared = Reading::Declared { kv: KvElem::F32 };
         let mut worker = Worker::new(engine, WorkerOptions::default().kv(KvElem::F32))?;
         let mut sequence = worker.sequence();
-        let mut batch = Batch::new();
-        batch.push(&mut sequence, &tokens, Want::All);
-        let ours = worker.forward(&mut batch)?.all().as_slice().to_vec();
+        let mut lockstep = Lockstep { oracle: oracle(declared)?, steps: Vec::new() };
+        let (mut ours, mut rest) = (Vec::new(), &tokens[..]);
+        for rows in BATCHES {
+            let (batch, later) = rest.split_at(rows.min(rest.len()));
+            if !batch.is_empty() {
+                ours.extend(lockstep.forward(&mut worker, &mut sequence, batch)?);
+            }
+            rest = later;
+            meter.advance(1);
+        }
 
-        let meter = Meter::new(Unit::Items);
-        meter.start("oracle", 2);
         let meaning = |reading| -> Result<Vec<f32>, Failure> {
-            let failed = |e: bessemer_oracle::OracleError| Failure::new(Code::Internal, e);
-            let mut oracle = Oracle::new(&prepared.graph, &checkpoint, reading).map_err(failed)?;
             let rows = SequenceRows { sequence: 0, tokens: &tokens, logits: Wanted::All };
-            let logits = oracle.forward(&[rows]).map_err(failed)?.values;
+            let logits = oracle(reading)?.forward(&[rows]).map_err(internal)?.values;
             meter.advance(1);
             Ok(logits)
         };
-        let declared = meaning(Reading::Declared { kv: KvElem::F32 })?;
-        let exact = meaning(Reading::Exact)?;
+        let (declared, exact) = (meaning(declared)?, meaning(Reading::Exact)?);
         let rows =
             |logits: &[f32]| logits.chunks(model.vocab as usize).map(<[f32]>::to_vec).collect::<Vec<_>>();
         let all = rows(&ours).into_iter().zip(rows(&declared)).zip(rows(&exact)).enumerate();
-        Ok(all
-            .map(|(position, ((ours, declared), exact))| Position {
-                position,
-                declared: distance(&ours, &declared),
-                exact: distance(&ours, &exact),
-            })
-            .collect())
+        let positions = all.map(|(position, ((ours, declared), exact))| Position {
+            position,
+            declared: distance(&ours, &declared),
+            exact: distance(&ours, &exact),
+        });
+        Ok(Numerics { steps: lockstep.steps, positions: positions.collect() })
+    }
+
+    /// The oracle, led through the engine's steps: it answers each from the engine's own operands.
+    struct Lockstep {
+        oracle: Oracle,
+        steps: Vec<Step>,
+    }
+
+    impl Lockstep {
+        /// One batch through both; gives the engine's logits.
+        fn forward(
+            &mut self,
+            worker: &mut Worker,
+            sequence: &mut Sequence,
+            tokens: &[u32],
+        ) -> Result<Vec<f32>, Failure> {
+            let mut trace: Vec<(String, Vec<Vec<f32>>)> = Vec::new();
+            let mut batch = Batch::new();
+            batch.push(sequence, tokens, Want::All);
+            let mut see = |step: &bessemer_runtime::StepResult<'_>| {
+                trace.push((step.source.into(), step.outputs.iter().map(|o| o.to_vec()).collect()));
+            };
+            let logits = worker.forward_traced(&mut batch, &mut see)?.all().as_slice().to_vec();
+
+            let mut trace = trace.into_iter().peekable();
+            let mut steps = Vec::new();
+            let mut disagreement = None;
+            let rows = SequenceRows { sequence: 0, tokens, logits: Wanted::All };
+            self.oracle
+                .forward_with(&[rows], |node, results| {
+                    // Nodes without a step (inputs, states) are nothing that an engine computes.
+                    let Some((_, outputs)) = trace.next_if(|(source, _)| *source == node.name) else {
+                        return;
+                    };
+                    let mut outputs = outputs.into_iter();
+                    let mut error = 0.0f64;
+                    for result in results {
+                        let Val::Tensor(reference) = result else { continue };
+                        match outputs.next() {
+                            Some(ours) if ours.len() == reference.data.len() => {
+                                let ours = Tensor::from_f32(reference.width, &ours);
+                                error = worse(error, ratio(&ours.data, &reference.data));
+                                *result = Val::Tensor(ours);
+                            }
+                            other => {
+                                let (found, wanted) = (other.map(|o| o.len()), reference.data.len());
+                                disagreement.get_or_insert(format!(
+                                    "{}: {found:?} numbers, {wanted} expected",
+                                    node.name
+                                ));
+                            }
+                        }
+                    }
+                    steps.push(Step { node: node.name.clone(), op: node.op.name(), error });
+                })
+                .map_err(internal)?;
+            if let Some((source, _)) = trace.next() {
+                disagreement.get_or_insert(format!("step {source} has no node"));
+            }
+            if let Some(why) = disagreement {
+                return Err(Failure::new(
+                    Code::Internal,
+                    format!("the plan does not follow the graph: {why}"),
+                ));
+            }
+            if self.steps.is_empty() {
+                self.steps = steps;
+            } else {
+                for (worst, step) in self.steps.iter_mut().zip(steps) {
+                    worst.error = worse(worst.error, step.error);
+                }
+            }
+            Ok(logits)
+        }
+    }
+
+    fn internal(error: OracleError) -> Failure {
+        Failure::new(Code::Internal, error)
+    }
+
+    /// The larger distance; one that is no number is larger than any.
+    fn worse(a: f64, b: f64) -> f64 {
+        if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
     }
 
     fn distance(ours: &[f32], reference: &[f32]) -> f64 {
-        let square = |x: f64| x * x;
-        let difference: f64 =
-            ours.iter().zip(reference).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-        let norm: f64 = reference.iter().map(|b| square(f64::from(*b))).sum();
+        let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+        ratio(&wide(ours), &wide(reference))
+    }
+
+    fn ratio(ours: &[f64], reference: &[f64]) -> f64 {
+        let difference: f64 = ours.iter().zip(reference).map(|(a, b)| (a - b) * (a - b)).sum();
+        let norm: f64 = reference.iter().map(|b| b * b).sum();
         (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
     }
 }
