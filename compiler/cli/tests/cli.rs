@@ -476,3 +476,37 @@ fn an_interrupted_compilation_leaves_nothing() {
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
     assert_eq!(files(), Vec::<std::ffi::OsString>::new());
 }
+
+#[test]
+fn bench_profiles_steps_and_holds_a_run_to_a_baseline() {
+    let user = User::new();
+    let engine = user.engine();
+    let quick = ["bench", &engine, "-p", "8", "-n", "4", "-r", "2", "-o", "json"];
+    let json = user.json(&[&quick[..], &["--profile"]].concat());
+    for (phase, rows) in [("prefill", 8), ("decode", 1)] {
+        let phase = &json["profile"][phase];
+        assert_eq!(phase["rows"], rows);
+        let steps = phase["steps"].as_array().unwrap();
+        assert!(steps.iter().any(|s| s["kind"] == "attention" && s["bytes"].as_u64() > Some(0)), "{phase}");
+        assert!(steps.iter().all(|s| s["us"].as_f64().unwrap() > 0.0), "{phase}");
+        let linears = steps.iter().filter(|s| s["kind"] == "linear");
+        assert!(
+            linears.clone().count() > 4 && linears.clone().all(|s| s["multiply_adds"].as_u64() > Some(0))
+        );
+    }
+    assert!(user.ok(&[&quick[..8], &["--profile"]].concat()).contains("| layer.*.attention | attention |"));
+
+    let baseline = user.path("base.json");
+    let mut impossible = json.clone();
+    impossible["decode"]["tok_s"] = 1e12.into();
+    fs::write(&baseline, impossible.to_string()).unwrap();
+    let held = ["--baseline", &text(&baseline)];
+    let now = user.json(&[&quick[..], &held].concat());
+    assert!(now["baseline"]["decode"].as_f64().unwrap() < 1e-3 && now["baseline"]["prefill"].is_f64());
+    let failing = [&quick[..], &held, &["--fail-on", "slower>50%"]].concat();
+    // The result is printed all the same: who missed the baseline wants to see by what.
+    let output = user.run(&failing);
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    assert!(stderr(&output).contains("decode at 0.00x"), "{}", stderr(&output));
+    user.fails(&[&quick[..], &held, &["-t", "1"]].concat(), 2, &["another `threads`"]);
+}

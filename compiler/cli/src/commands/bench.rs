@@ -1,19 +1,21 @@
 //! `bessemer bench`
 
 use super::run::Kv;
-use crate::exit::Failure;
+use crate::exit::{Code, Failure};
 use crate::json;
-use crate::measure::ceilings::Ceilings;
+use crate::measure::baseline::{self, Tolerance};
+use crate::measure::ceilings::{Ceilings, cpu_name};
 use crate::measure::clock::median;
 use crate::measure::first_token;
 use crate::measure::memory;
+use crate::measure::profile::Phase;
 use crate::measure::speed::{Load, Speed, Subject, Work};
 use crate::model::ModelArgs;
 use crate::progress::{Meter, Unit};
 use bessemer_runtime::{KvElem, Worker, WorkerOptions};
 use clap::ValueEnum;
 use serde::Serialize;
-#[cfg(feature = "compile")]
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -22,6 +24,9 @@ Examples:
   bessemer bench model.engine -d 2048 -b 8                      eight sequences that hold 2048 tokens each
   bessemer bench model.gguf --vs interpreted                    against the same graph, node by node
   bessemer bench model.engine --vs interpreted --source model.gguf -o json
+  bessemer bench model.engine --profile                         where the time of a pass goes, step by step
+  bessemer bench model.engine -o json > base.json               a baseline of this machine, and later:
+  bessemer bench model.engine --baseline base.json --fail-on 'slower>10%'
 
 Medians of -r runs on tokens drawn from a fixed seed. Prefill processes -p tokens a sequence; decode then takes -n steps,
 each giving every sequence one token. Ceilings are measured on this machine in the same run.";
@@ -71,6 +76,18 @@ pub struct Args {
     #[arg(long, value_name = "SRC", requires = "vs")]
     source: Option<PathBuf>,
 
+    /// Time every step, too: its time, bytes, share of the ceilings, and what threads wait at barriers
+    #[arg(long)]
+    profile: bool,
+
+    /// An earlier result (-o json) of this machine to compare with
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+
+    /// End with exit code 5 where the baseline was better: `slower>10%`
+    #[arg(long, value_name = "RULE", requires = "baseline")]
+    fail_on: Option<Tolerance>,
+
     /// Form of the output
     #[arg(short, value_enum, default_value_t = Form::Md)]
     o: Form,
@@ -98,6 +115,7 @@ struct Output {
     model: String,
     hash: String,
     target: String,
+    cpu: String,
     kernels: &'static str,
     /// What ran the loop nests: `generated` or `interpreted`.
     nests: String,
@@ -122,6 +140,17 @@ struct Output {
     file_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     interpreted: Option<Interpreted>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Phases>,
+    /// Speed now over that of the baseline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<BTreeMap<&'static str, f64>>,
+}
+
+#[derive(Serialize)]
+struct Phases {
+    prefill: Option<Phase>,
+    decode: Option<Phase>,
 }
 
 #[derive(Serialize)]
@@ -159,6 +188,7 @@ impl Args {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
         let load = Load { prompt: self.p, generate: self.n, depth: self.d, sequences: self.b.into() };
+        let before = self.baseline.as_deref().map(baseline::read).transpose()?;
         let path = self.model.engine_path()?;
         // Before this process maps the file: a mapped page cannot be dropped from the cache.
         let first_token = first_token::measure(&path, self.model.trust, self.threads, self.r.into());
@@ -193,13 +223,18 @@ impl Args {
         }
         drop(meter);
         let ceilings = Ceilings::measure(threads);
+        let profile = match self.profile {
+            true => Some(phases(&mut engine, &model.engine, kv, self.r.into(), &ceilings)?),
+            false => None,
+        };
         let work = Work::of(model.engine.plan(), kv, load);
         let decode_steps_s = median_of(&ours, |s| s.decode) / load.sequences as f64;
         let prefill_tok_s = median_of(&ours, |s| s.prefill);
-        let output = Output {
+        let mut output = Output {
             model: self.model.path.display().to_string(),
             hash: model.engine.hash().to_string(),
             target: model.engine.manifest().requirements.target.clone(),
+            cpu: cpu_name(),
             kernels: model.engine.isa().name(),
             nests: model.engine.nest_path().to_string(),
             threads,
@@ -224,11 +259,25 @@ impl Args {
             kv_bytes: memory.cache,
             file_bytes: std::fs::metadata(&path)?.len(),
             interpreted: interpreted(&ours, &theirs),
+            profile,
+            baseline: None,
         };
+        let ratios = match &before {
+            Some(before) => {
+                let now = serde_json::to_value(&output).map_err(|e| Failure::new(Code::Internal, e))?;
+                baseline::ratios(before, &now)?
+            }
+            None => Vec::new(),
+        };
+        output.baseline = before.map(|_| ratios.iter().copied().collect());
         match self.o {
-            Form::Json => json::print(&output),
-            Form::Md => output.print_table(),
-            Form::Csv => output.print_csv(),
+            Form::Json => json::print(&output)?,
+            Form::Md => output.print_table()?,
+            Form::Csv => output.print_csv()?,
+        }
+        match self.fail_on {
+            Some(tolerance) => baseline::check(&ratios, tolerance),
+            None => Ok(()),
         }
     }
 
@@ -264,6 +313,19 @@ impl Args {
     ) -> Result<Option<Subject>, Failure> {
         Ok(None)
     }
+}
+
+fn phases(
+    subject: &mut Subject,
+    engine: &bessemer_runtime::Engine,
+    kv: KvElem,
+    repetitions: usize,
+    ceilings: &Ceilings,
+) -> Result<Phases, Failure> {
+    let [prefill, decode] = subject
+        .profile(repetitions)?
+        .map(|(profile, passes)| Phase::new(engine.plan(), &profile, kv, passes, ceilings));
+    Ok(Phases { prefill, decode })
 }
 
 fn median_of(speeds: &[Speed], of: impl Fn(&Speed) -> f64) -> f64 {
@@ -354,6 +416,13 @@ impl Output {
         )?;
         let peak = self.peak_anon_bytes.map_or("unknown".into(), |b| Size(b).to_string());
         out!("anonymous memory {peak} (KV at most {}); file {}", Size(self.kv_bytes), Size(self.file_bytes))?;
+        for (name, ratio) in self.baseline.iter().flatten() {
+            out!("{name}: {ratio:.2}x of the baseline")?;
+        }
+        let phases = self.profile.iter().flat_map(|p| [("prefill", &p.prefill), ("decode", &p.decode)]);
+        for (name, phase) in phases {
+            phase.iter().try_for_each(|phase| phase.print(name, &self.ceilings))?;
+        }
         Ok(())
     }
 

@@ -96,3 +96,14 @@ pub fn last_level_cache() -> Option<u64> {
     };
     (0..8).filter_map(level).map(|s| s.0).max()
 }
+
+/// What the CPU calls itself, where the operating system says.
+pub fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find(|l| l.split(':').next().is_some_and(|key| key.trim() == name))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_string())
+    };
+    let part = || Some(format!("{} part {}", field("CPU implementer")?, field("CPU part")?));
+    field("model name").or_else(part).unwrap_or_else(|| std::env::consts::ARCH.into())
+}

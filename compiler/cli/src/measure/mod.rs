@@ -1,5 +1,6 @@
 //! What `bench` and `run` measure, and the machine that they measure it on.
 
+pub mod baseline;
 pub mod ceilings;
 pub mod clock;
 pub mod first_token;
@@ -9,6 +10,7 @@ pub mod graph;
 pub mod interpreted;
 pub mod memory;
 pub mod numerics;
+pub mod profile;
 #[cfg(feature = "compile")]
 pub mod quality;
 pub mod speed;

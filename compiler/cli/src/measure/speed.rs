@@ -1,11 +1,12 @@
 //! Tokens a second, and the work behind a token.
 
 use super::ceilings::Ceilings;
+use super::profile::Passes;
 use crate::exit::Failure;
 use bessemer_format::Compute;
 use bessemer_format::plan::{Plan, Program, RowCount, StateDecl, StepKind};
 use bessemer_runtime::sample::Pcg32;
-use bessemer_runtime::{Batch, KvElem, Sequence, Want, Worker};
+use bessemer_runtime::{Batch, KvElem, Profile, Sequence, Want, Worker};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -91,6 +92,34 @@ impl Subject {
         Ok(Speed { prefill, decode })
     }
 
+    /// The same work, its steps timed: `repetitions` prefills, and as many decodes.
+    pub fn profile(&mut self, repetitions: usize) -> Result<[(Profile, Passes); 2], Failure> {
+        let Load { prompt, generate, depth, sequences } = self.load;
+        let deep = self.deep()?;
+        let (mut prefill, mut decode) = (Profile::new(), Profile::new());
+        let mut walls = [std::time::Duration::ZERO; 2];
+        for _ in 0..repetitions {
+            let mut all: Vec<Sequence> = (0..sequences).map(|_| deep.fork()).collect();
+            let started = Instant::now();
+            self.step_with(&mut all, depth..depth + prompt, Some(&mut prefill))?;
+            walls[0] += started.elapsed();
+            all.iter_mut().for_each(|s| s.truncate(depth));
+            let started = Instant::now();
+            for at in depth..depth + generate {
+                self.step_with(&mut all, at..at + 1, Some(&mut decode))?;
+            }
+            walls[1] += started.elapsed();
+        }
+        let passes = |tokens: usize, visible, wall| {
+            let rows = (tokens * sequences).min(self.worker.max_rows());
+            Passes { rows, visible, sequences, logits: sequences, wall }
+        };
+        Ok([
+            (prefill, passes(prompt, depth + prompt.div_ceil(2), walls[0])),
+            (decode, passes(1, depth + generate.div_ceil(2), walls[1])),
+        ])
+    }
+
     /// A sequence that holds as many tokens as the load asks for.
     fn deep(&mut self) -> Result<Sequence, Failure> {
         let mut sequence = self.worker.sequence();
@@ -104,11 +133,23 @@ impl Subject {
 
     /// Appends the tokens at `range` to every sequence.
     fn step(&mut self, sequences: &mut [Sequence], range: std::ops::Range<usize>) -> Result<(), Failure> {
+        self.step_with(sequences, range, None)
+    }
+
+    fn step_with(
+        &mut self,
+        sequences: &mut [Sequence],
+        range: std::ops::Range<usize>,
+        profile: Option<&mut Profile>,
+    ) -> Result<(), Failure> {
         let mut batch = Batch::new();
         for sequence in sequences {
             batch.push(sequence, &self.tokens[range.clone()], Want::Last);
         }
-        self.worker.forward(&mut batch)?;
+        match profile {
+            None => self.worker.forward(&mut batch)?,
+            Some(profile) => self.worker.forward_profiled(&mut batch, profile)?,
+        };
         Ok(())
     }
 }
