@@ -14,11 +14,24 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, VNNI and VBMI (and all of [`Isa::Avx2`]).
     Avx512,
+    /// AArch64 with Advanced SIMD, which hardly a CPU lacks.
+    Neon,
+    /// AArch64 with dot products of bytes (and all of [`Isa::Neon`]).
+    Dotprod,
+    /// AArch64 with matrix products of bytes (and all of [`Isa::Dotprod`]).
+    I8mm,
 }
 
 impl Isa {
-    /// Every set, oldest first.
+    /// Every set of this host's architecture, oldest first.
+    #[cfg(target_arch = "x86_64")]
     pub const ALL: &[Isa] = &[Isa::Portable, Isa::Avx2, Isa::Avx512];
+    /// Every set of this host's architecture, oldest first.
+    #[cfg(target_arch = "aarch64")]
+    pub const ALL: &[Isa] = &[Isa::Portable, Isa::Neon, Isa::Dotprod, Isa::I8mm];
+    /// Every set of this host's architecture, oldest first.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub const ALL: &[Isa] = &[Isa::Portable];
 
     /// The name that reports print.
     pub const fn name(self) -> &'static str {
@@ -26,16 +39,15 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
+            Isa::Dotprod => "dotprod",
+            Isa::I8mm => "i8mm",
         }
     }
 
     /// Whether this host runs the set (asks the CPU and the operating system; the answer is cached by std).
     pub fn available(self) -> bool {
-        match self {
-            Isa::Portable => true,
-            Isa::Avx2 => avx2(),
-            Isa::Avx512 => avx512(),
-        }
+        self == Isa::Portable || detected(self)
     }
 
     /// The newest set that this host runs.
@@ -45,27 +57,38 @@ impl Isa {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+fn detected(isa: Isa) -> bool {
+    match isa {
+        Isa::Avx2 => {
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+        }
+        Isa::Avx512 => {
+            detected(Isa::Avx2)
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("avx512vbmi")
+        }
+        _ => false,
+    }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn avx512() -> bool {
-    avx2()
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512vnni")
-        && is_x86_feature_detected!("avx512vbmi")
+#[cfg(target_arch = "aarch64")]
+fn detected(isa: Isa) -> bool {
+    use std::arch::is_aarch64_feature_detected;
+    match isa {
+        Isa::Neon => is_aarch64_feature_detected!("neon"),
+        Isa::Dotprod => detected(Isa::Neon) && is_aarch64_feature_detected!("dotprod"),
+        Isa::I8mm => detected(Isa::Dotprod) && is_aarch64_feature_detected!("i8mm"),
+        _ => false,
+    }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn avx2() -> bool {
-    false
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn avx512() -> bool {
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn detected(_: Isa) -> bool {
     false
 }
 

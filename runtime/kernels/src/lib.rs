@@ -35,6 +35,8 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("packed weights are read in place and are little-endian");
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 pub mod attention;
 mod codes;
 pub mod embed;

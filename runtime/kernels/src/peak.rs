@@ -8,7 +8,7 @@ use std::hint::black_box;
 pub enum Arithmetic {
     /// Binary32, fused where the CPU does that.
     F32,
-    /// Unsigned by signed bytes into 32-bit sums.
+    /// Bytes into 32-bit sums.
     Int8,
 }
 
@@ -20,6 +20,11 @@ pub fn multiply_adds(arithmetic: Arithmetic, rounds: u64) -> u64 {
         Isa::Avx512 => crate::x86_64::peak::avx512(arithmetic, rounds),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => crate::x86_64::peak::avx2(arithmetic, rounds),
+        #[cfg(target_arch = "aarch64")]
+        isa @ (Isa::Neon | Isa::Dotprod | Isa::I8mm) => {
+            crate::aarch64::peak::multiply_adds(isa, arithmetic, rounds)
+                .unwrap_or_else(|| portable(arithmetic, rounds))
+        }
         _ => portable(arithmetic, rounds),
     }
 }

@@ -57,11 +57,16 @@ macro_rules! kernels {
         x86_64 {
             $($x86_name:ident: $x86_isa:ident, $x86_family:ident, $x86_kernel:path;)*
         }
+        aarch64 {
+            $($arm_name:ident: $arm_isa:ident, $arm_family:ident, $arm_kernel:path;)*
+        }
     })*) => {
         $($(#[$op_meta])* pub(crate) static $op: &[Row<$fn>] = &[
             $(Row { isa: Isa::$isa, family: $family, kernel: $kernel },)*
             $(#[cfg(target_arch = "x86_64")]
             Row { isa: Isa::$x86_isa, family: $x86_family, kernel: $x86_kernel },)*
+            $(#[cfg(target_arch = "aarch64")]
+            Row { isa: Isa::$arm_isa, family: $arm_family, kernel: $arm_kernel },)*
         ];)*
 
         #[cfg(test)]
@@ -77,6 +82,12 @@ macro_rules! kernels {
                 use super::*;
                 const ROW: Row<$fn> = Row { isa: Isa::$x86_isa, family: $x86_family, kernel: $x86_kernel };
                 kernels!(@tests $x86_name $tests);
+            })*
+            $(#[cfg(target_arch = "aarch64")]
+            mod $arm_name {
+                use super::*;
+                const ROW: Row<$fn> = Row { isa: Isa::$arm_isa, family: $arm_family, kernel: $arm_kernel };
+                kernels!(@tests $arm_name $tests);
             })*)*
         }
     };
@@ -90,6 +101,8 @@ macro_rules! kernels {
     };
 }
 
+#[cfg(target_arch = "aarch64")]
+use crate::aarch64::{dotprod, i8mm};
 #[cfg(target_arch = "x86_64")]
 use crate::x86_64::{avx2, avx512};
 #[cfg(target_arch = "x86_64")]
@@ -115,6 +128,8 @@ kernels! {
             linear_f32_u4_avx512: Avx512, U4, avx512::linear_f32::u4;
             linear_f32_s8_avx512: Avx512, S8, avx512::linear_f32::s8;
         }
+        aarch64 {
+        }
     }
     /// [`LinearInt8`].
     LINEAR_INT8: LinearInt8Fn, tests (linear_int8: exact, bounded, guarded, odd_shapes) {
@@ -129,6 +144,10 @@ kernels! {
             linear_int8_u4_avx512: Avx512, U4, avx512::linear_int8::u4;
             linear_int8_s8_avx512: Avx512, S8, avx512::linear_int8::s8;
         }
+        aarch64 {
+            linear_int8_dotprod: Dotprod, ANY, dotprod::linear_int8;
+            linear_int8_i8mm: I8mm, ANY, i8mm::linear_int8;
+        }
     }
     /// [`Quantise`].
     QUANTISE: QuantiseFn, tests (quantise: exact, guarded) {
@@ -139,6 +158,8 @@ kernels! {
             quantise_avx2: Avx2, ANY, avx2::quantise::quantise;
             quantise_avx512: Avx512, ANY, avx512::quantise::quantise;
         }
+        aarch64 {
+        }
     }
     /// [`Attention`].
     ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes) {
@@ -148,6 +169,8 @@ kernels! {
         x86_64 {
             attention_avx2: Avx2, ANY, avx2::attention::attend_block;
             attention_avx512: Avx512, ANY, avx512::attention::attend_block;
+        }
+        aarch64 {
         }
     }
 }
@@ -165,6 +188,9 @@ pub struct KernelSet {
 static PORTABLE: KernelSet = KernelSet { isa: Isa::Portable };
 static AVX2: KernelSet = KernelSet { isa: Isa::Avx2 };
 static AVX512: KernelSet = KernelSet { isa: Isa::Avx512 };
+static NEON: KernelSet = KernelSet { isa: Isa::Neon };
+static DOTPROD: KernelSet = KernelSet { isa: Isa::Dotprod };
+static I8MM: KernelSet = KernelSet { isa: Isa::I8mm };
 
 impl KernelSet {
     /// The kernels for `isa`, if this host runs it.
@@ -173,6 +199,9 @@ impl KernelSet {
             Isa::Portable => &PORTABLE,
             Isa::Avx2 => &AVX2,
             Isa::Avx512 => &AVX512,
+            Isa::Neon => &NEON,
+            Isa::Dotprod => &DOTPROD,
+            Isa::I8mm => &I8MM,
         })
     }
 

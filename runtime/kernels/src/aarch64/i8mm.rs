@@ -1,0 +1,82 @@
+//! Integer linears by `smmla`: two rows times two columns, eight elements along k at once. Two atoms zipped by 32 bits
+//! are its operands for pairs of columns. A row that is alone would waste half of it and takes `sdot`; the bits are the
+//! same.
+
+use super::QUARTERS;
+use super::codes::{RunBytes, SignedBytes};
+use super::int8::int8_kernel;
+use super::neon::{load16, store16};
+use crate::codes::ATOM_K;
+use crate::linear::Lane;
+use bessemer_format::PanelLayout;
+use bessemer_format::act::Int8Layout;
+use bessemer_format::panel::K_STEP;
+use bessemer_format::scheme::Offset;
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+int8_kernel!("neon,dotprod,i8mm", super::dotprod::tile);
+
+/// Adds 16 elements along k of `ROWS` rows times a panel to `isum`, in which rows `2 * p` and `2 * p + 1` hold the 2 x 2
+/// blocks of the pair `p` of rows: at `q` of the first those of columns `4 * q` and `4 * q + 1`, of the second the next
+/// two.
+///
+/// # Safety
+/// Atoms `j .. j + 4` are there as [`RunBytes::atom`] says, 16 codes of each row are readable from `x`, and `ROWS` is
+/// even.
+#[inline]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+unsafe fn add_step<const BITS: u32, const ROWS: usize>(
+    codes: &RunBytes<BITS>,
+    j: usize,
+    x: *const u8,
+    row_bytes: usize,
+    isum: &mut [[int32x4_t; QUARTERS]; ROWS],
+) {
+    // SAFETY: the caller promises what is read.
+    unsafe {
+        for i in 0..K_STEP / ATOM_K / 2 {
+            let [even, odd] = [0, 1].map(|a| codes.atom(j + 2 * i + a).map(|w| vreinterpretq_s32_s8(w)));
+            for p in 0..ROWS / 2 {
+                let eight = |row: usize| vld1_s8(x.add(row * row_bytes + 2 * ATOM_K * i).cast());
+                let x = vcombine_s8(eight(2 * p), eight(2 * p + 1));
+                for q in 0..QUARTERS {
+                    let first = vreinterpretq_s8_s32(vzip1q_s32(even[q], odd[q]));
+                    let second = vreinterpretq_s8_s32(vzip2q_s32(even[q], odd[q]));
+                    isum[2 * p][q] = smmla(isum[2 * p][q], x, first);
+                    isum[2 * p + 1][q] = smmla(isum[2 * p + 1][q], x, second);
+                }
+            }
+        }
+    }
+}
+
+/// Turns 2 x 2 blocks into rows: the upper halves of two blocks, and the lower ones.
+#[inline]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+fn by_rows<const ROWS: usize>(isum: &mut [[int32x4_t; QUARTERS]; ROWS]) {
+    for p in 0..ROWS / 2 {
+        for q in 0..QUARTERS {
+            let [a, b] = [isum[2 * p][q], isum[2 * p + 1][q]].map(|v| vreinterpretq_s64_s32(v));
+            isum[2 * p][q] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
+            isum[2 * p + 1][q] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+        }
+    }
+}
+
+/// `sum[2 * i + j] + x[8 * i ..][..8] . w[8 * j ..][..8]` for i and j of 0 and 1. The intrinsic is not in stable Rust yet.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+pub(super) fn smmla(mut sum: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction is of the features that the function needs; it reads and writes the named registers only.
+    unsafe {
+        asm!(
+            "smmla {sum:v}.4s, {x:v}.16b, {w:v}.16b",
+            sum = inout(vreg) sum,
+            x = in(vreg) x,
+            w = in(vreg) w,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}

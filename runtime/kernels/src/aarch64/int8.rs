@@ -1,0 +1,124 @@
+//! The body of integer linears, whatever instruction multiplies the bytes.
+
+/// Defines `linear_int8` (a [`crate::linear::LinearInt8Fn`] for every scheme of integer codes) and `tile` in a module
+/// of its own instruction set, around two functions of that module:
+///
+/// - `add_step::<BITS, ROWS>(codes, j, x, row_bytes, &mut isum)` adds the 16 elements along k from atom `j` on, in
+///   any order of its liking, and
+/// - `by_rows::<ROWS>(&mut isum)` puts the sums into place: one row an array, four columns a vector.
+///
+/// A macro, because a function with fewer target features could not inline the two. `$single` is the module whose
+/// `tile` takes a row that is alone.
+macro_rules! int8_kernel {
+    ($features:literal, $single:path) => {
+        use $single as single;
+
+        /// [`crate::linear::LinearInt8Fn`] for every scheme of integer codes.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn linear_int8(
+            layout: &PanelLayout,
+            act: &Int8Layout,
+            panel: &[u8],
+            x: &[u8],
+            out: &mut [Lane],
+        ) {
+            // SAFETY: the caller's promises are those of `linear`.
+            unsafe { $crate::aarch64::for_bits!(layout.scheme().elem, linear(layout, act, panel, x, out)) }
+        }
+
+        /// # Safety
+        /// As [`crate::linear::LinearInt8Fn`], for codes of `BITS` bits.
+        #[target_feature(enable = $features)]
+        unsafe fn linear<const BITS: u32>(
+            layout: &PanelLayout,
+            act: &Int8Layout,
+            panel: &[u8],
+            mut x: &[u8],
+            mut out: &mut [Lane],
+        ) {
+            while !out.is_empty() {
+                // Rows that share unpacked weights: the sums of four and a vector of codes each fill the registers.
+                let rows = [1, 2, 2, 4][out.len().min(4) - 1];
+                let (some, rest) = out.split_at_mut(rows);
+                let (codes, next) = x.split_at(rows * act.row_bytes());
+                // SAFETY: `some` and `codes` are of as many rows as the const parameter says; the rest is the caller's
+                // promise.
+                unsafe {
+                    match rows {
+                        4 => tile::<BITS, 4>(layout, act, panel, codes, some),
+                        2 => tile::<BITS, 2>(layout, act, panel, codes, some),
+                        _ => single::<BITS, 1>(layout, act, panel, codes, some),
+                    }
+                }
+                (out, x) = (rest, next);
+            }
+        }
+
+        /// # Safety
+        /// As [`linear`], with `ROWS` rows in `x` and `out`.
+        #[target_feature(enable = $features)]
+        pub(in crate::aarch64) unsafe fn tile<const BITS: u32, const ROWS: usize>(
+            layout: &PanelLayout,
+            act: &Int8Layout,
+            panel: &[u8],
+            x: &[u8],
+            out: &mut [Lane],
+        ) {
+            let Some(levels) = layout.scheme().scale else { return };
+            let (constant, float) = match layout.scheme().offset {
+                Offset::None => (0, None),
+                Offset::Const(c) => (c, None),
+                Offset::Float(o) => (0, Some(o.inner.ty)),
+            };
+            let constant = constant + SignedBytes::of(layout.scheme().elem).bias;
+            let row_bytes = act.row_bytes();
+            let mut acc = [[vdupq_n_f32(0.0); QUARTERS]; ROWS];
+            let mut g = 0;
+            for r in 0..layout.runs() {
+                let codes = RunBytes::<BITS>::new(layout, panel, r);
+                // SAFETY: every run, with its codes, scales and offsets, lies inside the panel. A group lies inside a
+                // row of `x`, and so do its scale and sum; `ROWS` rows are there.
+                unsafe {
+                    let side = panel.as_ptr().add(layout.run_offset(r) + layout.run_code_bytes(r));
+                    let scale = load16(levels.inner.ty, side);
+                    let offset = match float {
+                        Some(ty) => load16(ty, side.add(layout.scale_bytes())),
+                        None => [vdupq_n_f32(0.0); QUARTERS],
+                    };
+                    let start = r * layout.run();
+                    let mut k = start;
+                    let end = k + layout.run_len(r).next_multiple_of(K_STEP);
+                    while k < end {
+                        let mut isum = [[vdupq_n_s32(0); QUARTERS]; ROWS];
+                        let group_end = end.min(k + act.group);
+                        while k < group_end {
+                            let j = (k - start) / ATOM_K;
+                            add_step::<BITS, ROWS>(&codes, j, x.as_ptr().add(k), row_bytes, &mut isum);
+                            k += K_STEP;
+                        }
+                        by_rows::<ROWS>(&mut isum);
+                        for row in 0..ROWS {
+                            let side = x.as_ptr().add(row * row_bytes + 4 * g);
+                            let scale_x = side.add(act.scales_at()).cast::<f32>().read_unaligned();
+                            let sum_x = side.add(act.sums_at()).cast::<i32>().read_unaligned();
+                            let shift = vdupq_n_s32(constant.wrapping_mul(sum_x));
+                            for q in 0..QUARTERS {
+                                let isum = vcvtq_f32_s32(vsubq_s32(isum[row][q], shift));
+                                acc[row][q] = vfmaq_f32(acc[row][q], isum, vmulq_n_f32(scale[q], scale_x));
+                                if float.is_some() {
+                                    let t = vdupq_n_f32(scale_x * sum_x as f32);
+                                    acc[row][q] = vfmaq_f32(acc[row][q], offset[q], t);
+                                }
+                            }
+                        }
+                        g += 1;
+                    }
+                }
+            }
+            for (out, acc) in out.iter_mut().zip(acc) {
+                store16(out, acc);
+            }
+        }
+    };
+}
+pub(super) use int8_kernel;
