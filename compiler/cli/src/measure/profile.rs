@@ -5,7 +5,7 @@ use crate::exit::Failure;
 use crate::output::out;
 use bessemer_format::plan::{Attention, Linear, Plan, RowCount, StepKind};
 use bessemer_format::{Compute, kv};
-use bessemer_runtime::{KvElem, Profile, StepTime};
+use bessemer_runtime::{KvElem, Profile};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
