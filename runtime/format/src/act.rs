@@ -1,10 +1,11 @@
 //! Where the bytes of quantised activations lie: the scratch that a linear with [`Compute::Int8`] reads.
 //!
 //! ```text
-//! row = codes[padded_k] (i8, zero beyond k) | scales[groups] (f32) | sums[groups] (i32) | padding to 64 bytes
+//! row = codes[padded_k] (i8, zero beyond k) | scales[groups] (f32) | sums[groups] (i32) | products[groups] (f32) | padding to 64 bytes
 //! ```
 //!
-//! `sums` are the sums of a group's codes: what an offset of the weight codes is multiplied with.
+//! `sums` are the sums of a group's codes: what an integer offset of the weight codes is multiplied with; `products` are
+//! `scale * sum`: what a floating-point offset is multiplied with.
 //!
 //! [`Compute::Int8`]: crate::scheme::Compute::Int8
 
@@ -57,8 +58,13 @@ impl Int8Layout {
         self.scales_at() + 4 * self.groups()
     }
 
+    /// Offset of the products in a row.
+    pub const fn products_at(&self) -> usize {
+        self.sums_at() + 4 * self.groups()
+    }
+
     /// Bytes from one row to the next.
     pub const fn row_bytes(&self) -> usize {
-        (self.sums_at() + 4 * self.groups()).next_multiple_of(LINE)
+        (self.products_at() + 4 * self.groups()).next_multiple_of(LINE)
     }
 }

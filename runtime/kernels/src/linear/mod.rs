@@ -17,7 +17,7 @@ use std::ops::Range;
 
 /// Rows of the largest tile that one kernel call computes. A multiple of every kernel's register block, and small
 /// enough for the activations of a tile to stay in the L2 cache while the panels stream by.
-pub const TILE_ROWS: usize = 64;
+pub const TILE_ROWS: usize = 48;
 
 /// The 16 outputs of one row in one panel.
 pub type Lane = [f32; COLUMNS];
@@ -263,6 +263,14 @@ impl Quantise {
         // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths and the
         // layout were checked above.
         unsafe { (self.kernel)(layout, x, out) }
+        // Every instruction set multiplies alike, so that no kernel need know of the products.
+        let (rows, products) = out.split_at_mut(layout.products_at());
+        let numbers = |at: usize| rows[at..].chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+        let both = numbers(layout.scales_at()).zip(numbers(layout.sums_at()));
+        for ((scale, sum), product) in both.zip(products.chunks_exact_mut(4).take(layout.groups())) {
+            let value = f32::from_le_bytes(scale) * i32::from_le_bytes(sum) as f32;
+            product.copy_from_slice(&value.to_le_bytes());
+        }
     }
 }
 

@@ -32,6 +32,7 @@ fn expected(layout: &Int8Layout, x: &[f32]) -> Vec<u8> {
         }
         out[layout.scales_at() + 4 * g..][..4].copy_from_slice(&scale.to_le_bytes());
         out[layout.sums_at() + 4 * g..][..4].copy_from_slice(&sum.to_le_bytes());
+        out[layout.products_at() + 4 * g..][..4].copy_from_slice(&(scale * sum as f32).to_le_bytes());
     }
     out
 }

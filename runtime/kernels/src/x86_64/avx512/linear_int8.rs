@@ -8,8 +8,9 @@ use bessemer_format::panel::{K_STEP, LINE};
 use bessemer_format::scheme::Offset;
 use std::arch::x86_64::*;
 
-/// Rows that share the unpacked weights: their i32 and f32 accumulators and four atoms fill the registers.
-const BLOCK: usize = 8;
+/// Rows that share the unpacked weights: their i32 and f32 accumulators, an unpacked pair of atoms and the scales fill the
+/// registers. As many independent sums hide the latency of `vpdpbusd`.
+const BLOCK: usize = 12;
 /// Largest activation group whose code sums fit 16 bits.
 const MAX_SHORT_SUM: usize = 256;
 
@@ -38,9 +39,12 @@ unsafe fn linear<const S8: bool>(
     mut x: &[u8],
     mut out: &mut [Lane],
 ) {
+    // The first block brings the panel into the cache.
+    let mut first = true;
     while !out.is_empty() {
         let rows = match out.len() {
             BLOCK.. => BLOCK,
+            8.. => 8,
             4.. => 4,
             2.. => 2,
             _ => 1,
@@ -49,12 +53,15 @@ unsafe fn linear<const S8: bool>(
         // SAFETY: `block` and the rows of `x` before its end are `rows` long; the rest is the caller's promise.
         unsafe {
             match rows {
-                BLOCK => tile::<S8, BLOCK>(layout, act, panel, x, block),
-                4 => tile::<S8, 4>(layout, act, panel, x, block),
-                2 => tile::<S8, 2>(layout, act, panel, x, block),
-                _ => tile::<S8, 1>(layout, act, panel, x, block),
+                BLOCK if first => tile::<S8, BLOCK, true>(layout, act, panel, x, block),
+                BLOCK => tile::<S8, BLOCK, false>(layout, act, panel, x, block),
+                8 => tile::<S8, 8, true>(layout, act, panel, x, block),
+                4 => tile::<S8, 4, true>(layout, act, panel, x, block),
+                2 => tile::<S8, 2, true>(layout, act, panel, x, block),
+                _ => tile::<S8, 1, true>(layout, act, panel, x, block),
             }
         }
+        first = false;
         x = &x[rows * act.row_bytes()..];
         out = rest;
     }
@@ -64,7 +71,7 @@ unsafe fn linear<const S8: bool>(
 /// As [`linear`], with `out.len() == ROWS` and at least as many rows in `x`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<const S8: bool, const ROWS: usize>(
+unsafe fn tile<const S8: bool, const ROWS: usize, const PREFETCH: bool>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panel: &[u8],
@@ -97,7 +104,7 @@ unsafe fn tile<const S8: bool, const ROWS: usize>(
                 Some(ty) => load16(ty, side.add(layout.scale_bytes())),
                 None => _mm512_setzero_ps(),
             };
-            if ROWS == 1 {
+            if PREFETCH {
                 prefetch(side);
             }
             let start = r * layout.run();
@@ -106,6 +113,7 @@ unsafe fn tile<const S8: bool, const ROWS: usize>(
             while k < end {
                 let scale_x = x.as_ptr().add(act.scales_at() + 4 * g);
                 let sum_x = x.as_ptr().add(act.sums_at() + 4 * g);
+                let product_x = x.as_ptr().add(act.products_at() + 4 * g);
                 let broadcast_i32 = |p: *const u8, row: usize| {
                     _mm512_set1_epi32(p.add(row * row_bytes).cast::<i32>().read_unaligned())
                 };
@@ -126,7 +134,7 @@ unsafe fn tile<const S8: bool, const ROWS: usize>(
                 }
                 let group_end = end.min(k + act.group);
                 while k < group_end {
-                    if ROWS == 1 {
+                    if PREFETCH {
                         for line in 0..step_bytes / LINE {
                             prefetch(codes.add(line * LINE));
                         }
@@ -149,9 +157,7 @@ unsafe fn tile<const S8: bool, const ROWS: usize>(
                 }
                 if float.is_some() {
                     for row in 0..ROWS {
-                        let sum = _mm512_cvtepi32_ps(broadcast_i32(sum_x, row));
-                        let t = _mm512_mul_ps(broadcast_f32(scale_x, row), sum);
-                        acc[row] = _mm512_fmadd_ps(offset, t, acc[row]);
+                        acc[row] = _mm512_fmadd_ps(offset, broadcast_f32(product_x, row), acc[row]);
                     }
                 }
                 g += 1;
