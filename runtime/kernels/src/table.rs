@@ -102,7 +102,7 @@ macro_rules! kernels {
 }
 
 #[cfg(target_arch = "aarch64")]
-use crate::aarch64::{dotprod, i8mm};
+use crate::aarch64::{dotprod, i8mm, neon};
 #[cfg(target_arch = "x86_64")]
 use crate::x86_64::{avx2, avx512};
 #[cfg(target_arch = "x86_64")]
@@ -129,6 +129,7 @@ kernels! {
             linear_f32_s8_avx512: Avx512, S8, avx512::linear_f32::s8;
         }
         aarch64 {
+            linear_f32_neon: Neon, ANY, neon::linear_f32::linear_f32;
         }
     }
     /// [`LinearInt8`].
@@ -159,6 +160,7 @@ kernels! {
             quantise_avx512: Avx512, ANY, avx512::quantise::quantise;
         }
         aarch64 {
+            quantise_neon: Neon, ANY, neon::quantise::quantise;
         }
     }
     /// [`Attention`].
@@ -171,6 +173,7 @@ kernels! {
             attention_avx512: Avx512, ANY, avx512::attention::attend_block;
         }
         aarch64 {
+            attention_neon: Neon, ANY, neon::attention::attend_block;
         }
     }
 }

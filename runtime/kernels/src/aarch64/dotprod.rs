@@ -4,7 +4,6 @@ use super::QUARTERS;
 use super::codes::{RunBytes, SignedBytes};
 use super::int8::int8_kernel;
 use super::neon::{load16, store16};
-use crate::codes::ATOM_K;
 use crate::linear::Lane;
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
@@ -18,31 +17,40 @@ int8_kernel!("neon,dotprod", self::tile);
 /// Adds 16 elements along k of `ROWS` rows times a panel to `isum`.
 ///
 /// # Safety
-/// Atoms `j .. j + 4` are there as [`RunBytes::atom`] says, and 16 codes of each row are readable from `x`.
+/// The run has that step as [`RunBytes::atom`] says, and 16 codes of each row are readable from `x`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn add_step<const BITS: u32, const ROWS: usize>(
     codes: &RunBytes<BITS>,
-    j: usize,
+    step: usize,
     x: *const u8,
     row_bytes: usize,
     isum: &mut [[int32x4_t; QUARTERS]; ROWS],
 ) {
     // SAFETY: the caller promises what is read.
     unsafe {
-        let x: [int8x16_t; ROWS] = std::array::from_fn(|row| vld1q_s8(x.add(row * row_bytes).cast()));
-        for i in 0..K_STEP / ATOM_K {
-            let w = codes.atom(j + i);
-            for row in 0..ROWS {
-                for q in 0..QUARTERS {
-                    isum[row][q] = match i {
-                        0 => sdot::<0>(isum[row][q], w[q], x[row]),
-                        1 => sdot::<1>(isum[row][q], w[q], x[row]),
-                        2 => sdot::<2>(isum[row][q], w[q], x[row]),
-                        _ => sdot::<3>(isum[row][q], w[q], x[row]),
-                    };
-                }
-            }
+        let mut x_codes = [vdupq_n_s8(0); ROWS];
+        for row in 0..ROWS {
+            x_codes[row] = vld1q_s8(x.add(row * row_bytes).cast());
+        }
+        add_atom::<ROWS, 0>(codes.atom(step, 0), &x_codes, isum);
+        add_atom::<ROWS, 1>(codes.atom(step, 1), &x_codes, isum);
+        add_atom::<ROWS, 2>(codes.atom(step, 2), &x_codes, isum);
+        add_atom::<ROWS, 3>(codes.atom(step, 3), &x_codes, isum);
+    }
+}
+
+/// Adds an atom times the codes `4 * I ..` of every row.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn add_atom<const ROWS: usize, const I: usize>(
+    w: [int8x16_t; QUARTERS],
+    x: &[int8x16_t; ROWS],
+    isum: &mut [[int32x4_t; QUARTERS]; ROWS],
+) {
+    for row in 0..ROWS {
+        for q in 0..QUARTERS {
+            isum[row][q] = sdot::<I>(isum[row][q], w[q], x[row]);
         }
     }
 }

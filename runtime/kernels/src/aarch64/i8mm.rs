@@ -6,7 +6,6 @@ use super::QUARTERS;
 use super::codes::{RunBytes, SignedBytes};
 use super::int8::int8_kernel;
 use super::neon::{load16, store16};
-use crate::codes::ATOM_K;
 use crate::linear::Lane;
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
@@ -22,31 +21,51 @@ int8_kernel!("neon,dotprod,i8mm", super::dotprod::tile);
 /// two.
 ///
 /// # Safety
-/// Atoms `j .. j + 4` are there as [`RunBytes::atom`] says, 16 codes of each row are readable from `x`, and `ROWS` is
-/// even.
+/// The run has that step as [`RunBytes::atom`] says, 16 codes of each row are readable from `x`, and `ROWS` is even.
 #[inline]
 #[target_feature(enable = "neon,dotprod,i8mm")]
 unsafe fn add_step<const BITS: u32, const ROWS: usize>(
     codes: &RunBytes<BITS>,
-    j: usize,
+    step: usize,
     x: *const u8,
     row_bytes: usize,
     isum: &mut [[int32x4_t; QUARTERS]; ROWS],
 ) {
     // SAFETY: the caller promises what is read.
     unsafe {
-        for i in 0..K_STEP / ATOM_K / 2 {
-            let [even, odd] = [0, 1].map(|a| codes.atom(j + 2 * i + a).map(|w| vreinterpretq_s32_s8(w)));
-            for p in 0..ROWS / 2 {
-                let eight = |row: usize| vld1_s8(x.add(row * row_bytes + 2 * ATOM_K * i).cast());
-                let x = vcombine_s8(eight(2 * p), eight(2 * p + 1));
-                for q in 0..QUARTERS {
-                    let first = vreinterpretq_s8_s32(vzip1q_s32(even[q], odd[q]));
-                    let second = vreinterpretq_s8_s32(vzip2q_s32(even[q], odd[q]));
-                    isum[2 * p][q] = smmla(isum[2 * p][q], x, first);
-                    isum[2 * p + 1][q] = smmla(isum[2 * p + 1][q], x, second);
-                }
-            }
+        add_pair::<ROWS>(codes.atom(step, 0), codes.atom(step, 1), x, row_bytes, isum);
+        add_pair::<ROWS>(codes.atom(step, 2), codes.atom(step, 3), x.add(8), row_bytes, isum);
+    }
+}
+
+/// Adds two consecutive atoms times the 8 codes at `x` of every row.
+///
+/// # Safety
+/// 8 codes of each of `ROWS` rows, an even number, are readable from `x`.
+#[inline]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+unsafe fn add_pair<const ROWS: usize>(
+    even: [int8x16_t; QUARTERS],
+    odd: [int8x16_t; QUARTERS],
+    x: *const u8,
+    row_bytes: usize,
+    isum: &mut [[int32x4_t; QUARTERS]; ROWS],
+) {
+    let mut w = [[vdupq_n_s8(0); 2]; QUARTERS];
+    for q in 0..QUARTERS {
+        let (even, odd) = (vreinterpretq_s32_s8(even[q]), vreinterpretq_s32_s8(odd[q]));
+        w[q][0] = vreinterpretq_s8_s32(vzip1q_s32(even, odd));
+        w[q][1] = vreinterpretq_s8_s32(vzip2q_s32(even, odd));
+    }
+    for p in 0..ROWS / 2 {
+        // SAFETY: the caller promises what is read.
+        let x = unsafe {
+            let x = x.add(2 * p * row_bytes);
+            vcombine_s8(vld1_s8(x.cast()), vld1_s8(x.add(row_bytes).cast()))
+        };
+        for q in 0..QUARTERS {
+            isum[2 * p][q] = smmla(isum[2 * p][q], x, w[q][0]);
+            isum[2 * p + 1][q] = smmla(isum[2 * p + 1][q], x, w[q][1]);
         }
     }
 }
@@ -57,7 +76,7 @@ unsafe fn add_step<const BITS: u32, const ROWS: usize>(
 fn by_rows<const ROWS: usize>(isum: &mut [[int32x4_t; QUARTERS]; ROWS]) {
     for p in 0..ROWS / 2 {
         for q in 0..QUARTERS {
-            let [a, b] = [isum[2 * p][q], isum[2 * p + 1][q]].map(|v| vreinterpretq_s64_s32(v));
+            let (a, b) = (vreinterpretq_s64_s32(isum[2 * p][q]), vreinterpretq_s64_s32(isum[2 * p + 1][q]));
             isum[2 * p][q] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
             isum[2 * p + 1][q] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
         }

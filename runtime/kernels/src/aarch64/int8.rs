@@ -3,8 +3,8 @@
 /// Defines `linear_int8` (a [`crate::linear::LinearInt8Fn`] for every scheme of integer codes) and `tile` in a module
 /// of its own instruction set, around two functions of that module:
 ///
-/// - `add_step::<BITS, ROWS>(codes, j, x, row_bytes, &mut isum)` adds the 16 elements along k from atom `j` on, in
-///   any order of its liking, and
+/// - `add_step::<BITS, ROWS>(codes, step, x, row_bytes, &mut isum)` adds 16 elements along k, in any arrangement of its
+///   liking, and
 /// - `by_rows::<ROWS>(&mut isum)` puts the sums into place: one row an array, four columns a vector.
 ///
 /// A macro, because a function with fewer target features could not inline the two. `$single` is the module whose
@@ -75,25 +75,25 @@ macro_rules! int8_kernel {
             let mut acc = [[vdupq_n_f32(0.0); QUARTERS]; ROWS];
             let mut g = 0;
             for r in 0..layout.runs() {
-                let codes = RunBytes::<BITS>::new(layout, panel, r);
                 // SAFETY: every run, with its codes, scales and offsets, lies inside the panel. A group lies inside a
                 // row of `x`, and so do its scale and sum; `ROWS` rows are there.
                 unsafe {
+                    let codes = RunBytes::<BITS>::new(layout, panel, r);
                     let side = panel.as_ptr().add(layout.run_offset(r) + layout.run_code_bytes(r));
                     let scale = load16(levels.inner.ty, side);
                     let offset = match float {
                         Some(ty) => load16(ty, side.add(layout.scale_bytes())),
                         None => [vdupq_n_f32(0.0); QUARTERS],
                     };
-                    let start = r * layout.run();
-                    let mut k = start;
+                    let mut k = r * layout.run();
+                    let mut step = 0;
                     let end = k + layout.run_len(r).next_multiple_of(K_STEP);
                     while k < end {
                         let mut isum = [[vdupq_n_s32(0); QUARTERS]; ROWS];
                         let group_end = end.min(k + act.group);
                         while k < group_end {
-                            let j = (k - start) / ATOM_K;
-                            add_step::<BITS, ROWS>(&codes, j, x.as_ptr().add(k), row_bytes, &mut isum);
+                            add_step::<BITS, ROWS>(&codes, step, x.as_ptr().add(k), row_bytes, &mut isum);
+                            step += 1;
                             k += K_STEP;
                         }
                         by_rows::<ROWS>(&mut isum);

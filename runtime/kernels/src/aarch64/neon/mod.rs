@@ -1,7 +1,12 @@
 //! NEON, with the fused multiply-add and conversions that come with it.
 
+pub(crate) mod attention;
+pub(crate) mod linear_f32;
+pub(crate) mod quantise;
+
 use super::QUARTERS;
 use crate::linear::Lane;
+use crate::math::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
 use bessemer_format::ScaleType;
 use std::arch::aarch64::*;
 
@@ -32,5 +37,56 @@ pub(super) fn store16(out: &mut Lane, values: [float32x4_t; QUARTERS]) {
     for q in 0..QUARTERS {
         // SAFETY: a lane is four times 4 floats.
         unsafe { vst1q_f32(out.as_mut_ptr().add(4 * q), values[q]) };
+    }
+}
+
+/// [`crate::math::exp`] of 4 lanes, with the same bits.
+#[inline]
+#[target_feature(enable = "neon")]
+fn exp(x: float32x4_t) -> float32x4_t {
+    let set = |v: f32| vdupq_n_f32(v);
+    let round = set(ROUND);
+    let t = vaddq_f32(vmulq_f32(x, set(LOG2_E)), round);
+    let n = vsubq_f32(t, round);
+    let r = vsubq_f32(x, vmulq_f32(n, set(LN2_HI)));
+    let r = vsubq_f32(r, vmulq_f32(n, set(LN2_LO)));
+    let mut p = set(POLY[0]);
+    for &c in &POLY[1..] {
+        p = vaddq_f32(vmulq_f32(p, r), set(c));
+    }
+    let y = vaddq_f32(vmulq_f32(p, vmulq_f32(r, r)), r);
+    let y = vaddq_f32(y, set(1.0));
+    let i = vsubq_s32(vreinterpretq_s32_f32(t), vreinterpretq_s32_f32(round));
+    let h = vshrq_n_s32::<1>(i);
+    let power = |e| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(e, vdupq_n_s32(127))));
+    let y = vmulq_f32(vmulq_f32(y, power(h)), power(vsubq_s32(i, h)));
+    let y = vbslq_f32(vcltq_f32(x, set(EXP_MIN)), set(0.0), y);
+    vbslq_f32(vcgtq_f32(x, set(EXP_MAX)), set(f32::INFINITY), y)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[target_feature(enable = "neon")]
+    fn check(x: [f32; 4]) {
+        let mut got = [0.0; 4];
+        // SAFETY: the arrays are 4 floats long.
+        unsafe { vst1q_f32(got.as_mut_ptr(), exp(vld1q_f32(x.as_ptr()))) };
+        for (x, got) in x.into_iter().zip(got) {
+            let want = crate::math::exp(x);
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{x}: {got} or {want}");
+        }
+    }
+
+    #[test]
+    fn exp_has_the_scalar_bits() {
+        if !crate::testkit::host_runs("neon exp", crate::Isa::Neon) {
+            return;
+        }
+        for bits in (0..u32::MAX - 4 * 997).step_by(4 * 997) {
+            // SAFETY: the host was asked above.
+            unsafe { check(std::array::from_fn(|i| f32::from_bits(bits + 997 * i as u32))) };
+        }
     }
 }
