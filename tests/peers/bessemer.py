@@ -1,8 +1,9 @@
-"""Bessemer: a release build of this checkout, the model compiled once, `bessemer bench` for speed, `run` for start-up."""
+"""Bessemer: a release build of this checkout, the model compiled once, `bessemer bench` for speed, `run` for processes."""
 
 import json
 from pathlib import Path
 
+from loads import PROMPT, Load
 from measure import PeerError, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,39 +24,48 @@ def version() -> str:
     return run(["git", "describe", "--always", "--dirty"], cwd=ROOT).strip()
 
 
-def compile_model(program: Path, model: Path, cache: Path) -> Path:
+def compile_model(program: Path, model: Path, engine: Path, target: str) -> Path:
     """The engine, with the weights exactly as the model stores them."""
-    engine = cache / f"{model.stem}.engine"
-    run([program, "compile", model, "-o", engine, "--precision", "source"])
+    try:
+        run([program, "compile", model, "-o", engine, "--precision", "source", "--target", target])
+    except PeerError as error:
+        raise PeerError(f"Bessemer cannot compile {model.name}, so there is nothing to compare yet:\n{error}") from error
     return engine
 
 
 class Bessemer:
     """Bessemer on one engine."""
 
-    name = "bessemer"
+    peer = "bessemer"
 
-    def __init__(self, program: Path, engine: Path, threads: int):
+    def __init__(self, program: Path, label: str, engine: Path, threads: int):
+        self.name = f"bessemer {label}"
         self.program = program
         self.engine = engine
         self.threads = threads
+        self.file_bytes = engine.stat().st_size
+        # What every run of `bench` found out beside its samples.
+        self.ceilings = []
+        self.shares = {}
 
-    def bench(self, prompt: int, generate: int, depth: int, repetitions: int) -> dict:
-        """Tokens a second of each repetition; a part that is not asked for (0) is measured least and left out."""
-        sizes = ["-p", prompt or 1, "-n", generate or 1, "-d", depth, "-r", repetitions, "-t", self.threads]
-        found = samples(run([self.program, "bench", self.engine, "--trust", *sizes, "-o", "json"]))
-        asked = {"prefill": prompt, "decode": generate}
-        return {part: found[part] for part in asked if asked[part]}
+    def bench(self, load: Load, repetitions: int) -> list:
+        """Tokens a second of each repetition, all sequences together."""
+        sizes = ["-p", load.prompt or 1, "-n", load.generate or 1, "-d", load.depth, "-b", load.sequences]
+        options = ["-r", repetitions, "-t", self.threads, "-o", "json"]
+        report = checked(run([self.program, "bench", self.engine, "--trust", *sizes, *options]))
+        self.ceilings.append(report["ceilings"])
+        self.shares.setdefault(load.name, []).append(report[load.part]["share_of_ceiling"])
+        return report[load.part]["samples"]
 
-    def first_token_command(self, prompt: str) -> list:
-        """Writes the token that follows `prompt`, and nothing else, to stdout."""
-        options = ["--trust", "--raw", "--temperature", 0, "--threads", self.threads, "-n", 1]
-        return [self.program, "run", self.engine, *options, "-p", prompt]
+    def generate_command(self, repeats: int, count: int) -> list:
+        """Writes the `count` tokens that follow the prompt, and nothing else, to stdout."""
+        options = ["--trust", "--raw", "--temperature", 0, "--threads", self.threads, "-n", count]
+        return [self.program, "run", self.engine, *options, "-p", " ".join([PROMPT] * repeats)]
 
 
-def samples(text: str) -> dict:
-    """The samples in what `bessemer bench -o json` wrote."""
+def checked(text: str) -> dict:
+    """What `bessemer bench -o json` wrote, if compiled code ran."""
     report = json.loads(text)
     if report["nests"] != "generated":
         raise PeerError(f"bessemer ran its loop nests {report['nests']}, not as generated code")
-    return {part: report[part]["samples"] for part in ("prefill", "decode")}
+    return report

@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Compare Bessemer with llama.cpp: the same GGUF, the same machine, the same minutes.
+"""Compare Bessemer with other engines: the same weights, the same machine, the same minutes.
 
-    python3 tests/peers/compare.py NAME             -> tests/peers/results/NAME.json, and a table on stdout
-    python3 tests/peers/compare.py --build-only     builds both into .cache/peers/ and stops
+    python3 tests/peers/compare.py NAME --workload w1        -> tests/peers/results/NAME.json, and a table on stdout
+    python3 tests/peers/compare.py --workload w1 --prepare   fetches, builds and converts into .cache/peers/ and stops
 
-Measures prefill, decode from an empty context, decode at a depth, and the time from process start to the first token.
-The contestants take turns within a round (A B A B ...), so that a slow minute of the machine meets all of them; ratios
-are taken within rounds. llama.cpp runs with flash attention off and on, and the better of the two stands for it.
+Measures prefill, decode from an empty context, at depths and of several sequences together, the time from process start
+to the first token, and the anonymous memory. The contestants take turns within a round (A B A B ...), so that a slow
+minute of the machine meets all of them; ratios are taken within rounds. Peers run at several settings, and the best
+of each, chosen for each figure, stands for it.
 
 Exit codes: 0 ok, 1 a build or a measurement failed, 2 usage, 3 a tool is missing, or no network.
 Needs Python 3.11 and nothing outside its standard library.
 """
 
 import argparse
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -23,32 +25,49 @@ import sys
 from pathlib import Path
 
 import bessemer
+import contest
 import llama_cpp
-from measure import PeerError, first_byte, machine, ratios, run, summary
+import openvino_peer
+from checkpoints import checkpoint
+from loads import loads
+from measure import PeerError, machine
+from workloads import FORMATS, PEERS, WORKLOADS
 
 CACHE = bessemer.ROOT / ".cache" / "peers"
 RESULTS = Path(__file__).resolve().parent / "results"
-PROMPT = "The capital of France is"
-FIRST_TOKEN = "first_token"
 BUSY_LOAD = 0.5
 
 
 def arguments(given=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare Bessemer with llama.cpp on the same GGUF file.")
-    parser.add_argument("name", nargs="?", type=file_name, help="what to call the result, such as zen5-2-threads")
-    parser.add_argument("--build-only", action="store_true", help="build both sides and stop")
-    parser.add_argument("--model", type=Path, help="a GGUF file (default: SmolLM2-135M-Instruct, fetched)")
+    parser = argparse.ArgumentParser(description="Compare Bessemer with other engines on the same weights.")
+    parser.add_argument("name", nargs="?", type=file_name, help="what to call the result, such as w1-zen5-2cores")
+    parser.add_argument("--workload", choices=WORKLOADS, default="w1", help=workloads_help())
+    parser.add_argument("--format", choices=FORMATS, default="q4_0", help="the weights that Bessemer runs")
+    parser.add_argument("--peers", type=peers, default=PEERS, help=f"a list of {', '.join(PEERS)} (default: all)")
+    parser.add_argument("--avx2", action="store_true", help="both for x86-64-v3 only; llama.cpp is the only peer")
+    parser.add_argument("--prepare", action="store_true", help="fetch, build and convert, and stop")
     parser.add_argument("-t", "--threads", type=positive, default=2)
     parser.add_argument("-p", "--prompt", type=positive, default=512, help="tokens of the prompt")
-    parser.add_argument("-n", "--generate", type=positive, default=128, help="tokens to decode")
-    parser.add_argument("-d", "--depth", type=positive, default=512, help="tokens held before the second decode")
+    parser.add_argument("-n", "--generate", type=positive, help="tokens to decode (default: the workload's)")
+    parser.add_argument("-d", "--depths", type=numbers, help="tokens held before further decodes, such as 512,4096")
+    parser.add_argument("-b", "--sequences", type=positive, default=8, help="sequences decoded together")
     parser.add_argument("-r", "--repetitions", type=positive, default=3, help="samples of each kind in a round")
     parser.add_argument("--rounds", type=positive, default=5, help="how often everyone takes a turn")
+    parser.add_argument("--finalists", type=positive, default=2, help="settings of a peer that reach the rounds")
     parser.add_argument("-j", "--jobs", type=positive, default=os.cpu_count(), help="compilers that run at once")
     args = parser.parse_args(given)
-    if args.name is None and not args.build_only:
-        parser.error("give the result a NAME, or --build-only")
+    if args.name is None and not args.prepare:
+        parser.error("give the result a NAME, or --prepare")
+    if args.avx2:
+        args.peers = ("llama.cpp",)
+    workload = WORKLOADS[args.workload]
+    args.generate = args.generate or workload.generate
+    args.depths = args.depths or workload.depths
     return args
+
+
+def workloads_help() -> str:
+    return "; ".join(f"{workload.name}: {workload.title}" for workload in WORKLOADS.values())
 
 
 def positive(text: str) -> int:
@@ -58,110 +77,87 @@ def positive(text: str) -> int:
     return value
 
 
+def numbers(text: str) -> tuple:
+    return tuple(positive(part) for part in text.split(","))
+
+
+def peers(text: str) -> tuple:
+    found = tuple(text.split(","))
+    if unknown := set(found) - set(PEERS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: known are {', '.join(PEERS)}")
+    return found
+
+
 def file_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no plain file name")
     return text
 
 
-def measure(contestants: list, args: argparse.Namespace) -> dict:
-    """Samples as {metric: {contestant: [samples of a round, ...]}}, everyone taking turns."""
-    loads = {
-        f"prefill_{args.prompt}": ("prefill", args.prompt, 0, 0),
-        f"decode_{args.generate}": ("decode", 0, args.generate, 0),
-        f"decode_{args.generate}_at_{args.depth}": ("decode", 0, args.generate, args.depth),
-    }
-    found = {metric: {c.name: [] for c in contestants} for metric in [*loads, FIRST_TOKEN]}
-    for turn in range(args.rounds):
-        print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
-        for metric, (part, prompt, generate, depth) in loads.items():
-            for contestant in contestants:
-                samples = contestant.bench(prompt, generate, depth, args.repetitions)[part]
-                found[metric][contestant.name].append(samples)
-        starts = {c.name: [] for c in contestants}
-        for _ in range(args.repetitions):
-            for contestant in contestants:
-                ms, _ = first_byte(contestant.first_token_command(PROMPT))
-                starts[contestant.name].append(ms)
-        for name, samples in starts.items():
-            found[FIRST_TOKEN][name].append(samples)
-    return found
+def prepare(args: argparse.Namespace) -> tuple:
+    """Everything fetched, built and converted: Bessemer, its peers, and what they are."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    workload = WORKLOADS[args.workload]
+    program = bessemer.build()
+    # Its programs convert for everyone, so that it is built even where it is no peer.
+    built = llama_cpp.build(CACHE, args.jobs)
+    quantize = built["programs"]["llama-quantize"]
 
+    def file(name: str) -> Path:
+        return checkpoint(workload, name, CACHE, quantize)
 
-def judge(metric: str, samples: dict) -> dict:
-    """Both sides of a metric: ours, the best of the peer's variants, and how many times better ours is."""
-    less_is_better = metric == FIRST_TOKEN
-    ours = samples[bessemer.Bessemer.name]
-    variants = {name: summary(rounds) for name, rounds in samples.items() if name != bessemer.Bessemer.name}
-    order = sorted(variants, key=lambda name: variants[name]["median"], reverse=not less_is_better)
-    best = samples[order[0]]
-    return {
-        "unit": "ms" if less_is_better else "tok/s",
-        "bessemer": summary(ours),
-        "llama.cpp": variants,
-        "llama.cpp_best": order[0],
-        # Above 1, Bessemer is the better one, whatever the unit.
-        "ratio": ratios(best, ours) if less_is_better else ratios(ours, best),
-    }
-
-
-def table(metrics: dict) -> str:
-    lines = ["| | unit | Bessemer | llama.cpp, best of both | variant | ratio | ratio, min to max |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for metric, both in metrics.items():
-        ours, theirs, ratio = both["bessemer"], both["llama.cpp"][both["llama.cpp_best"]], both["ratio"]
-        cells = [
-            metric.replace("_", " "),
-            both["unit"],
-            *(f"{side['median']:.1f} ±{50 * side['spread']:.0f} %" for side in (ours, theirs)),
-            both["llama.cpp_best"].removeprefix("llama.cpp "),
-            f"{ratio['median']:.2f}",
-            f"{ratio['min']:.2f} to {ratio['max']:.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def default_model() -> Path:
-    fetched = run([sys.executable, bessemer.ROOT / "fixtures" / "fetch.py", "smollm2"])
-    return Path(fetched.strip().splitlines()[-1])
+    target = "cpu:x86-64-v3" if args.avx2 else "cpu"
+    engine = CACHE / f"{workload.name}-{args.format}{'-avx2' if args.avx2 else ''}.engine"
+    # First, because a model that it cannot read needs no peers.
+    bessemer.compile_model(program, file(args.format), engine, target)
+    ours = bessemer.Bessemer(program, args.format, engine, args.threads)
+    against, versions = [], {"bessemer": bessemer.version()}
+    wishes = workload.peers(args.format)
+    if "llama.cpp" in args.peers:
+        if args.avx2:
+            built = llama_cpp.build(CACHE, args.jobs, "avx2")
+        files = {name: file(name) for name in wishes["llama.cpp"]}
+        against += llama_cpp.contestants(built, files, args.threads)
+        versions["llama.cpp"] = {key: built[key] for key in ("version", "compiler", "instructions")}
+    if "openvino" in args.peers:
+        against += openvino_peer.contestants(CACHE, workload.name, lambda: file("f16"), wishes["openvino"], args.threads)
+        versions["openvino"] = list(openvino_peer.PACKAGES)
+    return ours, against, versions, file(args.format)
 
 
 def compare(args: argparse.Namespace) -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    peer = llama_cpp.build(CACHE, args.jobs)
-    program = bessemer.build()
-    if args.build_only:
+    ours, against, versions, model = prepare(args)
+    if args.prepare:
         return
-    model = args.model or default_model()
-    engine = bessemer.compile_model(program, model, CACHE)
-    contestants = [bessemer.Bessemer(program, engine, args.threads)]
-    contestants += [llama_cpp.LlamaCpp(peer["programs"], model, args.threads, fa) for fa in (0, 1)]
-
     load_before = os.getloadavg()[0]
     if load_before > BUSY_LOAD:
         print(f"compare: the machine is busy (load {load_before:.1f}): figures will be noisy", file=sys.stderr)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    metrics = {metric: judge(metric, samples) for metric, samples in measure(contestants, args).items()}
+    wanted = loads(args.prompt, args.generate, args.depths, args.sequences)
+    samples, heats = contest.measure(ours, against, wanted, args)
+    peer_of = {contestant.name: contestant.peer for contestant in against}
+    metrics = {load.name: contest.judge(load, samples[load.name], ours.name, peer_of) for load in wanted}
+    for name, shares in ours.shares.items():
+        metrics[name]["share_of_ceiling"] = statistics.median(shares)
     with model.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = ("format", "threads", "prompt", "generate", "sequences", "rounds", "repetitions", "finalists")
     result = {
         "date": date,
         "machine": {**machine(), "load_before": load_before},
+        "workload": dataclasses.asdict(WORKLOADS[args.workload]),
         "model": {"file": model.name, "sha256": sha256, "bytes": model.stat().st_size},
-        "engine_bytes": engine.stat().st_size,
-        "bessemer": bessemer.version(),
-        "llama.cpp": {key: peer[key] for key in ("version", "compiler")},
-        "settings": {
-            key: getattr(args, key)
-            for key in ("threads", "prompt", "generate", "depth", "rounds", "repetitions")
-        },
+        "weights_bytes": {contestant.name: contestant.file_bytes for contestant in (ours, *against)},
+        "versions": versions,
+        "settings": {key: getattr(args, key) for key in settings},
+        "ceilings": contest.medians(ours.ceilings),
         "metrics": metrics,
+        "heats": heats,
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{args.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(metrics))
+    print(contest.table(metrics))
     print(path, file=sys.stderr)
 
 

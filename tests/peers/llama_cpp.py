@@ -1,4 +1,7 @@
-"""llama.cpp: its source from PyPI, a native build, `llama-bench` for speed and `llama-completion` for start-up.
+"""llama.cpp: its source from PyPI, a build of its programs, and what they are asked.
+
+`llama-bench` and `llama-batched-bench` measure speed, `llama-completion` start-up and memory, `llama-quantize` makes the
+formats that are compared, and llama_logits.cpp beside this file writes logits.
 
 The source is the one that the `llama-cpp-python` sdist carries: pip can fetch it wherever it can fetch anything, and
 the archive is pinned by its SHA-256.
@@ -13,16 +16,24 @@ import sys
 import tarfile
 from pathlib import Path
 
+from loads import PROMPT, PROMPT_IDS, Load
 from measure import Missing, PeerError, cpu_features, run
 
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
-TARGETS = ("llama-bench", "llama-completion")
+TARGETS = ("llama-bench", "llama-completion", "llama-batched-bench", "llama-quantize")
+# For this CPU, or for any x86-64-v3 one.
+INSTRUCTIONS = {
+    "native": ("-DGGML_NATIVE=ON",),
+    "avx2": (
+        "-DGGML_NATIVE=OFF",
+        *(f"-DGGML_{set_}=ON" for set_ in ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")),
+    ),
+}
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
-    "-DGGML_NATIVE=ON",
     "-DBUILD_SHARED_LIBS=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_SERVER=OFF",
@@ -31,6 +42,9 @@ FLAGS = (
     "-DGGML_CCACHE=OFF",
 )
 
+LOGITS = Path(__file__).resolve().parent / "llama_logits.cpp"
+GGML = ("ggml", "ggml-cpu", "ggml-base")
+
 # GCC 12 drops the stores to the tile configuration before the instruction that loads it, so that on a CPU with AMX
 # every quantised product dies at its first tile. A compiler barrier keeps them.
 AMX_FILE = "ggml/src/ggml-cpu/amx/mmq.cpp"
@@ -38,17 +52,18 @@ AMX_LOAD = "    _tile_loadconfig(&tc);\n"
 AMX_BARRIER = '    asm volatile("" ::: "memory");\n'
 
 
-def build(cache: Path, jobs: int) -> dict:
+def build(cache: Path, jobs: int, instructions: str = "native") -> dict:
     """Builds what is missing under `cache`; the program for each target, and what it was built with."""
+    flags = (*FLAGS[:1], *INSTRUCTIONS[instructions], *FLAGS[1:])
     environment = tools(cache / "tools")
     source = unpack(cache)
     compiler = run([os.environ.get("CXX", "c++"), "--version"]).splitlines()[0]
     # A native build is right for one kind of CPU only, and a cache folder may travel.
-    key = hashlib.sha256("\n".join([VERSION, *FLAGS, compiler, cpu_features()]).encode()).hexdigest()[:12]
+    key = hashlib.sha256("\n".join([VERSION, *flags, compiler, cpu_features()]).encode()).hexdigest()[:12]
     folder = cache / f"llama.cpp-{VERSION}-{key}"
     steps = [["cmake", "--build", folder, "--parallel", jobs, "--target", *TARGETS]]
     if not (folder / "build.ninja").is_file():
-        steps.insert(0, ["cmake", "-G", "Ninja", "-S", source, "-B", folder, *FLAGS])
+        steps.insert(0, ["cmake", "-G", "Ninja", "-S", source, "-B", folder, *flags])
     for step in steps:
         step = [str(part) for part in step]
         # The builder's own words go to stderr: it takes minutes, and stdout belongs to the results.
@@ -56,7 +71,21 @@ def build(cache: Path, jobs: int) -> dict:
         if done.returncode != 0:
             raise PeerError(f"exit code {done.returncode} from {' '.join(step)}")
     programs = {target: folder / "bin" / target for target in TARGETS}
-    return {"programs": programs, "version": f"{PACKAGE} {VERSION}", "compiler": compiler}
+    version = {"version": f"{PACKAGE} {VERSION}", "compiler": compiler, "instructions": instructions}
+    return {"programs": programs, "folder": folder, "source": source, **version}
+
+
+def build_logits(built: dict) -> Path:
+    """The program of llama_logits.cpp, linked with the libraries of a build."""
+    source, folder = built["source"], built["folder"]
+    program = folder / "bin" / LOGITS.stem
+    if program.is_file() and program.stat().st_mtime >= LOGITS.stat().st_mtime:
+        return program
+    libraries = [folder / "src" / "libllama.a", *(folder / "ggml" / "src" / f"lib{name}.a" for name in GGML)]
+    includes = [f"-I{source / part}" for part in ("include", "ggml/include")]
+    compiler = os.environ.get("CXX", "c++")
+    run([compiler, "-std=c++17", "-O2", *includes, LOGITS, *libraries, "-fopenmp", "-ldl", "-lpthread", "-o", program])
+    return program
 
 
 def tools(folder: Path) -> dict:
@@ -120,24 +149,47 @@ def patch(path: Path) -> None:
 class LlamaCpp:
     """llama.cpp on one GGUF file, with flash attention off (0) or on (1)."""
 
-    def __init__(self, programs: dict, model: Path, threads: int, flash_attention: int):
-        self.name = f"llama.cpp -fa {flash_attention}"
+    peer = "llama.cpp"
+
+    def __init__(self, programs: dict, label: str, model: Path, threads: int, flash_attention: int):
+        self.name = f"llama.cpp {label} -fa {flash_attention}"
         self.programs = programs
+        self.file_bytes = model.stat().st_size
         self.common = ["-m", model, "-t", threads, "-fa", flash_attention]
 
-    def bench(self, prompt: int, generate: int, depth: int, repetitions: int) -> dict:
-        """Tokens a second of each repetition; 0 for `prompt` or `generate` leaves that part out."""
-        sizes = ["-p", prompt, "-n", generate, "-d", depth, "-r", repetitions]
-        return samples(run([self.programs["llama-bench"], *self.common, *sizes, "-o", "json"]))
+    def bench(self, load: Load, repetitions: int) -> list:
+        """Tokens a second of each repetition."""
+        if load.sequences > 1:
+            return self.batched(load, repetitions)
+        sizes = ["-p", load.prompt, "-n", load.generate, "-d", load.depth, "-r", repetitions]
+        return samples(run([self.programs["llama-bench"], *self.common, *sizes, "-o", "json"]))[load.part]
 
-    def first_token_command(self, prompt: str) -> list:
-        """Writes the token that follows `prompt`, and nothing else, to stdout.
+    def batched(self, load: Load, repetitions: int) -> list:
+        """Several sequences together. Each needs a token to begin with."""
+        prompt = max(load.depth, 1)
+        cells = load.sequences * (prompt + load.generate)
+        rounds = ",".join([str(load.sequences)] * repetitions)
+        sizes = ["-c", cells, "-npp", prompt, "-ntg", load.generate, "-npl", rounds]
+        said = run([self.programs["llama-batched-bench"], *self.common, *sizes, "--output-format", "jsonl"])
+        return batched_samples(said)
+
+    def generate_command(self, repeats: int, count: int) -> list:
+        """Writes the `count` tokens that follow the prompt, and nothing else, to stdout.
 
         What only costs time at start is off: the warm-up run, the fit to the memory of devices, a context of
         thousands of tokens.
         """
-        quick = ["--no-warmup", "--fit", "off", "-c", 256, "--no-conversation", "--no-display-prompt", "--simple-io"]
-        return [self.programs["llama-completion"], *self.common, *quick, "--temp", 0, "-n", 1, "-p", prompt]
+        context = 256 * -(-(repeats * len(PROMPT_IDS) + count) // 256)
+        quick = ["--no-warmup", "--fit", "off", "-c", context, "--no-conversation", "--no-display-prompt", "--simple-io"]
+        options = [*quick, "--temp", 0, "-n", count, "-p", " ".join([PROMPT] * repeats)]
+        return [self.programs["llama-completion"], *self.common, *options]
+
+
+def contestants(built: dict, files: dict, threads: int) -> list:
+    """llama.cpp on each of the `files`, without and with flash attention: no setting is best everywhere."""
+    return [
+        LlamaCpp(built["programs"], label, model, threads, fa) for label, model in files.items() for fa in (0, 1)
+    ]
 
 
 def samples(text: str) -> dict:
@@ -146,3 +198,8 @@ def samples(text: str) -> dict:
     for test in json.loads(text):
         found["prefill" if test["n_prompt"] else "decode"] = test["samples_ts"]
     return found
+
+
+def batched_samples(text: str) -> list:
+    """The rates of decoding in what `llama-batched-bench --output-format jsonl` wrote, all sequences together."""
+    return [json.loads(line)["speed_tg"] for line in text.splitlines() if line.startswith("{")]

@@ -1,4 +1,4 @@
-"""What every comparison needs: running a command, timing its first byte, summarising samples, naming the machine."""
+"""What every comparison needs: commands, their first byte and their memory, summaries of samples, the machine's name."""
 
 import os
 import platform
@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 TIMEOUT_S = 1800
+MEMORY_EVERY_S = 0.002
+MEMORY = {"RssAnon": "anon", "VmHWM": "all"}
 
 
 class PeerError(Exception):
@@ -61,6 +63,35 @@ def first_byte(command: list) -> tuple:
     if not text:
         raise PeerError(f"nothing on stdout from {' '.join(command)}")
     return ms, text.decode(errors="replace")
+
+
+def peak_memory(command: list) -> dict:
+    """The most bytes that a process holds while it runs: anonymous ones, and all that are resident.
+
+    The operating system remembers the peak of the whole alone, so the rest is sampled.
+    """
+    command = [str(part) for part in command]
+    found = {"anon": 0, "all": 0}
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        while process.poll() is None:
+            for key, bytes_ in memory(process.pid).items():
+                found[key] = max(found[key], bytes_)
+            time.sleep(MEMORY_EVERY_S)
+        if process.returncode != 0:
+            said.seek(0)
+            raise PeerError(failure(command, process.returncode, said.read()))
+    return found
+
+
+def memory(pid: int) -> dict:
+    """What a process holds now (nothing once it has ended), and the most it ever held."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    kib = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines) if key in MEMORY}
+    return {MEMORY[key]: value * 1024 for key, value in kib.items()}
 
 
 def summary(rounds: list) -> dict:

@@ -1,8 +1,10 @@
 """Tests of the comparison that need no build and no network: python3 -m unittest discover -s tests/peers"""
 
 import contextlib
+import importlib.util
 import io
 import json
+import math
 import sys
 import tempfile
 import time
@@ -10,19 +12,29 @@ import unittest
 from pathlib import Path
 
 import bessemer
+import checkpoints
 import compare
+import contest
 import llama_cpp
 import measure
+import quality
+from loads import FIRST_TOKEN, Load, loads
+from workloads import FORMATS, PEERS, WORKLOADS
 
 # Shortened from what the two programs print.
 LLAMA_BENCH = """[
   {"n_prompt": 512, "n_gen": 0, "n_depth": 0, "avg_ts": 700.0, "samples_ns": [1, 2], "samples_ts": [ 690.0, 710.0 ]},
   {"n_prompt": 0, "n_gen": 128, "n_depth": 0, "avg_ts": 99.0, "samples_ns": [1, 2], "samples_ts": [ 98.0, 100.0 ]}
 ]"""
+BATCHED_BENCH = """warning: something
+{"n_kv_max": 2048, "pp": 1, "tg": 32, "pl": 8, "speed_pp": 591.9, "t_tg": 0.40, "speed_tg": 632.4, "speed": 631.1}
+{"n_kv_max": 2048, "pp": 1, "tg": 32, "pl": 8, "speed_pp": 643.0, "t_tg": 0.41, "speed_tg": 612.2, "speed": 613.1}
+"""
 BESSEMER_BENCH = {
     "nests": "generated",
     "prefill": {"tok_s": 800.0, "samples": [790.0, 810.0], "share_of_ceiling": 0.3},
     "decode": {"tok_s": 120.0, "samples": [119.0, 121.0], "share_of_ceiling": 0.4},
+    "ceilings": {"read_bytes_s": 27e9, "int8_multiply_adds_s": 5e12},
 }
 
 
@@ -35,21 +47,41 @@ class Parsing(unittest.TestCase):
         found = llama_cpp.samples(LLAMA_BENCH)
         self.assertEqual(found, {"prefill": [690.0, 710.0], "decode": [98.0, 100.0]})
 
-    def test_bessemer_bench_gives_every_repetition(self):
-        found = bessemer.samples(json.dumps(BESSEMER_BENCH))
-        self.assertEqual(found, {"prefill": [790.0, 810.0], "decode": [119.0, 121.0]})
+    def test_batched_bench_counts_the_tokens_of_all_sequences(self):
+        self.assertEqual(llama_cpp.batched_samples(BATCHED_BENCH), [632.4, 612.2])
 
     def test_interpreted_nests_are_not_taken_for_compiled_code(self):
         with self.assertRaisesRegex(measure.PeerError, "interpreted"):
-            bessemer.samples(json.dumps({**BESSEMER_BENCH, "nests": "interpreted"}))
+            bessemer.checked(json.dumps({**BESSEMER_BENCH, "nests": "interpreted"}))
 
-    def test_a_part_that_was_not_asked_for_is_left_out(self):
+    def test_bessemer_gives_the_part_that_was_asked_for_and_keeps_the_ceilings(self):
         with tempfile.TemporaryDirectory() as folder:
-            program = Path(folder) / "bessemer"
+            program, engine = Path(folder) / "bessemer", Path(folder) / "x.engine"
             program.write_text(f"#!/bin/sh\necho '{json.dumps(BESSEMER_BENCH)}'\n")
             program.chmod(0o755)
-            ours = bessemer.Bessemer(program, Path("x.engine"), 2)
-            self.assertEqual(ours.bench(0, 128, 512, 3), {"decode": [119.0, 121.0]})
+            engine.write_bytes(b"12345")
+            ours = bessemer.Bessemer(program, "q4_0", engine, 2)
+            self.assertEqual(ours.bench(Load("decode_8", "decode", generate=8), 2), [119.0, 121.0])
+            self.assertEqual(ours.bench(Load("prefill_8", "prefill", prompt=8), 2), [790.0, 810.0])
+        self.assertEqual((ours.file_bytes, ours.shares), (5, {"decode_8": [0.4], "prefill_8": [0.3]}))
+        self.assertEqual(contest.medians(ours.ceilings), BESSEMER_BENCH["ceilings"])
+
+
+class Commands(unittest.TestCase):
+    def test_llama_cpp_gets_a_context_that_holds_prompt_and_answer(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "x.gguf"
+            model.write_bytes(b"")
+            peer = llama_cpp.LlamaCpp({"llama-completion": Path("p")}, "q4_0", model, 2, 1)
+            for repeats, count, context in ((1, 1, 256), (102, 32, 768), (51, 1, 256), (51, 2, 512)):
+                command = peer.generate_command(repeats, count)
+                self.assertEqual(command[command.index("-c") + 1], context)
+                self.assertEqual(command[-1].count("France"), repeats)
+
+    def test_both_instruction_sets_of_llama_cpp_say_what_they_are(self):
+        self.assertEqual(llama_cpp.INSTRUCTIONS["native"], ("-DGGML_NATIVE=ON",))
+        self.assertIn("-DGGML_AVX2=ON", llama_cpp.INSTRUCTIONS["avx2"])
+        self.assertFalse(any("AVX512" in flag for flag in llama_cpp.INSTRUCTIONS["avx2"]))
 
 
 class Statistics(unittest.TestCase):
@@ -62,45 +94,98 @@ class Statistics(unittest.TestCase):
         found = measure.ratios([[20.0], [2.0], [20.0]], [[10.0], [1.0], [10.0]])
         self.assertEqual(found, {"median": 2.0, "min": 2.0, "max": 2.0})
 
-    def test_the_better_variant_stands_for_the_peer(self):
-        samples = {"bessemer": [[30.0]], "llama.cpp -fa 0": [[10.0]], "llama.cpp -fa 1": [[15.0]]}
-        speed = compare.judge("decode_128", samples)
-        self.assertEqual((speed["llama.cpp_best"], speed["ratio"]["median"]), ("llama.cpp -fa 1", 2.0))
-        start = compare.judge(compare.FIRST_TOKEN, samples)
-        self.assertEqual((start["llama.cpp_best"], start["unit"]), ("llama.cpp -fa 0", "ms"))
-        self.assertAlmostEqual(start["ratio"]["median"], 10 / 30)
+    def test_the_best_setting_stands_for_a_peer_and_the_best_peer_for_all(self):
+        samples = {"ours": [[30.0]], "a 0": [[10.0]], "a 1": [[15.0]], "b": [[20.0]]}
+        peer_of = {"a 0": "a", "a 1": "a", "b": "b"}
+        speed = contest.judge(Load("decode_8", "decode", generate=8), samples, "ours", peer_of)
+        self.assertEqual((speed["best"], speed["best_of_all"]), ({"b": "b", "a": "a 1"}, "b"))
+        self.assertEqual({peer: ratio["median"] for peer, ratio in speed["ratio"].items()}, {"a": 2.0, "b": 1.5})
+        start = contest.judge(FIRST_TOKEN, samples, "ours", peer_of)
+        self.assertEqual((start["best"], start["unit"]), ({"a": "a 0", "b": "b"}, "ms"))
+        self.assertAlmostEqual(start["ratio"]["a"]["median"], 10 / 30)
+        self.assertIn("| first token | ms | 30.0 ±0 % | a | 10.0 ±0 % | 0 | 0.33 |", contest.table({"first_token": start}))
+
+    def test_bases_that_saw_different_texts_are_refused(self):
+        side = {"tokens": 100, "base_ppl": 20.0}
+        quality.check({"a": side, "b": {"tokens": 100, "base_ppl": 20.001}})
+        for other in ({"tokens": 99, "base_ppl": 20.0}, {"tokens": 100, "base_ppl": 20.1}):
+            with self.assertRaisesRegex(measure.PeerError, "bases differ"):
+                quality.check({"a": side, "b": other})
 
 
 class Contestant:
     """Answers at once and writes down when it was asked."""
 
-    def __init__(self, name: str, log: list):
-        self.name, self.log = name, log
+    def __init__(self, name: str, log: list, speed: float = 1.0):
+        self.name, self.peer, self.log, self.speed = name, name.split()[0], log, speed
 
-    def bench(self, prompt, generate, depth, repetitions):
-        self.log.append((self.name, prompt, generate, depth))
-        return {part: [1.0] * repetitions for part, wanted in (("prefill", prompt), ("decode", generate)) if wanted}
+    def bench(self, load, repetitions):
+        self.log.append((self.name, load.name))
+        return [self.speed] * repetitions
 
-    def first_token_command(self, prompt):
-        self.log.append((self.name, prompt))
+    def generate_command(self, repeats, count):
+        self.log.append((self.name, repeats, count))
         return python("print(1)")
 
 
 class Turns(unittest.TestCase):
+    def measure(self, ours, peers, *options):
+        args = compare.arguments(["x", "--rounds", "2", "-r", "2", "-p", "8", "-n", "4", "-d", "16,32", *options])
+        wanted = loads(args.prompt, args.generate, args.depths, args.sequences)
+        with contextlib.redirect_stderr(io.StringIO()):
+            return contest.measure(ours, peers, wanted, args)
+
     def test_contestants_alternate(self):
         log = []
-        args = compare.arguments(["x", "--rounds", "2", "-r", "2", "-p", "8", "-n", "4", "-d", "16"])
-        with contextlib.redirect_stderr(io.StringIO()):
-            found = compare.measure([Contestant("a", log), Contestant("b", log)], args)
-        self.assertEqual([entry[0] for entry in log], ["a", "b"] * 10)
-        self.assertEqual([entry[1:] for entry in log[:6:2]], [(8, 0, 0), (0, 4, 0), (0, 4, 16)])
-        self.assertEqual(list(found), ["prefill_8", "decode_4", "decode_4_at_16", "first_token"])
+        found, heats = self.measure(Contestant("a", log), [Contestant("b", log)])
+        self.assertEqual([entry[0] for entry in log[:10]], ["a", "b"] * 5)
+        self.assertEqual(
+            list(found),
+            ["prefill_8", "decode_4", "decode_4_at_16", "decode_4_at_32", "decode_4_x8", "first_token", "peak_anon"],
+        )
+        self.assertTrue(all(len(rounds) == 2 for sides in found.values() for rounds in sides.values()))
         self.assertTrue(all(len(r) == 2 for sides in found.values() for rounds in sides.values() for r in rounds))
+        self.assertFalse(any(heats.values()), "one setting needs no heat")
+        processes = [entry for entry in log if len(entry) == 3]
+        self.assertEqual(processes[:4], [("a", 1, 1), ("b", 1, 1)] * 2)
 
-    def test_names_that_leave_the_folder_are_refused(self):
-        for name in ("../x", "a/b", "", ".hidden"):
+    def test_only_the_best_settings_of_each_peer_reach_the_rounds(self):
+        log = []
+        peers = [Contestant("b slow", log, 1.0), Contestant("b fast", log, 2.0), Contestant("c", log, 0.5)]
+        found, heats = self.measure(Contestant("a", log), peers, "--finalists", "1")
+        self.assertEqual(list(found["decode_4"]), ["a", "b fast", "c"])
+        self.assertEqual(heats["decode_4"], {"b slow": 1.0, "b fast": 2.0})
+
+    def test_names_that_leave_the_folder_and_unknown_peers_are_refused(self):
+        for given in (["../x"], ["a/b"], [""], [".hidden"], ["x", "--peers", "nobody"], ["x", "-d", "0"], []):
             with self.assertRaises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-                compare.arguments([name])
+                compare.arguments(given)
+
+
+class Workloads(unittest.TestCase):
+    def test_every_workload_names_formats_that_can_be_made(self):
+        for workload in WORKLOADS.values():
+            for name in FORMATS:
+                wishes = workload.peers(name)
+                self.assertEqual(tuple(wishes), PEERS)
+                self.assertLessEqual(set(wishes["llama.cpp"]), {*checkpoints.FORMATS, "source", "bf16"})
+        self.assertEqual(WORKLOADS["w2"].peers("bf16")["openvino"], ("fp16",))
+
+    def test_a_checkpoint_is_made_once_and_appears_whole(self):
+        with tempfile.TemporaryDirectory() as folder:
+            quantize = Path(folder) / "quantize"
+            quantize.write_text('#!/bin/sh\necho "$@" > "$4"\n')
+            quantize.chmod(0o755)
+            final = Path(folder) / "w1-q4_0.gguf"
+            for _ in range(2):
+                with contextlib.redirect_stderr(io.StringIO()) as said:
+                    checkpoints.quantized(Path("in.gguf"), final, quantize, ("--pure", "Q4_0"))
+            self.assertEqual(said.getvalue(), "", "the second time there is nothing to do")
+            self.assertIn("--allow-requantize --pure in.gguf", final.read_text())
+            quantize.write_text("#!/bin/sh\nexit 1\n")
+            with self.assertRaises(measure.PeerError), contextlib.redirect_stderr(io.StringIO()):
+                checkpoints.quantized(Path("in.gguf"), Path(folder) / "other.gguf", quantize, ("Q8_0",))
+            self.assertFalse((Path(folder) / "other.gguf").exists())
 
 
 class Processes(unittest.TestCase):
@@ -117,11 +202,35 @@ class Processes(unittest.TestCase):
             with self.assertRaises(measure.PeerError):
                 measure.first_byte(python(code))
 
+    def test_memory_is_watched_while_a_process_runs(self):
+        code = "import time; held = b'x' * 100_000_000; time.sleep(0.2)"
+        small, large = (measure.peak_memory(python(text))["anon"] for text in ("import time; time.sleep(0.2)", code))
+        self.assertGreater(large, small + 99_000_000)
+        with self.assertRaises(measure.PeerError):
+            measure.peak_memory(python("raise SystemExit(3)"))
+
     def test_failures_tell_how_and_with_which_words(self):
         with self.assertRaisesRegex(measure.PeerError, "(?s)signal 4.*last words"):
             measure.run(python("import os, sys; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 4)"))
         with self.assertRaises(measure.Missing):
             measure.run(["no-such-program-anywhere"])
+
+
+@unittest.skipUnless(importlib.util.find_spec("numpy"), "numpy is not installed")
+class Divergence(unittest.TestCase):
+    def test_the_figures_are_those_of_bessemer_eval(self):
+        import divergence
+        import numpy
+
+        # p = (1/2, 1/2), q = (3/4, 1/4): KL(p, q) = 1/2 ln(2/3) + 1/2 ln 2.
+        base = numpy.zeros((4, 2), dtype=numpy.float32)
+        other = numpy.tile(numpy.array([math.log(3), 0], dtype=numpy.float32), (4, 1))
+        found = divergence.compare(base, other, [0, 0, 1, 1])
+        self.assertAlmostEqual(found["mean_kl"], math.log(2 / 3) / 2 + math.log(2) / 2, places=6)
+        self.assertAlmostEqual(found["ppl"], math.sqrt(16 / 3), places=6)
+        self.assertAlmostEqual(found["base_ppl"], 2.0)
+        same = divergence.compare(other, other, [0] * 4)
+        self.assertEqual((same["mean_kl"], same["top1"], same["relative_error"]), (0.0, 1.0, 0.0))
 
 
 class Patch(unittest.TestCase):
