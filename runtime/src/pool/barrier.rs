@@ -16,6 +16,8 @@ pub struct Barrier {
     arrived: AtomicUsize,
     /// Counts rounds; a change lets the waiting go on.
     round: AtomicU32,
+    /// Threads that are parked, or about to be. While there are none, the last to arrive makes no system call.
+    parked: AtomicUsize,
     aborted: AtomicBool,
     lock: Mutex<()>,
     wake: Condvar,
@@ -35,6 +37,7 @@ impl Barrier {
             spin: if spin { SPIN } else { Duration::ZERO },
             arrived: AtomicUsize::new(0),
             round: AtomicU32::new(0),
+            parked: AtomicUsize::new(0),
             aborted: AtomicBool::new(false),
             lock: Mutex::new(()),
             wake: Condvar::new(),
@@ -65,24 +68,31 @@ impl Barrier {
             #[cfg(feature = "race-check")]
             self.ledger.close();
             self.arrived.store(0, Ordering::Relaxed);
-            // Under the lock, so that no thread can miss it between its look and its wait.
-            let guard = super::lock(&self.lock);
-            self.round.store(round.wrapping_add(1), Ordering::Release);
-            drop(guard);
-            self.wake.notify_all();
+            // SeqCst here and where a thread parks: of the two stores (the round, the count of the parked) one comes
+            // first, so either that thread sees the new round or this one sees that it has to wake it.
+            self.round.store(round.wrapping_add(1), Ordering::SeqCst);
+            if self.parked.load(Ordering::SeqCst) > 0 {
+                // Who is about to park holds the lock until it waits.
+                drop(super::lock(&self.lock));
+                self.wake.notify_all();
+            }
             return Ok(());
         }
         if super::spin(self.spin, || self.round.load(Ordering::Acquire) != round) {
             return Ok(());
         }
         let mut guard = super::lock(&self.lock);
-        while self.round.load(Ordering::Acquire) == round {
+        self.parked.fetch_add(1, Ordering::SeqCst);
+        let mut result = Ok(());
+        while self.round.load(Ordering::SeqCst) == round {
             if self.aborted.load(Ordering::Acquire) {
-                return Err(Aborted);
+                result = Err(Aborted);
+                break;
             }
             guard = self.wake.wait(guard).unwrap_or_else(|e| e.into_inner());
         }
-        Ok(())
+        self.parked.fetch_sub(1, Ordering::Relaxed);
+        result
     }
 
     /// Lets every thread that waits here, now or later in this job, return [`Aborted`].
