@@ -120,7 +120,7 @@ def prepare(args: argparse.Namespace) -> tuple:
         against += llama_cpp.contestants(built, files, args.threads)
         versions["llama.cpp"] = {key: built[key] for key in ("version", "compiler", "instructions")}
     if "openvino" in args.peers:
-        against += openvino_peer.contestants(CACHE, workload.name, lambda: file("f16"), wishes["openvino"], args.threads)
+        against += openvino_peer.contestants(CACHE, workload.name, file, wishes["openvino"], args.threads)
         versions["openvino"] = list(openvino_peer.PACKAGES)
     return ours, against, versions, file(args.format)
 

@@ -4,8 +4,8 @@
     python openvino_convert.py model-f16.gguf FOLDER fp16 int8 int4:128 ...
 
 Writes FOLDER/fp16 and so on, each a folder that `LLMPipeline` opens. `int4:128` is symmetric int4 in groups of 128 with
-8 bits for embedding and head, as NNCF and optimum do by default; `int4:128:all` has four bits in every matrix.
-`source` keeps the format of the GGUF (F16, Q4_0, Q4_1 and Q8_0 are what the reader knows).
+8 bits for embedding and head, as NNCF and optimum do by default; `int4:128:all` has four bits in every matrix. Any
+other wish is a name for the weights exactly as the GGUF has them (the reader knows F16, Q4_0, Q4_1 and Q8_0, no BF16).
 
 openvino_peer.py runs it in a virtual environment that has `openvino-genai` and `nncf`.
 """
@@ -54,10 +54,10 @@ def main(gguf: Path, out: Path, wishes: list) -> None:
         with tempfile.TemporaryDirectory(dir=out) as work:
             partial = Path(work) / "model"
             partial.mkdir()
-            if wish in ("fp16", "source"):
-                read(gguf, partial)
-            else:
+            if wish.startswith("int"):
                 compress(out / "fp16", partial, wish)
+            else:
+                read(gguf, partial)
             partial.rename(final)
 
 

@@ -18,14 +18,18 @@ def python(cache: Path) -> Path:
     return environment(cache / "openvino-venv", PACKAGES)
 
 
-def convert(interpreter: Path, gguf, folder: Path, wishes: tuple) -> dict:
-    """A model folder for each wish; see openvino_convert.py for what a wish may be."""
+def convert(interpreter: Path, checkpoint, folder: Path, wishes: tuple) -> dict:
+    """A model folder for each wish: a GGUF format read as it is, or what openvino_convert.py makes of 16 bits."""
     folder.mkdir(parents=True, exist_ok=True)
     models = {wish: folder / wish.replace(":", "-") for wish in wishes}
-    if not all(model.is_dir() for model in models.values()):
-        # What is compressed comes from the 16-bit model.
-        source = gguf()
-        run([interpreter, HERE / "openvino_convert.py", source, folder, "fp16", *wishes])
+    missing = [wish for wish, model in models.items() if not model.is_dir()]
+    made = [wish for wish in missing if wish == "fp16" or wish.startswith("int")]
+    for wish in missing:
+        if wish not in made:
+            run([interpreter, HERE / "openvino_convert.py", checkpoint(wish), folder, wish])
+    if made:
+        source = checkpoint("f16")
+        run([interpreter, HERE / "openvino_convert.py", source, folder, "fp16", *made])
         # Both are large, and nobody else needs them.
         source.unlink()
         if "fp16" not in wishes:
@@ -33,10 +37,10 @@ def convert(interpreter: Path, gguf, folder: Path, wishes: tuple) -> dict:
     return models
 
 
-def contestants(cache: Path, workload: str, gguf, wishes: tuple, threads: int) -> list:
-    """OpenVINO GenAI on a model for each wish; `gguf` makes the 16-bit file that they come from, if it is needed."""
+def contestants(cache: Path, workload: str, checkpoint, wishes: tuple, threads: int) -> list:
+    """OpenVINO GenAI on a model for each wish; `checkpoint` makes the GGUF in a format, where it is needed."""
     interpreter = python(cache)
-    models = convert(interpreter, gguf, cache / "openvino" / workload, wishes)
+    models = convert(interpreter, checkpoint, cache / "openvino" / workload, wishes)
     return [OpenVino(interpreter, wish, model, threads) for wish, model in models.items()]
 
 

@@ -24,7 +24,7 @@ import openvino_peer
 from checkpoints import GGUF_PACKAGES, checkpoint, environment, quantized
 from compare import CACHE, RESULTS, file_name, positive
 from measure import PeerError, failure, machine, run
-from workloads import WORKLOADS
+from workloads import FORMATS, WORKLOADS
 
 HERE = Path(__file__).resolve().parent
 # Bases that see the same tokens and weights differ by the order of sums.
@@ -95,8 +95,12 @@ def compare(args: argparse.Namespace) -> dict:
     def file(name: str) -> Path:
         return checkpoint(workload, name, CACHE, quantize)
 
-    # Real weights lose something to every further format; random ones have no original worth keeping to.
-    base, formats = (file("q4_0"), ("q4_0",)) if workload.shape else (file("source"), ("source", "q4_0", "q8_0", "bf16"))
+    # Real weights lose something to every further format; random ones have no original worth keeping to, so that all
+    # run the base's own, and only arithmetic tells them apart.
+    base, formats = file("source"), FORMATS
+    wishes = workload.settings["openvino"]
+    if workload.shape:
+        base, formats, wishes = file("q4_0"), ("q4_0",), ("q4_0",)
     found = {}
     for name in formats:
         print(f"bessemer {name}", file=sys.stderr)
@@ -111,11 +115,8 @@ def compare(args: argparse.Namespace) -> dict:
                 print(f"llama.cpp {name} -fa {fa}", file=sys.stderr)
                 judge.llama(file(name), judge.other, fa)
                 found[f"llama.cpp {name} -fa {fa}"] = judge.judge()
-        # Its weights are rounded from the 16-bit model, so that on random ones there is nothing they share.
-        if workload.shape is None and not args.no_openvino:
-            for peer in openvino_peer.contestants(
-                CACHE, workload.name, lambda: file("f16"), workload.settings["openvino"], args.threads
-            ):
+        if not args.no_openvino:
+            for peer in openvino_peer.contestants(CACHE, workload.name, file, wishes, args.threads):
                 print(peer.name, file=sys.stderr)
                 run(peer.worker("logits", windows=str(judge.windows), out=str(judge.other)))
                 found[peer.name] = judge.judge()

@@ -24,7 +24,7 @@ class Shape:
 
 PEERS = ("llama.cpp", "openvino")
 # What Bessemer may run, and the settings of peers of the same width. `source` is the file as it is published.
-FORMATS = ("q4_0", "source", "q8_0", "bf16")
+FORMATS = ("q4_0", "q4_0-mixed", "source", "q8_0", "bf16")
 SAME_WIDTH = {
     "q8_0": {"llama.cpp": ("q8_0",), "openvino": ("int8",)},
     "bf16": {"llama.cpp": ("bf16",), "openvino": ("fp16",)},
@@ -60,9 +60,15 @@ W3_SHAPE = Shape("qwen3", 28, 1024, 16, 8, 128, 3072, 151936, True, 1000000.0, 1
 # the head than the full model.
 W4_SHAPE = Shape("llama", 8, 4096, 32, 8, 128, 14336, 128256, False, 500000.0, 1e-5, 8192)
 
-W1_SETTINGS = {"llama.cpp": ("q4_0", "source", "q8_0"), "openvino": ("int4:32", "int4:64:all", "int8", "fp16")}
-W2_SETTINGS = {"llama.cpp": ("q4_0", "q4_0-mixed", "q8_0"), "openvino": ("int4:128", "int4:128:all", "int8", "fp16")}
-W4_SETTINGS = {"llama.cpp": ("q4_0", "q4_0-mixed"), "openvino": ("int4:128", "int4:128:all")}
+W1_SETTINGS = {
+    "llama.cpp": ("q4_0", "q4_0-mixed", "source", "q8_0"),
+    "openvino": ("source", "int4:32", "int4:64:all", "int8", "fp16"),
+}
+W2_SETTINGS = {
+    "llama.cpp": ("q4_0", "q4_0-mixed", "q8_0"),
+    "openvino": ("q4_0", "int4:128", "int4:128:all", "int8", "fp16"),
+}
+W4_SETTINGS = {"llama.cpp": ("q4_0", "q4_0-mixed"), "openvino": ("q4_0", "int4:128", "int4:128:all")}
 
 WORKLOADS = {
     workload.name: workload
