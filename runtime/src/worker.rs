@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 pub struct WorkerOptions {
     /// Threads; 0 is one for each physical core that the process may use. Their number changes no result.
     pub threads: usize,
-    /// Whether threads are bound to cores (that of the caller never is). Turn it off where several workers or other
+    /// Whether threads are bound to cores (that of the caller during a pass only). Turn it off where several workers or other
     /// busy processes share the machine: bound threads cannot move out of their way.
     pub pin: bool,
     /// Most rows of one pass; longer batches are cut. 0 is what the engine's largest program takes.

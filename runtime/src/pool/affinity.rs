@@ -19,11 +19,37 @@ pub(super) fn pin_this_thread(core: usize) {
     }
 }
 
+/// Binds the calling thread to a core for as long as this lives; then it may run wherever it might before.
+pub(super) struct PinnedFor(Option<os::Mask>);
+
+impl PinnedFor {
+    /// Binds it, where the operating system allows that.
+    pub(super) fn core(core: usize) -> Self {
+        let before = os::mask();
+        Self(before.filter(|_| os::pin(core)))
+    }
+}
+
+impl Drop for PinnedFor {
+    fn drop(&mut self) {
+        if let Some(mask) = &self.0 {
+            os::restore(mask);
+        }
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod os {
     use std::collections::BTreeSet;
 
-    fn mask() -> Option<libc::cpu_set_t> {
+    pub(super) type Mask = libc::cpu_set_t;
+
+    pub(super) fn restore(mask: &Mask) {
+        // SAFETY: the kernel reads the stated size from `mask`; 0 is this thread.
+        unsafe { libc::sched_setaffinity(0, size_of::<Mask>(), mask) };
+    }
+
+    pub(super) fn mask() -> Option<libc::cpu_set_t> {
         // SAFETY: `cpu_set_t` is an array of integers, for which zero bytes are a value.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel writes at most the stated size into `set`, which is that large; 0 is this thread.
@@ -64,6 +90,14 @@ mod os {
 
 #[cfg(not(target_os = "linux"))]
 mod os {
+    pub(super) type Mask = ();
+
+    pub(super) fn mask() -> Option<Mask> {
+        None
+    }
+
+    pub(super) fn restore((): &Mask) {}
+
     pub(super) fn physical_cores() -> Option<Vec<usize>> {
         None
     }
@@ -80,5 +114,20 @@ mod tests {
         let cores = super::allowed_cores();
         assert!(!cores.is_empty());
         assert!(cores.windows(2).all(|w| w[0] < w[1]));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_is_bound_for_a_while_only() {
+        let last = *super::allowed_cores().last().unwrap();
+        let allowed = || {
+            // SAFETY: reads the bits of a set.
+            super::os::mask().map(|m| unsafe { libc::CPU_COUNT(&m) })
+        };
+        let before = allowed();
+        let pinned = super::PinnedFor::core(last);
+        assert_eq!(allowed(), Some(1));
+        drop(pinned);
+        assert_eq!(allowed(), before);
     }
 }

@@ -4,9 +4,10 @@
 //! several threads of a job touch is reached through [`SharedBytes`], whose rule of disjointness is what every
 //! `unsafe` block of this module rests on.
 //!
-//! The thread that calls [`Pool::run`] is thread 0 and is left where the operating system put it: a library does not
-//! pin its caller. The other threads are pinned, one a core, unless that is turned off, and wait for the next job first by spinning (the
-//! next token comes soon), then parked.
+//! The thread that calls [`Pool::run`] is thread 0. All threads are pinned, one a core, unless that is turned off: the caller
+//! for the length of a job only, after which it may run wherever it might before. (Left alone, the operating system at
+//! times puts it on another thread's core, where each waits for the other.) The others wait for the next job first by
+//! spinning (the next token comes soon), then parked.
 
 mod affinity;
 mod barrier;
@@ -38,6 +39,8 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// Held during a job: `run` may be called from several threads, one after the other.
     turn: Mutex<()>,
+    /// Where the caller of `run` is bound meanwhile.
+    caller_core: Option<usize>,
 }
 
 /// A panic that ended a job on some thread.
@@ -76,8 +79,8 @@ const STOP: u32 = 1;
 const NEXT: u32 = 2;
 
 impl Pool {
-    /// A pool of `threads` threads (at least 1), the caller of [`Pool::run`] included. With `pin` each of the others is
-    /// bound to a core, if there are enough of them.
+    /// A pool of `threads` threads (at least 1), the caller of [`Pool::run`] included. With `pin` each is bound to a core, if
+    /// there are enough of them, the caller during its jobs.
     pub fn new(threads: usize, pin: bool) -> std::io::Result<Self> {
         let threads = threads.max(1);
         let cores = allowed_cores();
@@ -94,7 +97,9 @@ impl Pool {
             panic: Mutex::new(None),
             spin: if crowded { Duration::ZERO } else { SPIN },
         });
-        let mut pool = Self { shared, workers: Vec::with_capacity(threads - 1), turn: Mutex::new(()) };
+        let caller_core = cores.first().copied().filter(|_| pin && !crowded && threads > 1);
+        let workers = Vec::with_capacity(threads - 1);
+        let mut pool = Self { shared, workers, turn: Mutex::new(()), caller_core };
         for thread in 1..threads {
             let control = Arc::clone(&pool.shared);
             let core = cores.get(thread).copied().filter(|_| pin && !crowded);
@@ -118,6 +123,7 @@ impl Pool {
     /// others ([`Aborted`]) and is returned.
     pub fn run(&self, job: Job<'_>) -> Result<(), JobPanicked> {
         let _turn = lock(&self.turn);
+        let _pinned = self.caller_core.map(affinity::PinnedFor::core);
         let control = &*self.shared;
         control.barrier.reset();
         *lock(&control.panic) = None;
