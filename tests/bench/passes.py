@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""What each pass gains: compiles SmolLM2 with one of them switched off at a time, and compares speed with the whole.
+
+    python3 tests/bench/passes.py NAME      writes tests/bench/results/NAME-passes.json, and a table on stdout
+
+All engines take turns within a round, and ratios are taken within rounds. Passes that change nothing about this model are
+found by what `inspect --kernels` says of their plan and named, not measured. Run it on a quiet machine. Python's standard library only; the model
+comes from `fixtures/fetch.py smollm2`.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from measure import MODEL, ROOT, cpu
+
+PASSES = ["dead-code", "fold-constants", "common-subexpressions", "qkv", "gate-up", "residual", "add-rms-norm",
+          "pointwise", "compute", "pack"]
+WHOLE = "nothing"
+# What is switched off by an option of its own: nests run interpreted; weights are held in f32.
+NO_CODE = "machine code"
+NO_PRECISION = "quantised weights"
+OPTIONS = {WHOLE: [], NO_CODE: ["--no-code"], NO_PRECISION: ["--precision", "f32"]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of the result")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    subprocess.run(["cargo", "build", "--release", "--package", "bessemer"], cwd=ROOT, check=True)
+    bessemer = ROOT / "target/release/bessemer"
+    with tempfile.TemporaryDirectory() as folder:
+        # The list of trusted engines lies in a folder of this run.
+        env = {**os.environ, "XDG_DATA_HOME": folder}
+
+        def run(*command: str) -> subprocess.CompletedProcess:
+            return subprocess.run([bessemer, *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+        engines, hashes, absent = {}, {}, {}
+        for off in [WHOLE, *PASSES, NO_CODE, NO_PRECISION]:
+            engine = f"{folder}/{len(engines)}.engine"
+            option = OPTIONS.get(off, ["--disable", off])
+            done = run("compile", str(MODEL), "-o", engine, "--json", *option)
+            if done.returncode != 0:
+                absent[off] = done.stderr.strip().splitlines()[-1]
+                continue
+            engines[off], hashes[off] = engine, program(run("inspect", engine, "--kernels").stdout)
+            if off in PASSES and hashes[off] == hashes[WHOLE]:
+                absent[off] = "changes nothing in this model"
+                del engines[off]
+        rounds = []
+        for number in range(args.rounds):
+            samples = {}
+            for off, engine in engines.items():
+                # A slow engine needs no long run to be seen as slow.
+                done = run("bench", engine, "-t", str(args.threads), "-r", "1", "-n", "32", "-o", "json")
+                if done.returncode != 0:
+                    raise SystemExit(f"bench without {off}: {done.stderr}")
+                found = json.loads(done.stdout)
+                samples[off] = {phase: found[phase]["tok_s"] for phase in ("prefill", "decode")}
+                print(f"round {number + 1} of {args.rounds}, without {off}: {samples[off]}", file=sys.stderr)
+            rounds.append(samples)
+    result = {
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "date": datetime.date.today().isoformat(),
+        "threads": args.threads,
+        "without": {off: gains(rounds, off) for off in rounds[0]},
+        "not_measured": absent,
+    }
+    path = ROOT / "tests/bench/results" / f"{args.name}-passes.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print("| without | prefill tok/s | decode tok/s | gain in prefill | gain in decode |\n|---|---|---|---|---|")
+    for off, found in result["without"].items():
+        speeds = [f"{found[phase]['tok_s']:.0f}" for phase in ("prefill", "decode")]
+        ratios = [f"{found[phase]['gain']:.2f}x" for phase in ("prefill", "decode")]
+        print(f"| {off} | " + " | ".join(speeds + ratios) + " |")
+    for off, why in absent.items():
+        print(f"not measured: {off} ({why})")
+    print(path.relative_to(ROOT))
+    return 0
+
+
+def program(kernels: str) -> str:
+    """What `inspect --kernels` says of the plan, without the line that names the file."""
+    return "\n".join(line for line in kernels.splitlines() if ".engine" not in line)
+
+
+def gains(rounds: list, off: str) -> dict:
+    """The speed without something, and how much faster the whole is."""
+    def of(phase: str) -> dict:
+        return {
+            "tok_s": statistics.median(r[off][phase] for r in rounds),
+            "gain": statistics.median(r[WHOLE][phase] / r[off][phase] for r in rounds),
+        }
+    return {"prefill": of("prefill"), "decode": of("decode")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
