@@ -150,7 +150,8 @@ impl Attention {
     /// l    = l * c + sum of p[t];  acc[d] = acc[d] * c + p[t] * v[t][d] in ascending t
     /// ```
     ///
-    /// with [`math::exp`](crate::math::exp); products may be fused into sums. Tokens beyond a query's `visible` are
+    /// with [`math::exp`](crate::math::exp); products may be fused into sums, and a kernel may add even and odd d, and even and
+    /// odd t, apart. Tokens beyond a query's `visible` are
     /// never part of a sum. A NaN score makes the query's state NaN. The result of a query never depends on others.
     ///
     /// # Panics
