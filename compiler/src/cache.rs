@@ -140,6 +140,17 @@ impl Cache {
         Ok(Cached { path, hit: false, memoised: false })
     }
 
+    /// Removes an engine, one that is damaged: the next to ask for it compiles it again.
+    pub fn forget(&self, engine: &Path, waiting: &dyn Fn()) -> Result<(), CacheError> {
+        let _lock = self.lock(waiting)?;
+        match fs::remove_file(engine) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(CacheError { path: engine.into(), what: "cannot be removed", source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The engines, least recently used first.
     pub fn list(&self) -> Result<Vec<Entry>, CacheError> {
         let failed = |source| CacheError { path: self.root.clone(), what: "cannot be read", source };

@@ -6,6 +6,7 @@ use crate::import::{Checkpoint, arch};
 use crate::options::{CompileOptions, RunOptions};
 use crate::weights;
 use bessemer_format::file::{EngineFile, map_opened};
+use bessemer_format::header;
 use bessemer_format::manifest::{Hash, Manifest, PassReport, Report, Source, TensorEntry};
 use bessemer_format::plan::ModelFacts;
 use bessemer_format::write::{Sections, write_engine};
@@ -228,9 +229,10 @@ fn text(checkpoint: &Checkpoint, facts: &ModelFacts) -> Result<Vec<u8>, CompileE
     section.encode().map_err(|e| CompileError::Text(e.to_string()))
 }
 
-/// The cache key of a compilation: source, options and version, nothing else.
+/// The cache key of a compilation: source, options and versions (of the compiler and of the format), nothing else.
 pub fn key(source: Hash, options: &CompileOptions) -> Hash {
-    let mut text = format!("{}\n{source}\n", bessemer_format::PRODUCER);
+    let (major, minor) = (header::MAJOR, header::MINOR);
+    let mut text = format!("{} {major}.{minor}\n{source}\n", bessemer_format::PRODUCER);
     for (k, v) in options.pairs() {
         text.push_str(&format!("{k}={v}\n"));
     }

@@ -68,7 +68,7 @@ impl ModelArgs {
     }
 
     /// The engine's file: the path itself, or what it is compiled into.
-    pub fn engine_path(&self) -> Result<PathBuf, Failure> {
+    fn engine_path(&self) -> Result<PathBuf, Failure> {
         if is_engine(&self.path) {
             #[cfg(feature = "compile")]
             if self.source.precision.is_some() {
@@ -115,9 +115,20 @@ impl ModelArgs {
 
     /// Opens the model, compiling it first if it is a source.
     pub fn open(&self) -> Result<Model, Failure> {
-        let path = self.engine_path()?;
-        let started = std::time::Instant::now();
-        let engine = open(&path, self.trust)?;
+        let mut path = self.engine_path()?;
+        let mut started = std::time::Instant::now();
+        let engine = match open(&path, self.trust) {
+            #[cfg(feature = "compile")]
+            Err(refused) if refused.code == Code::Engine && !is_engine(&self.path) => {
+                // In the cache, an engine that is damaged is worth no more than none.
+                eprintln!("{refused}; compiling it again");
+                self.source.cache.open()?.forget(&path, &waiting)?;
+                path = self.engine_path()?;
+                started = std::time::Instant::now();
+                open(&path, self.trust)?
+            }
+            opened => opened?,
+        };
         let open_ms = started.elapsed().as_secs_f64() * 1e3;
         if engine.nest_path() == NestPath::Interpreted && !engine.manifest().code.is_empty() {
             eprintln!(

@@ -510,3 +510,27 @@ fn bench_profiles_steps_and_holds_a_run_to_a_baseline() {
     assert!(stderr(&output).contains("decode at 0.00x"), "{}", stderr(&output));
     user.fails(&[&quick[..], &held, &["-t", "1"]].concat(), 2, &["another `threads`"]);
 }
+
+#[test]
+fn a_damaged_engine_in_the_cache_is_compiled_again() {
+    let user = User::new();
+    let run = ["run", &model(), "--raw", "-p", "a", "-n", "4", "--temperature", "0"];
+    let answer = user.ok(&run);
+    let engine = fs::read_dir(user.path("cache")).unwrap().find_map(|folder| {
+        let files = fs::read_dir(folder.unwrap().path()).ok()?;
+        files.map(|f| f.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "engine"))
+    });
+    let engine = engine.unwrap();
+    let whole = fs::read(&engine).unwrap();
+    for damaged in [&whole[..whole.len() / 2], b"BESSEMER"] {
+        fs::remove_file(&engine).unwrap();
+        fs::write(&engine, damaged).unwrap();
+        let output = user.run(&run);
+        assert!(stderr(&output).contains("compiling it again"), "{}", stderr(&output));
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), answer);
+        assert_eq!(fs::read(&engine).unwrap(), whole);
+    }
+    // An engine that was named is nobody's to replace.
+    fs::write(user.path("mine.engine"), &whole[..100]).unwrap();
+    user.fails(&["run", &text(&user.path("mine.engine")), "-p", "a"], 4, &[]);
+}

@@ -27,7 +27,7 @@ pub enum FormatError {
     },
     /// Written by another version of the format.
     #[error(
-        "the engine has format {found_major}.{found_minor} and this runtime reads {major}.0 to {major}.{minor}; \
+        "the engine has format {found_major}.{found_minor} and this runtime reads {major}.{oldest_minor} to {major}.{minor}; \
          compile the model again with this version of bessemer"
     )]
     Version {
@@ -37,6 +37,8 @@ pub enum FormatError {
         found_minor: u16,
         /// Major version of this runtime.
         major: u16,
+        /// Oldest minor version of this runtime.
+        oldest_minor: u16,
         /// Newest minor version of this runtime.
         minor: u16,
     },

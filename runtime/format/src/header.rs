@@ -22,8 +22,11 @@ use crate::manifest::Hash;
 pub const MAGIC: [u8; 8] = *b"BESSEMER";
 /// Format version: files of another major version are refused.
 pub const MAJOR: u16 = 0;
-/// Format version: files of a newer minor version are refused.
-pub const MINOR: u16 = 1;
+/// Format version: files of a newer minor version are refused, and while [`MAJOR`] is 0, of an older one too: any change of the
+/// contract, of what scratch memory holds included, is then a new minor version.
+pub const MINOR: u16 = 2;
+/// Oldest minor version that is read.
+pub const OLDEST_MINOR: u16 = if MAJOR == 0 { MINOR } else { 0 };
 /// Bytes of the header and of an entry of the table of contents.
 pub const HEADER_BYTES: usize = 64;
 /// Alignment of mapped sections.
@@ -168,11 +171,12 @@ impl Frame {
             return Err(length("header", file.len(), HEADER_BYTES as u64));
         }
         let (major, minor) = (u16_at(file, 8), u16_at(file, 10));
-        if major != MAJOR || minor > MINOR {
+        if major != MAJOR || !(OLDEST_MINOR..=MINOR).contains(&minor) {
             return Err(FormatError::Version {
                 found_major: major,
                 found_minor: minor,
                 major: MAJOR,
+                oldest_minor: OLDEST_MINOR,
                 minor: MINOR,
             });
         }

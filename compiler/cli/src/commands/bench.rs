@@ -189,8 +189,8 @@ impl Args {
     pub fn run(self) -> Result<(), Failure> {
         let load = Load { prompt: self.p, generate: self.n, depth: self.d, sequences: self.b.into() };
         let before = self.baseline.as_deref().map(baseline::read).transpose()?;
-        let path = self.model.engine_path()?;
-        // Before this process maps the file: a mapped page cannot be dropped from the cache.
+        // Opened and closed again: a mapped page cannot be dropped from the cache.
+        let path = self.model.open()?.path;
         let first_token = first_token::measure(&path, self.model.trust, self.threads, self.r.into());
 
         let model = ModelArgs::at(&path, self.model.trust).open()?;
