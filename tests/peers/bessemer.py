@@ -47,6 +47,7 @@ class Bessemer:
         # What every run of `bench` found out beside its samples.
         self.ceilings = []
         self.shares = {}
+        self.open_ms = []
 
     def bench(self, load: Load, repetitions: int) -> list:
         """Tokens a second of each repetition, all sequences together."""
@@ -54,6 +55,7 @@ class Bessemer:
         options = ["-r", repetitions, "-t", self.threads, "-o", "json"]
         report = checked(run([self.program, "bench", self.engine, "--trust", *sizes, *options]))
         self.ceilings.append(report["ceilings"])
+        self.open_ms.append(report["open_ms"])
         self.shares.setdefault(load.name, []).append(report[load.part]["share_of_ceiling"])
         return report[load.part]["samples"]
 

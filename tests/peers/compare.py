@@ -151,6 +151,7 @@ def compare(args: argparse.Namespace) -> None:
         "versions": versions,
         "settings": {key: getattr(args, key) for key in settings},
         "ceilings": contest.medians(ours.ceilings),
+        "bessemer_open_ms": statistics.median(ours.open_ms),
         "metrics": metrics,
         "heats": heats,
     }

@@ -102,5 +102,6 @@ def cell(side: dict) -> str:
 
 
 def medians(reports: list) -> dict:
-    """The median of every number in a list of flat objects."""
-    return {key: statistics.median(report[key] for report in reports) for key in (reports[0] if reports else {})}
+    """The median of every number in a list of flat objects; what is no number in each of them is left out."""
+    keys = [key for key in reports[0] if all(isinstance(report[key], int | float) for report in reports)]
+    return {key: statistics.median(report[key] for report in reports) for key in keys}

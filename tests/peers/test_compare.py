@@ -34,6 +34,7 @@ BESSEMER_BENCH = {
     "nests": "generated",
     "prefill": {"tok_s": 800.0, "samples": [790.0, 810.0], "share_of_ceiling": 0.3},
     "decode": {"tok_s": 120.0, "samples": [119.0, 121.0], "share_of_ceiling": 0.4},
+    "open_ms": 2.5,
     "ceilings": {"read_bytes_s": 27e9, "int8_multiply_adds_s": 5e12},
 }
 
@@ -65,6 +66,10 @@ class Parsing(unittest.TestCase):
             self.assertEqual(ours.bench(Load("prefill_8", "prefill", prompt=8), 2), [790.0, 810.0])
         self.assertEqual((ours.file_bytes, ours.shares), (5, {"decode_8": [0.4], "prefill_8": [0.3]}))
         self.assertEqual(contest.medians(ours.ceilings), BESSEMER_BENCH["ceilings"])
+        self.assertEqual(ours.open_ms, [2.5, 2.5])
+
+    def test_a_ceiling_that_this_machine_lacks_is_left_out(self):
+        self.assertEqual(contest.medians([{"a": 1.0, "b": None}, {"a": 3.0, "b": None}]), {"a": 2.0})
 
 
 class Commands(unittest.TestCase):
