@@ -145,8 +145,8 @@ impl Pass<'_> {
         visible: &mut [u32],
     ) {
         let table = &self.inputs.block_table[unit.span.sequence * self.inputs.table_stride..];
-        let end = (unit.position() + unit.rows).div_ceil(TOKENS);
-        for block in (chunk * a.chunk_blocks..end).take(a.chunk_blocks) {
+        let end = (unit.position() + unit.rows).div_ceil(TOKENS).min((chunk + 1) * a.chunk_blocks);
+        for block in chunk * a.chunk_blocks..end {
             let start = block * TOKENS;
             let first = unit.first_row_seeing(start);
             for (row, visible) in visible.chunks_exact_mut(a.group).enumerate().take(unit.rows).skip(first) {
@@ -158,7 +158,10 @@ impl Pass<'_> {
                 scale: a.scale,
                 visible: &visible[from..unit.rows * a.group],
             };
-            let kv = self.kv_block(a, table[block] as usize, unit.head);
+            let mut kv = self.kv_block(a, table[block] as usize, unit.head);
+            if block + 1 < end {
+                kv.next = self.kv_block(a, table[block + 1] as usize, unit.head).keys;
+            }
             a.kernel.attend_block(&kv, &queries, &mut tail(state, from, a.head_dim));
         }
     }
@@ -178,6 +181,7 @@ impl Pass<'_> {
             head_dim: a.head_dim,
             keys: bytes.get(keys..keys + head_bytes),
             values: bytes.get(values..values + head_bytes),
+            next: &[],
         }
     }
 

@@ -42,6 +42,9 @@ pub struct KvBlock<'a> {
     pub keys: &'a [u8],
     /// [`kv::head_elems`] values.
     pub values: &'a [u8],
+    /// Keys that the caller will ask for next, empty if none: a kernel may fetch them meanwhile. Blocks lie far apart, so the
+    /// hardware does not see them coming.
+    pub next: &'a [u8],
 }
 
 /// The queries that attend to a block: of every token and query head that shares the block's KV head.

@@ -3,6 +3,7 @@
 use super::exp;
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
 use bessemer_format::kv::{COLUMNS, TOKENS};
+use bessemer_format::panel::LINE;
 use std::arch::x86_64::*;
 
 /// [`crate::attention::AttentionFn`].
@@ -111,7 +112,9 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
         corrections[i] = _mm512_set1_ps(c);
     }
 
-    // Two lines of elements at once, even and odd tokens apart, for the same reason.
+    // Two lines of elements at once, even and odd tokens apart, for the same reason. Each step fetches its share of the keys that
+    // come next.
+    let mut next = block.next.chunks(2 * LINE);
     let acc = state.acc[first * d..][..N * d].as_mut_ptr();
     for at in (0..d).step_by(2 * COLUMNS) {
         let lanes = [0, 1].map(|half| COLUMNS.min((d - at).saturating_sub(half * COLUMNS)));
@@ -132,6 +135,9 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
                 }
             }
             for pair in 0..visible / 2 {
+                for line in next.next().unwrap_or_default().chunks(LINE) {
+                    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+                }
                 let (even0, odd0) = load_pairs::<BF16>(line(pair, 0), lanes[0]);
                 let (even1, odd1) = load_pairs::<BF16>(line(pair, 1), lanes[1]);
                 for i in 0..N {

@@ -1,0 +1,214 @@
+//! Speed of the attention kernels of every instruction set that this host runs, on one thread:
+//! `cargo run --release -p bessemer-kernels --example attention_bench [FILTER]`.
+//!
+//! Decode has one row and walks caches that no cache of the CPU holds; its bound is how fast this thread reads memory.
+//! Prefill has blocks of rows of one sequence and a causal mask; its bound is the arithmetic. Both bounds are measured
+//! first. GB/s counts the bytes of keys and values once; G counts multiply-adds of visible tokens only.
+
+use bessemer_format::kv::{self, TOKENS};
+use bessemer_kernels::attention::{Attention, KvBlock, OnlineSoftmax, Queries};
+use bessemer_kernels::peak::{Arithmetic, multiply_adds};
+use bessemer_kernels::{Isa, KernelSet, KvElem};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Head size, and query heads that share a KV head.
+const HEADS: [(usize, usize); 4] = [(64, 1), (64, 3), (64, 4), (128, 4)];
+/// Bytes of keys and values that a decode walks: far more than a cache holds.
+const FAR: usize = 256 << 20;
+/// Rows of a prefill that attend together.
+const ROWS: usize = 8;
+
+fn main() {
+    let filter: Vec<String> = std::env::args().skip(1).collect();
+    let (read, peak) = (read_bound(), arithmetic_bound());
+    println!("one thread reads {:.1} GB/s and does {:.1} G multiply-adds a second", read / 1e9, peak / 1e9);
+    println!(
+        "{:<9} {:<5} {:>10} {:<8} {:>6} {:>9} {:>7} {:>7} {:>6}",
+        "isa", "kv", "d x group", "phase", "tokens", "us", "GB/s", "G", "bound"
+    );
+    for elem in [KvElem::Bf16, KvElem::F32] {
+        for (d, group) in HEADS {
+            let cache = Cache::new(elem, d);
+            for &isa in Isa::ALL {
+                let Some(set) = KernelSet::for_isa(isa) else { continue };
+                let kernel = set.attention();
+                for (phase, tokens) in
+                    [("decode", 128), ("decode", 512), ("decode", 4096), ("prefill", 512), ("prefill", 4096)]
+                {
+                    let line = format!(
+                        "{:<9} {:<5} {:>10} {phase:<8} {tokens:>6}",
+                        isa.name(),
+                        format!("{elem:?}").to_lowercase(),
+                        format!("{d}x{group}")
+                    );
+                    if !filter.iter().all(|f| line.contains(f.as_str())) {
+                        continue;
+                    }
+                    let (seconds, pairs) = match phase {
+                        "decode" => (cache.decode(&kernel, group, tokens), tokens),
+                        // Causal: row `r` sees `r + 1` tokens.
+                        _ => (cache.prefill(&kernel, group, tokens), tokens * (tokens + 1) / 2),
+                    };
+                    let bytes = (tokens * 2 * d * elem.bytes()) as f64;
+                    let ops = (2 * pairs * group * d) as f64;
+                    let bound = (bytes / read).max(ops / peak);
+                    println!(
+                        "{line} {:>9.2} {:>7.1} {:>7.1} {:>4.0} %",
+                        seconds * 1e6,
+                        bytes / seconds / 1e9,
+                        ops / seconds / 1e9,
+                        100.0 * bound / seconds
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Keys and values of one head after another, in blocks.
+struct Cache {
+    elem: KvElem,
+    d: usize,
+    bytes: Vec<u8>,
+}
+
+impl Cache {
+    fn new(elem: KvElem, d: usize) -> Self {
+        let mut bytes = Vec::with_capacity(FAR);
+        let mut noise = noise();
+        while bytes.len() < FAR {
+            let v = noise.next().unwrap_or(0) as f32 / u32::MAX as f32 - 0.5;
+            match elem {
+                KvElem::Bf16 => bytes.extend_from_slice(&v.to_le_bytes()[2..]),
+                KvElem::F32 => bytes.extend_from_slice(&v.to_le_bytes()),
+            }
+        }
+        Self { elem, d, bytes }
+    }
+
+    fn block(&self, index: usize) -> KvBlock<'_> {
+        let bytes = kv::head_elems(self.d) * self.elem.bytes();
+        let (keys, values) = self.bytes[2 * index * bytes..][..2 * bytes].split_at(bytes);
+        KvBlock { elem: self.elem, head_dim: self.d, keys, values, next: &[] }
+    }
+
+    fn blocks(&self) -> usize {
+        self.bytes.len() / (2 * kv::head_elems(self.d) * self.elem.bytes())
+    }
+
+    /// Seconds of one row over `tokens` tokens of one KV head.
+    fn decode(&self, kernel: &Attention, group: usize, tokens: usize) -> f64 {
+        let mut work = Work::new(group, self.d);
+        let mut heads = (0..self.blocks() / (tokens / TOKENS)).cycle();
+        median(|| {
+            let head = heads.next().unwrap_or(0);
+            // Some heads a sample, as in a layer.
+            work.state().reset();
+            for block in 0..tokens / TOKENS {
+                work.attend(kernel, &self.block(head * (tokens / TOKENS) + block), 0, |_| TOKENS);
+            }
+        })
+    }
+
+    /// Seconds of `tokens` rows that see themselves and what is before, of one KV head.
+    fn prefill(&self, kernel: &Attention, group: usize, tokens: usize) -> f64 {
+        let mut work = Work::new(ROWS * group, self.d);
+        median(|| {
+            for row in (0..tokens).step_by(ROWS) {
+                work.state().reset();
+                for block in 0..=row / TOKENS {
+                    work.attend(kernel, &self.block(block), group, |i| {
+                        (row + i + 1 - block * TOKENS).min(TOKENS)
+                    });
+                }
+            }
+        })
+    }
+}
+
+/// Queries and their state.
+struct Work {
+    q: Vec<f32>,
+    visible: Vec<u32>,
+    m: Vec<f32>,
+    l: Vec<f32>,
+    acc: Vec<f32>,
+}
+
+impl Work {
+    fn new(queries: usize, d: usize) -> Self {
+        Self {
+            q: noise().take(queries * d).map(|v| v as f32 / u32::MAX as f32 - 0.5).collect(),
+            visible: vec![0; queries],
+            m: vec![0.0; queries],
+            l: vec![0.0; queries],
+            acc: vec![0.0; queries * d],
+        }
+    }
+
+    fn state(&mut self) -> OnlineSoftmax<'_> {
+        OnlineSoftmax { m: &mut self.m, l: &mut self.l, acc: &mut self.acc }
+    }
+
+    /// The queries of a row, `group` of them or all, see `seen(row)` tokens.
+    fn attend(
+        &mut self,
+        kernel: &Attention,
+        block: &KvBlock<'_>,
+        group: usize,
+        seen: impl Fn(usize) -> usize,
+    ) {
+        let group = if group == 0 { self.visible.len() } else { group };
+        for (row, visible) in self.visible.chunks_mut(group).enumerate() {
+            visible.fill(seen(row) as u32);
+        }
+        let queries =
+            Queries { q: &self.q, scale: (block.head_dim as f32).sqrt().recip(), visible: &self.visible };
+        let mut state = OnlineSoftmax { m: &mut self.m, l: &mut self.l, acc: &mut self.acc };
+        kernel.attend_block(black_box(block), &queries, &mut state);
+    }
+}
+
+/// Median seconds of `run`.
+fn median(mut run: impl FnMut()) -> f64 {
+    let mut samples = Vec::new();
+    let begin = Instant::now();
+    while samples.len() < 5 || begin.elapsed().as_millis() < 200 {
+        let t = Instant::now();
+        run();
+        samples.push(t.elapsed().as_secs_f64());
+    }
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+/// Bytes that one thread reads in a second.
+fn read_bound() -> f64 {
+    let words = vec![1u64; FAR / 8];
+    let sum = || {
+        let mut sums = [0u64; 32];
+        for line in black_box(&words).as_chunks::<32>().0 {
+            sums.iter_mut().zip(line).for_each(|(s, w)| *s = s.wrapping_add(*w));
+        }
+        black_box(sums);
+    };
+    FAR as f64 / median(sum)
+}
+
+/// Multiply-adds of one thread in a second.
+fn arithmetic_bound() -> f64 {
+    let mut count = 0;
+    let seconds = median(|| count = multiply_adds(Arithmetic::F32, 100_000));
+    count as f64 / seconds
+}
+
+fn noise() -> impl Iterator<Item = u32> {
+    let mut state = 0x1234_5678u32;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    })
+}
