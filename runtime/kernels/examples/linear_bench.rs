@@ -12,8 +12,19 @@ use std::hint::black_box;
 use std::time::Instant;
 
 const SHAPES: [(usize, usize); 5] = [(576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096)];
-const SCHEMES: [&str; 8] =
-    ["f32", "bf16", "f16", "s8:f16x32", "s8:f16x0", "u4:f16x32-8", "u4:f16x32+f16", "u6:f16x32-32"];
+const SCHEMES: [&str; 11] = [
+    "f32",
+    "bf16",
+    "f16",
+    "s8:f16x32",
+    "s8:f16x0",
+    "u4:f16x32-8",
+    "u4:f16x32+f16",
+    "u2:f16x32-2",
+    "u3:f16x32-4",
+    "u5:f16x32-16",
+    "u6:f16x32-32",
+];
 
 fn main() {
     let filter: Vec<String> = std::env::args().skip(1).collect();

@@ -40,7 +40,11 @@ mod family {
     pub(super) const F32: Family = Family::Elem(Elem::F32);
     pub(super) const F16: Family = Family::Elem(Elem::F16);
     pub(super) const BF16: Family = Family::Elem(Elem::Bf16);
+    pub(super) const U2: Family = Family::Elem(Elem::U(2));
+    pub(super) const U3: Family = Family::Elem(Elem::U(3));
     pub(super) const U4: Family = Family::Elem(Elem::U(4));
+    pub(super) const U5: Family = Family::Elem(Elem::U(5));
+    pub(super) const U6: Family = Family::Elem(Elem::U(6));
     pub(super) const S8: Family = Family::Elem(Elem::S(8));
 }
 const ANY: Family = Family::Any;
@@ -133,16 +137,24 @@ kernels! {
         }
     }
     /// [`LinearInt8`].
-    LINEAR_INT8: LinearInt8Fn, tests (linear_int8: exact, bounded, guarded, odd_shapes) {
+    LINEAR_INT8: LinearInt8Fn, tests (linear_int8: exact, extremes, bounded, guarded, odd_shapes) {
         everywhere {
             linear_int8_portable: Portable, ANY, linear::portable::linear_int8;
         }
         x86_64 {
             linear_int8_any_avx2: Avx2, ANY, avx2::any::linear_int8;
+            linear_int8_u2_avx2: Avx2, U2, avx2::linear_int8::u2;
+            linear_int8_u3_avx2: Avx2, U3, avx2::linear_int8::u3;
             linear_int8_u4_avx2: Avx2, U4, avx2::linear_int8::u4;
+            linear_int8_u5_avx2: Avx2, U5, avx2::linear_int8::u5;
+            linear_int8_u6_avx2: Avx2, U6, avx2::linear_int8::u6;
             linear_int8_s8_avx2: Avx2, S8, avx2::linear_int8::s8;
             linear_int8_any_avx512: Avx512, ANY, avx512::any::linear_int8;
+            linear_int8_u2_avx512: Avx512, U2, avx512::linear_int8::u2;
+            linear_int8_u3_avx512: Avx512, U3, avx512::linear_int8::u3;
             linear_int8_u4_avx512: Avx512, U4, avx512::linear_int8::u4;
+            linear_int8_u5_avx512: Avx512, U5, avx512::linear_int8::u5;
+            linear_int8_u6_avx512: Avx512, U6, avx512::linear_int8::u6;
             linear_int8_s8_avx512: Avx512, S8, avx512::linear_int8::s8;
         }
         aarch64 {

@@ -111,7 +111,9 @@ pub(crate) fn schemes(family: crate::table::Family) -> impl Iterator<Item = Quan
     let text = "f32 f16 bf16 \
         u4:f16x32-8 u4:f16x32+f16 u4:f32x16 u4:bf16x128+f32 u4:f16x0+f16 u4:f16x48-7 u4:bf16x0-8 u4:f16x64+bf16 \
         s8:f16x32 s8:f32x16 s8:bf16x128 s8:f16x0 s8:f16x48 s8:f16x64+f16 s8:f16x32-3 s8:f16x512 u4:f16x512-8 \
-        u1:f16x16 u2:f16x32+f16 u3:f16x32-4 u5:f16x48 u6:bf16x64-32 u7:f16x0 u8:f16x32-128 u8:f16x0+f16 \
+        u2:f16x32+f16 u2:f16x16 u2:f16x48-2 u2:f32x0+f32 u2:f16x256-1 u3:f16x32-4 u3:f32x16+bf16 u3:f16x48 u3:f16x0-3 \
+        u5:f16x48 u5:f16x32+f16 u5:f32x16-16 u5:f16x0-15 u5:bf16x128-16 u6:bf16x64-32 u6:f16x16-32 u6:f16x48+f16 \
+        u6:f16x0 u6:f32x256-31 u1:f16x16 u7:f16x0 u8:f16x32-128 u8:f16x0+f16 \
         s2:f16x32 s3:f16x16 s4:f16x128 s5:f16x32 s6:f32x0 s7:f16x32";
     text.split_whitespace().map(|s| s.parse().unwrap()).filter(move |s: &QuantScheme| family.covers(s.elem))
 }

@@ -1,6 +1,6 @@
 //! Tests of a [`LinearInt8`] row.
 
-use super::data::{Random, exact_rows, packed, random_rows, schemes};
+use super::data::{Random, code_range, exact_rows, packed, random_rows, schemes};
 use super::{gamma, guard::Guarded};
 use crate::linear::{Lane, LinearInt8, LinearInt8Fn};
 use crate::table::{KernelSet, Row};
@@ -81,6 +81,30 @@ pub(crate) fn exact(row: &Row<LinearInt8Fn>) {
     for scheme in integer_schemes(row) {
         for (n, k) in [(16, 64), (48, 200), (16, 1040)] {
             same_as_portable(row, &exact_rows(&mut random, scheme, n, k), &mut random, true);
+        }
+    }
+}
+
+/// The largest codes of either sign against the largest activations: nothing saturates on the way.
+pub(crate) fn extremes(row: &Row<LinearInt8Fn>) {
+    let mut random = Random::new(25);
+    for scheme in integer_schemes(row) {
+        let mut weights = exact_rows(&mut random, scheme, 32, 512);
+        let (low, high) = code_range(scheme.elem);
+        for (i, code) in weights.codes.iter_mut().enumerate() {
+            *code = if (i / weights.k).is_multiple_of(3) { low } else { high } as f32;
+        }
+        let (layout, weight) = packed(&weights);
+        for linear in linears(row, &layout) {
+            let portable = KernelSet::for_isa(crate::Isa::Portable)
+                .unwrap()
+                .linear_int8(&layout, linear.act().group)
+                .unwrap();
+            for value in [1.0, -1.0] {
+                let x = quantised(linear.act(), &vec![value; 5 * layout.k()]);
+                let (got, want) = (product(&linear, &weight, &x), product(&portable, &weight, &x));
+                assert_eq!(bits(&got), bits(&want), "{scheme} group={}", linear.act().group);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
+mod offset_products;
 pub(crate) mod peak;
 
 /// The portable kernels for every scheme, compiled with newer instructions: the same bits, faster.
@@ -46,3 +47,17 @@ macro_rules! portable_with {
     };
 }
 pub(crate) use portable_with;
+
+use offset_products::OffsetProducts;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+/// How far ahead of a GEMV's reads to prefetch: a DRAM latency at the speed of one core.
+const PREFETCH_AHEAD: usize = 2048;
+
+/// Asks for the line `PREFETCH_AHEAD` bytes after `p`, which need not exist: a prefetch
+/// never faults.
+#[inline]
+#[target_feature(enable = "sse")]
+fn prefetch(p: *const u8) {
+    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH_AHEAD).cast());
+}

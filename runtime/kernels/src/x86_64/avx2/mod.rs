@@ -5,6 +5,7 @@ pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;
 
+use super::prefetch;
 use crate::math::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
 use bessemer_format::ScaleType;
 use std::arch::x86_64::*;

@@ -2,6 +2,7 @@
 
 use super::{load16, prefetch};
 use crate::linear::Lane;
+use crate::x86_64::OffsetProducts;
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
@@ -11,28 +12,32 @@ use std::arch::x86_64::*;
 /// Rows that share the unpacked weights: their i32 and f32 accumulators, an unpacked pair of atoms and the scales fill the
 /// registers. As many independent sums hide the latency of `vpdpbusd`.
 const BLOCK: usize = 12;
-/// Largest activation group whose code sums fit 16 bits.
-const MAX_SHORT_SUM: usize = 256;
 
-/// [`crate::linear::LinearInt8Fn`] for 4-bit unsigned codes.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(crate) unsafe fn u4(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
-    // SAFETY: the caller's promises are those of `linear`.
-    unsafe { linear::<false>(l, act, panel, x, out) }
+/// Declares the kernels, each for the codes of so many bits (8: signed bytes; fewer: unsigned).
+macro_rules! kernels {
+    ($($name:ident: $bits:literal;)*) => {$(
+        /// [`crate::linear::LinearInt8Fn`] for the element of this name.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
+            // SAFETY: the caller's promises are those of `linear`.
+            unsafe { linear::<$bits>(l, act, panel, x, out) }
+        }
+    )*};
 }
-
-/// [`crate::linear::LinearInt8Fn`] for signed bytes.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(crate) unsafe fn s8(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
-    // SAFETY: the caller's promises are those of `linear`.
-    unsafe { linear::<true>(l, act, panel, x, out) }
+kernels! {
+    u2: 2;
+    u3: 3;
+    u4: 4;
+    u5: 5;
+    u6: 6;
+    s8: 8;
 }
 
 /// # Safety
-/// As [`crate::linear::LinearInt8Fn`], for codes of `s8` (`S8`) or `u4`.
+/// As [`crate::linear::LinearInt8Fn`], for codes of `BITS`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn linear<const S8: bool>(
+unsafe fn linear<const BITS: usize>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panel: &[u8],
@@ -53,12 +58,12 @@ unsafe fn linear<const S8: bool>(
         // SAFETY: `block` and the rows of `x` before its end are `rows` long; the rest is the caller's promise.
         unsafe {
             match rows {
-                BLOCK if first => tile::<S8, BLOCK, true>(layout, act, panel, x, block),
-                BLOCK => tile::<S8, BLOCK, false>(layout, act, panel, x, block),
-                8 => tile::<S8, 8, true>(layout, act, panel, x, block),
-                4 => tile::<S8, 4, true>(layout, act, panel, x, block),
-                2 => tile::<S8, 2, true>(layout, act, panel, x, block),
-                _ => tile::<S8, 1, true>(layout, act, panel, x, block),
+                BLOCK if first => tile::<BITS, BLOCK, true>(layout, act, panel, x, block),
+                BLOCK => tile::<BITS, BLOCK, false>(layout, act, panel, x, block),
+                8 => tile::<BITS, 8, true>(layout, act, panel, x, block),
+                4 => tile::<BITS, 4, true>(layout, act, panel, x, block),
+                2 => tile::<BITS, 2, true>(layout, act, panel, x, block),
+                _ => tile::<BITS, 1, true>(layout, act, panel, x, block),
             }
         }
         first = false;
@@ -71,7 +76,7 @@ unsafe fn linear<const S8: bool>(
 /// As [`linear`], with `out.len() == ROWS` and at least as many rows in `x`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<const S8: bool, const ROWS: usize, const PREFETCH: bool>(
+unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panel: &[u8],
@@ -85,19 +90,26 @@ unsafe fn tile<const S8: bool, const ROWS: usize, const PREFETCH: bool>(
         Offset::Float(o) => (0, Some(o.inner.ty)),
     };
     // Signed codes are biased to unsigned ones; the bias is subtracted as the offset is, exactly.
-    let constant = if S8 { constant + 128 } else { constant };
-    let minus_constant = _mm512_set1_epi32(-constant);
-    let minus_constant_low = _mm512_set1_epi32(i32::from(-constant as u16));
-    let short_sums = act.group <= MAX_SHORT_SUM;
+    let constant = if BITS == 8 { constant + 128 } else { constant };
+    let mut offset_products = OffsetProducts::<ROWS>::new(act, x, constant);
     let row_bytes = act.row_bytes();
-    let step_bytes = if S8 { 4 * LINE } else { 2 * LINE };
+    let mut scales_x = x.as_ptr().wrapping_add(act.scales_at());
+    let mut products_x = x.as_ptr().wrapping_add(act.products_at());
+    let mut x = x.as_ptr();
+    let mut codes = panel.as_ptr();
     let mut acc = [_mm512_setzero_ps(); ROWS];
-    let mut g = 0;
+    let broadcast_i32 = |p: *const u8, row: usize| {
+        // SAFETY: called for four codes of a row only.
+        unsafe { _mm512_set1_epi32(p.add(row * row_bytes).cast::<i32>().read_unaligned()) }
+    };
+    let broadcast_f32 = |p: *const u8, row: usize| {
+        // SAFETY: called for a scale or product of a row only.
+        unsafe { _mm512_set1_ps(p.add(row * row_bytes).cast::<f32>().read_unaligned()) }
+    };
     for r in 0..layout.runs() {
         // SAFETY: every run, with its codes, scales and offsets, lies inside the panel. A group lies inside a row of
-        // `x`, and so do its scale and sum; `ROWS` rows are there.
+        // `x`, and so do its scale and product; `ROWS` rows are there.
         unsafe {
-            let mut codes = panel.as_ptr().add(layout.run_offset(r));
             let side = codes.add(layout.run_code_bytes(r));
             let scale = load16(levels.inner.ty, side);
             let offset = match float {
@@ -107,61 +119,46 @@ unsafe fn tile<const S8: bool, const ROWS: usize, const PREFETCH: bool>(
             if PREFETCH {
                 prefetch(side);
             }
-            let start = r * layout.run();
-            let end = start + layout.run_len(r).next_multiple_of(K_STEP);
-            let mut k = start;
-            while k < end {
-                let scale_x = x.as_ptr().add(act.scales_at() + 4 * g);
-                let sum_x = x.as_ptr().add(act.sums_at() + 4 * g);
-                let product_x = x.as_ptr().add(act.products_at() + 4 * g);
-                let broadcast_i32 = |p: *const u8, row: usize| {
-                    _mm512_set1_epi32(p.add(row * row_bytes).cast::<i32>().read_unaligned())
-                };
-                let broadcast_f32 = |p: *const u8, row: usize| {
-                    _mm512_set1_ps(p.add(row * row_bytes).cast::<f32>().read_unaligned())
-                };
+            let steps = layout.run_len(r).div_ceil(K_STEP);
+            let mut step = 0;
+            while step < steps {
                 let mut isum = [_mm512_setzero_si512(); ROWS];
                 if constant != 0 {
+                    let products = offset_products.next();
                     for row in 0..ROWS {
-                        let sum = broadcast_i32(sum_x, row);
-                        isum[row] = if short_sums {
-                            // The low half of each lane times -constant; the high half times zero.
-                            _mm512_dpwssd_epi32(isum[row], minus_constant_low, sum)
-                        } else {
-                            _mm512_mullo_epi32(minus_constant, sum)
-                        };
+                        isum[row] = _mm512_set1_epi32(products[row]);
                     }
                 }
-                let group_end = end.min(k + act.group);
-                while k < group_end {
+                let group_end = steps.min(step + act.group / K_STEP);
+                while step < group_end {
                     if PREFETCH {
-                        for line in 0..step_bytes / LINE {
-                            prefetch(codes.add(line * LINE));
+                        for line in 0..BITS.div_ceil(2) {
+                            prefetch(codes.add(step * BITS * LINE / 2 + line * LINE));
                         }
                     }
-                    let atoms = four_atoms::<S8>(codes);
-                    let q = x.as_ptr().add(k);
+                    let atoms = four_atoms::<BITS>(codes, steps, step);
                     for (i, atom) in atoms.into_iter().enumerate() {
                         for row in 0..ROWS {
                             isum[row] =
-                                _mm512_dpbusd_epi32(isum[row], atom, broadcast_i32(q.add(4 * i), row));
+                                _mm512_dpbusd_epi32(isum[row], atom, broadcast_i32(x.add(4 * i), row));
                         }
                     }
-                    codes = codes.add(step_bytes);
-                    k += K_STEP;
+                    x = x.add(K_STEP);
+                    step += 1;
                 }
                 for row in 0..ROWS {
-                    let scale_x = broadcast_f32(scale_x, row);
-                    let t = _mm512_mul_ps(scale, scale_x);
+                    let t = _mm512_mul_ps(scale, broadcast_f32(scales_x, row));
                     acc[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[row]), t, acc[row]);
                 }
                 if float.is_some() {
                     for row in 0..ROWS {
-                        acc[row] = _mm512_fmadd_ps(offset, broadcast_f32(product_x, row), acc[row]);
+                        acc[row] = _mm512_fmadd_ps(offset, broadcast_f32(products_x, row), acc[row]);
                     }
                 }
-                g += 1;
+                scales_x = scales_x.wrapping_add(4);
+                products_x = products_x.wrapping_add(4);
             }
+            codes = side.add(layout.scale_bytes() + layout.offset_bytes());
         }
     }
     for (out, acc) in out.iter_mut().zip(acc) {
@@ -170,23 +167,56 @@ unsafe fn tile<const S8: bool, const ROWS: usize, const PREFETCH: bool>(
     }
 }
 
-/// The next 16 elements along k: four atoms of unsigned codes (signed ones plus 128).
+/// Step `step` along k of a run of `steps` steps: four atoms of unsigned codes (signed ones plus 128), put together
+/// from the bit planes of the run.
 ///
 /// # Safety
-/// Four lines of signed bytes, or two of nibbles, are readable at `p`.
+/// The run's codes are readable at `run`, and `step < steps`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn four_atoms<const S8: bool>(p: *const u8) -> [__m512i; 4] {
-    // SAFETY: the caller promises the lines that are read.
-    let line = |i: usize| unsafe { _mm512_loadu_si512(p.add(i * LINE).cast()) };
-    if S8 {
+unsafe fn four_atoms<const BITS: usize>(run: *const u8, steps: usize, step: usize) -> [__m512i; 4] {
+    // SAFETY: the caller promises the lines of every plane.
+    let line = |i: usize| unsafe { _mm512_loadu_si512(run.add(i * LINE).cast()) };
+    if BITS == 8 {
         let bias = _mm512_set1_epi8(-128);
-        [0, 1, 2, 3].map(|i| _mm512_xor_si512(line(i), bias))
-    } else {
-        let mask = _mm512_set1_epi8(15);
-        let low = |v| _mm512_and_si512(v, mask);
-        let high = |v| _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask);
-        let (a, b) = (line(0), line(1));
-        [low(a), high(a), low(b), high(b)]
+        return [0, 1, 2, 3].map(|i| _mm512_xor_si512(line(4 * step + i), bias));
     }
+    let mut atoms = [_mm512_setzero_si512(); 4];
+    // Bits of the code below those put together so far, and lines of the planes before.
+    let (mut low, mut base) = (BITS, 0);
+    if BITS & 4 != 0 {
+        low -= 4;
+        let lines = [line(2 * step), line(2 * step + 1)];
+        for j in 0..4 {
+            atoms[j] = moved::<4>(lines[j / 2], j % 2 * 4, low);
+        }
+        base += 2 * steps;
+    }
+    if BITS & 2 != 0 {
+        low -= 2;
+        let line = line(base + step);
+        for j in 0..4 {
+            atoms[j] = _mm512_or_si512(atoms[j], moved::<2>(line, j * 2, low));
+        }
+        base += steps;
+    }
+    if BITS & 1 != 0 {
+        // A line holds two steps.
+        let line = _mm512_srl_epi16(line(base + step / 2), _mm_cvtsi32_si128((step % 2 * 4) as i32));
+        for j in 0..4 {
+            atoms[j] = _mm512_or_si512(atoms[j], moved::<1>(line, j, 0));
+        }
+    }
+    atoms
+}
+
+/// `BITS` bits of every byte, moved from position `from` to position `to`, alone. Constant positions become immediate ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn moved<const BITS: u32>(v: __m512i, from: usize, to: usize) -> __m512i {
+    let count = |n: usize| _mm_cvtsi32_si128(n as i32);
+    // Words are shifted; the mask drops what crosses into the other byte.
+    let v =
+        if from > to { _mm512_srl_epi16(v, count(from - to)) } else { _mm512_sll_epi16(v, count(to - from)) };
+    _mm512_and_si512(v, _mm512_set1_epi8((((1 << BITS) - 1) << to) as i8))
 }

@@ -5,22 +5,12 @@ pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;
 
+use super::prefetch;
 use crate::math::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
 use bessemer_format::ScaleType;
 use std::arch::x86_64::*;
 
 super::portable_with!("avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c");
-
-/// How far ahead of a GEMV's reads to prefetch: a DRAM latency at the speed of one core.
-const PREFETCH_AHEAD: usize = 2048;
-
-/// Asks for the line `PREFETCH_AHEAD` bytes after `p`, which need not exist: a prefetch
-/// never faults.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch(p: *const u8) {
-    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH_AHEAD).cast());
-}
 
 /// Sixteen scales or offsets.
 ///
