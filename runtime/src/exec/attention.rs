@@ -3,9 +3,9 @@
 //! The meaning is the same for every row and KV head: the visible tokens are cut into chunks of a fixed size, each chunk
 //! is one online softmax from its empty state, and the chunks are merged in ascending order.
 //!
-//! * Few rows (decode, draft verification): the chunks of a row are dealt to the threads, their states go to the
-//!   plan's scratch, and after a barrier each row and KV head is merged by one thread. So a long context keeps all
-//!   threads busy though there is a single row.
+//! * Few rows (decode, draft verification): each thread takes consecutive chunks that hold its share of the tokens, their
+//!   states go to the plan's scratch, and after a barrier the chunks of each query are merged by one thread. So a long
+//!   context keeps all threads busy though there is a single row.
 //! * Many rows (prefill): a thread takes some consecutive rows of a sequence and a KV head, and walks the chunks by
 //!   itself. Keys and values are read once for all of its rows.
 
@@ -42,9 +42,19 @@ impl Unit {
         self.span.position + self.first
     }
 
+    /// Blocks of the tokens that the last row sees.
+    fn blocks(&self) -> usize {
+        (self.position() + self.rows).div_ceil(TOKENS)
+    }
+
     /// Chunks of the tokens that the last row sees.
     fn chunks(&self, a: &BoundAttention) -> usize {
-        (self.position() + self.rows).div_ceil(a.chunk_blocks * TOKENS)
+        self.blocks().div_ceil(a.chunk_blocks)
+    }
+
+    /// The blocks of a chunk.
+    fn chunk(&self, a: &BoundAttention, chunk: usize) -> Range<usize> {
+        chunk * a.chunk_blocks..self.blocks().min((chunk + 1) * a.chunk_blocks)
     }
 
     /// The first row that sees `token`. Row `r` sees the tokens up to its own, so all later rows see it too.
@@ -80,24 +90,41 @@ impl Pass<'_> {
         scratch: &mut Scratch,
     ) {
         scratch.visible.resize(a.group, 0);
-        let units = self.units(a, 1).flat_map(|unit| (0..unit.chunks(a)).map(move |chunk| (unit, chunk)));
-        for (unit, chunk) in thread.deal(units) {
+        let mut mine = self.fair_chunks(a, thread).peekable();
+        while let Some((unit, chunk)) = mine.next() {
             let mut state = softmax(self.partial(a, partials, &unit, chunk), a.group);
             state.reset();
             let q = self.queries(a, unit.row(), unit.head);
-            self.attend_chunk(a, &unit, chunk, q, &mut state, &mut scratch.visible);
+            let then = mine.peek().map(|(unit, chunk)| (*unit, unit.chunk(a, *chunk).start));
+            self.attend_chunk(a, &unit, chunk, then, q, &mut state, &mut scratch.visible);
         }
     }
 
-    /// Few rows, phase 2: the chunks of every (row, KV head) in ascending order.
+    /// The (row, KV head, chunk)s of a thread: consecutive ones with about its share of all blocks.
+    fn fair_chunks(&self, a: &BoundAttention, thread: &Thread<'_>) -> impl Iterator<Item = (Unit, usize)> {
+        let chunks = || self.units(a, 1).flat_map(|unit| (0..unit.chunks(a)).map(move |chunk| (unit, chunk)));
+        let all: usize = self.units(a, 1).map(|unit| unit.blocks()).sum();
+        let (index, threads) = (thread.index, thread.barrier.threads());
+        let mut before = 0;
+        chunks().filter(move |(unit, chunk)| {
+            let blocks = unit.chunk(a, *chunk).len();
+            // Whose share the middle of the chunk is in.
+            let owner = (2 * before + blocks) * threads / (2 * all);
+            before += blocks;
+            owner == index
+        })
+    }
+
+    /// Few rows, phase 2: the chunks of every query in ascending order.
     fn merge_chunks(&self, a: &BoundAttention, partials: &BoundBuffer, thread: &Thread<'_>) {
-        for unit in thread.deal(self.units(a, 1)) {
-            let mut total = softmax(self.partial(a, partials, &unit, 0), a.group);
+        let queries = self.units(a, 1).flat_map(|unit| (0..a.group).map(move |query| (unit, query)));
+        for (unit, query) in thread.deal(queries) {
+            let mut total = self.partial_of(a, partials, &unit, 0, query);
             for chunk in 1..unit.chunks(a) {
-                total.merge(&softmax(self.partial(a, partials, &unit, chunk), a.group));
+                a.kernel.merge(&mut total, &self.partial_of(a, partials, &unit, chunk, query));
             }
-            let columns = unit.head * a.group * a.head_dim..(unit.head + 1) * a.group * a.head_dim;
-            total.finish(self.row_mut(&a.out, unit.row(), columns));
+            let first = (unit.head * a.group + query) * a.head_dim;
+            total.finish(self.row_mut(&a.out, unit.row(), first..first + a.head_dim));
         }
     }
 
@@ -109,7 +136,12 @@ impl Pass<'_> {
         scratch.floats.resize(q_elems + 2 * state_elems, 0.0);
         let (q, states) = scratch.floats.split_at_mut(q_elems);
         let (total, fresh) = states.split_at_mut(state_elems);
-        for unit in thread.deal(self.units(a, BLOCK_ROWS)) {
+        let mut mine = thread.deal(self.units(a, BLOCK_ROWS)).peekable();
+        while let Some(unit) = mine.next() {
+            let next = mine.peek().map(|unit| (*unit, 0));
+            let then = |chunk| {
+                if chunk + 1 < unit.chunks(a) { Some((unit, unit.chunk(a, chunk + 1).start)) } else { next }
+            };
             let queries = unit.rows * a.group;
             for (row, q) in q.chunks_exact_mut(row_elems).take(unit.rows).enumerate() {
                 q.copy_from_slice(self.queries(a, unit.row() + row, unit.head));
@@ -117,14 +149,14 @@ impl Pass<'_> {
             let q = &q[..unit.rows * row_elems];
             let mut total = softmax(&mut total[..unit.rows * a.partial_elems()], queries);
             total.reset();
-            self.attend_chunk(a, &unit, 0, q, &mut total, &mut scratch.visible);
+            self.attend_chunk(a, &unit, 0, then(0), q, &mut total, &mut scratch.visible);
             for chunk in 1..unit.chunks(a) {
                 let mut fresh = softmax(&mut fresh[..unit.rows * a.partial_elems()], queries);
                 fresh.reset();
-                self.attend_chunk(a, &unit, chunk, q, &mut fresh, &mut scratch.visible);
+                self.attend_chunk(a, &unit, chunk, then(chunk), q, &mut fresh, &mut scratch.visible);
                 // Rows that do not see the chunk stay as they are, as they would alone.
                 let from = unit.first_row_seeing(chunk * a.chunk_blocks * TOKENS) * a.group;
-                tail(&mut total, from, a.head_dim).merge(&tail(&mut fresh, from, a.head_dim));
+                a.kernel.merge(&mut tail(&mut total, from, a.head_dim), &tail(&mut fresh, from, a.head_dim));
             }
             for row in 0..unit.rows {
                 let columns = unit.head * row_elems..(unit.head + 1) * row_elems;
@@ -134,19 +166,23 @@ impl Pass<'_> {
         }
     }
 
-    /// Lets the rows of `unit` attend to the blocks of a chunk. `visible` has room for every query.
+    /// Lets the rows of `unit` attend to the blocks of a chunk; `then` is the block that this thread reads after them.
+    /// `visible` has room for every query.
+    #[allow(clippy::too_many_arguments, reason = "a chunk, what follows it, and what it works on")]
     fn attend_chunk(
         &self,
         a: &BoundAttention,
         unit: &Unit,
         chunk: usize,
+        then: Option<(Unit, usize)>,
         q: &[f32],
         state: &mut OnlineSoftmax<'_>,
         visible: &mut [u32],
     ) {
-        let table = &self.inputs.block_table[unit.span.sequence * self.inputs.table_stride..];
-        let end = (unit.position() + unit.rows).div_ceil(TOKENS).min((chunk + 1) * a.chunk_blocks);
-        for block in chunk * a.chunk_blocks..end {
+        let mut after = then.map(|(unit, block)| self.kv_block(a, &unit, block));
+        let blocks = unit.chunk(a, chunk);
+        let mut kv = self.kv_block(a, unit, blocks.start);
+        for block in blocks.clone() {
             let start = block * TOKENS;
             let first = unit.first_row_seeing(start);
             for (row, visible) in visible.chunks_exact_mut(a.group).enumerate().take(unit.rows).skip(first) {
@@ -158,20 +194,22 @@ impl Pass<'_> {
                 scale: a.scale,
                 visible: &visible[from..unit.rows * a.group],
             };
-            let mut kv = self.kv_block(a, table[block] as usize, unit.head);
-            if block + 1 < end {
-                kv.next = self.kv_block(a, table[block + 1] as usize, unit.head).keys;
-            }
+            let next =
+                if block + 1 < blocks.end { Some(self.kv_block(a, unit, block + 1)) } else { after.take() };
+            kv.next = next.map(|next| (next.keys, next.values));
             a.kernel.attend_block(&kv, &queries, &mut tail(state, from, a.head_dim));
+            let Some(next) = next else { break };
+            kv = next;
         }
     }
 
-    /// Keys and values of one head in a block of the cache.
-    fn kv_block(&self, a: &BoundAttention, block: usize, head: usize) -> KvBlock<'_> {
-        let bytes = self.state.block(a.state, block);
+    /// Keys and values of the `block`-th block of a unit's sequence.
+    fn kv_block(&self, a: &BoundAttention, unit: &Unit, block: usize) -> KvBlock<'_> {
+        let entry = unit.span.sequence * self.inputs.table_stride + block;
+        let bytes = self.state.block(a.state, self.inputs.block_table[entry] as usize);
         let elem = self.state.kv;
         let head_bytes = kv::head_elems(a.head_dim) * elem.bytes();
-        let keys = a.layer_elems * elem.bytes() + head * head_bytes;
+        let keys = a.layer_elems * elem.bytes() + unit.head * head_bytes;
         let values = keys + a.kv_heads * head_bytes;
         KvBlock {
             elem: match elem {
@@ -181,7 +219,7 @@ impl Pass<'_> {
             head_dim: a.head_dim,
             keys: bytes.get(keys..keys + head_bytes),
             values: bytes.get(values..values + head_bytes),
-            next: &[],
+            next: None,
         }
     }
 
@@ -206,9 +244,31 @@ impl Pass<'_> {
     /// Where the state of a row, KV head and chunk lies in the plan's scratch.
     #[allow(clippy::mut_from_ref, reason = "exclusive by the rule of disjointness of SharedBytes")]
     fn partial(&self, a: &BoundAttention, partials: &BoundBuffer, unit: &Unit, chunk: usize) -> &mut [f32] {
-        let elems = a.partial_elems();
-        let start = unit.row() * partials.row_bytes / 4 + (chunk * a.kv_heads + unit.head) * elems;
-        self.buffer(partials).get_mut(start..start + elems)
+        let start = self.partial_start(a, partials, unit, chunk);
+        self.buffer(partials).get_mut(start..start + a.partial_elems())
+    }
+
+    fn partial_start(&self, a: &BoundAttention, partials: &BoundBuffer, unit: &Unit, chunk: usize) -> usize {
+        unit.row() * partials.row_bytes / 4 + (chunk * a.kv_heads + unit.head) * a.partial_elems()
+    }
+
+    /// The state of one query of those.
+    fn partial_of(
+        &self,
+        a: &BoundAttention,
+        partials: &BoundBuffer,
+        unit: &Unit,
+        chunk: usize,
+        query: usize,
+    ) -> OnlineSoftmax<'_> {
+        let start = self.partial_start(a, partials, unit, chunk);
+        let elems =
+            |first: usize, count: usize| self.buffer(partials).get_mut(start + first..start + first + count);
+        OnlineSoftmax {
+            m: elems(query, 1),
+            l: elems(a.group + query, 1),
+            acc: elems(2 * a.group + query * a.head_dim, a.head_dim),
+        }
     }
 }
 

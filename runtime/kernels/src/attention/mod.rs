@@ -42,9 +42,8 @@ pub struct KvBlock<'a> {
     pub keys: &'a [u8],
     /// [`kv::head_elems`] values.
     pub values: &'a [u8],
-    /// Keys that the caller will ask for next, empty if none: a kernel may fetch them meanwhile. Blocks lie far apart, so the
-    /// hardware does not see them coming.
-    pub next: &'a [u8],
+    /// Keys and values that the caller will ask for next: a kernel may fetch them meanwhile. They never change a result.
+    pub next: Option<(&'a [u8], &'a [u8])>,
 }
 
 /// The queries that attend to a block: of every token and query head that shares the block's KV head.
@@ -95,6 +94,7 @@ impl OnlineSoftmax<'_> {
     ///
     /// # Panics
     /// If the states are of different shapes.
+    #[inline(always)]
     pub fn merge(&mut self, other: &OnlineSoftmax<'_>) {
         let queries = self.m.len();
         assert!(self.l.len() == queries && other.m.len() == queries && other.l.len() == queries);
@@ -102,13 +102,24 @@ impl OnlineSoftmax<'_> {
             self.acc.len() == other.acc.len() && (queries == 0 || self.acc.len().is_multiple_of(queries))
         );
         let d = self.acc.len() / queries.max(1);
-        for i in 0..queries {
-            let m = self.m[i].max(other.m[i]);
-            let (a, b) = (crate::math::exp(self.m[i] - base(m)), crate::math::exp(other.m[i] - base(m)));
-            self.m[i] = m;
-            self.l[i] = self.l[i] * a + other.l[i] * b;
-            for (x, y) in self.acc[i * d..][..d].iter_mut().zip(&other.acc[i * d..][..d]) {
-                *x = *x * a + y * b;
+        // Factors of some queries at once: a loop that a compiler makes vectors of.
+        const SOME: usize = 16;
+        for first in (0..queries).step_by(SOME) {
+            let some = first..queries.min(first + SOME);
+            let (mut a, mut b) = ([f32::NEG_INFINITY; SOME], [f32::NEG_INFINITY; SOME]);
+            a[..some.len()].copy_from_slice(&self.m[some.clone()]);
+            b[..some.len()].copy_from_slice(&other.m[some.clone()]);
+            let m: [f32; SOME] = std::array::from_fn(|i| a[i].max(b[i]));
+            for i in 0..SOME {
+                a[i] = crate::math::exp(a[i] - base(m[i]));
+                b[i] = crate::math::exp(b[i] - base(m[i]));
+            }
+            for (i, (m, (a, b))) in some.zip(m.into_iter().zip(a.into_iter().zip(b))) {
+                self.m[i] = m;
+                self.l[i] = self.l[i] * a + other.l[i] * b;
+                for (x, y) in self.acc[i * d..][..d].iter_mut().zip(&other.acc[i * d..][..d]) {
+                    *x = *x * a + y * b;
+                }
             }
         }
     }
@@ -117,6 +128,7 @@ impl OnlineSoftmax<'_> {
     ///
     /// # Panics
     /// If `out` is not as long as `acc`.
+    #[inline(always)]
     pub fn finish(&self, out: &mut [f32]) {
         assert_eq!(out.len(), self.acc.len());
         let d = self.acc.len() / self.l.len().max(1);
@@ -153,9 +165,9 @@ impl Attention {
     /// l    = l * c + sum of p[t];  acc[d] = acc[d] * c + p[t] * v[t][d] in ascending t
     /// ```
     ///
-    /// with [`math::exp`](crate::math::exp); products may be fused into sums, and a kernel may add even and odd d, and even and
-    /// odd t, apart. Tokens beyond a query's `visible` are
-    /// never part of a sum. A NaN score makes the query's state NaN. The result of a query never depends on others.
+    /// with [`math::exp`](crate::math::exp); products may be fused into sums, those inside of exp as well. Tokens beyond a
+    /// query's `visible` are never part of a sum. A NaN score makes the query's state NaN. The result of a query never
+    /// depends on others.
     ///
     /// # Panics
     /// If a slice is not as long as the shapes say, `head_dim` is odd, 0 or above [`MAX_HEAD_DIM`], or a `visible` exceeds 32.
@@ -177,6 +189,20 @@ impl Attention {
         // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths were
         // checked above.
         unsafe { (self.kernel)(block, queries, state) }
+    }
+
+    /// [`OnlineSoftmax::merge`], compiled for this kernel's instruction set: the same bits.
+    #[inline]
+    pub fn merge(&self, state: &mut OnlineSoftmax<'_>, later: &OnlineSoftmax<'_>) {
+        match self.isa {
+            // SAFETY: the host runs the instruction set, as for `attend_block`.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { crate::x86_64::avx512::attention::merge(state, later) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { crate::x86_64::avx2::attention::merge(state, later) },
+            _ => state.merge(later),
+        }
     }
 }
 

@@ -54,7 +54,8 @@ impl Cache {
         for (b, (keys, values)) in self.blocks.iter().enumerate() {
             let visible: Vec<u32> =
                 seen.iter().map(|&s| s.saturating_sub(b * TOKENS).min(TOKENS) as u32).collect();
-            let block = KvBlock { elem: self.elem, head_dim: self.d, keys, values, next: values };
+            let block =
+                KvBlock { elem: self.elem, head_dim: self.d, keys, values, next: Some((values, keys)) };
             attention.attend_block(&block, &Queries { q, scale, visible: &visible }, &mut state);
         }
         let mut out = vec![f32::NAN; n * self.d];
@@ -184,7 +185,13 @@ pub(crate) fn guarded(row: &Row<AttentionFn>) {
                     let [m, l, acc] = &mut parts;
                     let mut state = OnlineSoftmax { m, l, acc };
                     state.reset();
-                    let block = KvBlock { elem, head_dim: d, keys: &keys, values: &values, next: &keys };
+                    let block = KvBlock {
+                        elem,
+                        head_dim: d,
+                        keys: &keys,
+                        values: &values,
+                        next: Some((&keys, &values)),
+                    };
                     attention.attend_block(
                         &block,
                         &Queries { q: &q, scale: 0.2, visible: &visible },

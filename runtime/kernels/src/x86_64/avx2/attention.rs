@@ -151,6 +151,12 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
     }
 }
 
+/// [`OnlineSoftmax::merge`] with this instruction set's vectors.
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn merge(state: &mut OnlineSoftmax<'_>, later: &OnlineSoftmax<'_>) {
+    state.merge(later);
+}
+
 /// A mask of the first `count` lanes (all of them for 8 and more).
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -1,10 +1,16 @@
 //! Attention over one block. The layout of keys and values makes both products plain broadcasts: no transposition.
+//!
+//! One row has few queries and waits for memory, so each line that is read asks for its like of the next block. Many rows
+//! wait for arithmetic, so up to [`QUERIES`] of them share each line, and what softmax does for a query alone stays short.
 
 use super::exp;
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
 use bessemer_format::kv::{COLUMNS, TOKENS};
-use bessemer_format::panel::LINE;
 use std::arch::x86_64::*;
+
+/// Most queries that share a load: two sums of tokens each fill half of the registers, and 16 sums in flight hide the
+/// latency of an fma twice over.
+const QUERIES: usize = 8;
 
 /// [`crate::attention::AttentionFn`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -18,7 +24,7 @@ pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, st
     }
 }
 
-/// Splits the queries into runs of up to four that see the same tokens and share every load.
+/// Splits the queries into runs that see the same tokens and share every load.
 ///
 /// # Safety
 /// As [`crate::attention::AttentionFn`], for the element type of `BF16`.
@@ -31,15 +37,19 @@ unsafe fn attend<const BF16: bool>(
 ) {
     let mut first = 0;
     for same in queries.visible.chunk_by(|a, b| a == b) {
-        for some in same.chunks(4) {
-            // SAFETY: the queries `first ..` are at least as many as the const parameter says.
+        for some in same.chunks(QUERIES) {
+            // SAFETY: the queries `first ..` are as many as the first const parameter of numbers says.
             unsafe {
                 match some.len() {
                     _ if some[0] == 0 => {}
-                    4 => attend_some::<BF16, 4>(block, queries, first, state),
-                    3 => attend_some::<BF16, 3>(block, queries, first, state),
-                    2 => attend_some::<BF16, 2>(block, queries, first, state),
-                    _ => attend_some::<BF16, 1>(block, queries, first, state),
+                    8 => attend_some::<BF16, 8, 2>(block, queries, first, state),
+                    7 => attend_some::<BF16, 7, 2>(block, queries, first, state),
+                    6 => attend_some::<BF16, 6, 2>(block, queries, first, state),
+                    5 => attend_some::<BF16, 5, 2>(block, queries, first, state),
+                    4 => attend_some::<BF16, 4, 4>(block, queries, first, state),
+                    3 => attend_some::<BF16, 3, 4>(block, queries, first, state),
+                    2 => attend_some::<BF16, 2, 4>(block, queries, first, state),
+                    _ => attend_some::<BF16, 1, 4>(block, queries, first, state),
                 }
             }
             first += some.len();
@@ -51,121 +61,195 @@ unsafe fn attend<const BF16: bool>(
 /// As [`attend`]; the `N` queries from `first` exist and see the same tokens, at least one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn attend_some<const BF16: bool, const N: usize>(
+unsafe fn attend_some<const BF16: bool, const N: usize, const LINES: usize>(
     block: &KvBlock<'_>,
     queries: &Queries<'_>,
     first: usize,
     state: &mut OnlineSoftmax<'_>,
 ) {
     let d = block.head_dim;
-    let bytes = block.elem.bytes();
     let visible = queries.visible[first] as usize;
-    let q = queries.q[first * d..][..N * d].as_ptr();
+    let q = &queries.q[first * d..][..N * d];
+    let (m, l) = (&mut state.m[first..][..N], &mut state.l[first..][..N]);
+    let acc = &mut state.acc[first * d..][..N * d];
+    // SAFETY: the slices hold `N` queries, and the block is as `attend` was promised.
+    unsafe {
+        let scores = scores::<BF16, N>(block, q);
+        let (weights, corrections) = soften(scores, queries.scale, visible, m, l);
+        weigh::<BF16, N, LINES>(block, &weights, &corrections, visible, acc);
+    }
+}
 
-    // Both halves of the tokens at once, even and odd elements apart: 4 N sums in flight hide the latency of an fma.
+/// The unscaled scores of the two halves of the tokens, visible or not (each is alone in its lane).
+///
+/// # Safety
+/// The block is as [`crate::attention::AttentionFn`] says, of the element type of `BF16`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn scores<const BF16: bool, const N: usize>(block: &KvBlock<'_>, q: &[f32]) -> [[__m512; 2]; N] {
+    let d = block.head_dim;
+    let q = q[..N * d].as_ptr();
+    let keys = block.keys.as_ptr();
+    let next = block.next.map_or(keys, |(keys, _)| keys.as_ptr());
     let mut scores = [[_mm512_setzero_ps(); 2]; N];
-    let mut odds = [[_mm512_setzero_ps(); 2]; N];
     for pair in 0..d / 2 {
-        // SAFETY: a key panel holds d / 2 lines of 32 elements, and there are two of them; a query has d elements. The
-        // values are as long as the keys.
+        let line = |half: usize| (half * d / 2 + pair) * 2 * COLUMNS * block.elem.bytes();
+        // SAFETY: a key panel holds d / 2 lines of 32 elements, and there are two of them; a query has d elements.
         unsafe {
-            let at = |half: usize| (half * d / 2 + pair) * 2 * COLUMNS * bytes;
-            // They are read next, and a block is too short for the hardware to see them coming.
-            _mm_prefetch::<_MM_HINT_T0>(block.values.as_ptr().add(at(0)).cast());
-            _mm_prefetch::<_MM_HINT_T0>(block.values.as_ptr().add(at(1)).cast());
-            let (even0, odd0) = load_pairs::<BF16>(block.keys.as_ptr().add(at(0)), COLUMNS);
-            let (even1, odd1) = load_pairs::<BF16>(block.keys.as_ptr().add(at(1)), COLUMNS);
+            fetch::<BF16>(next, line(0));
+            fetch::<BF16>(next, line(1));
+            let k = [0, 1].map(|half| load_pairs::<BF16>(keys.add(line(half)), COLUMNS));
             for i in 0..N {
                 let q = q.add(i * d + 2 * pair);
                 let (even, odd) = (_mm512_set1_ps(*q), _mm512_set1_ps(*q.add(1)));
-                scores[i][0] = _mm512_fmadd_ps(even, even0, scores[i][0]);
-                scores[i][1] = _mm512_fmadd_ps(even, even1, scores[i][1]);
-                odds[i][0] = _mm512_fmadd_ps(odd, odd0, odds[i][0]);
-                odds[i][1] = _mm512_fmadd_ps(odd, odd1, odds[i][1]);
+                for half in 0..2 {
+                    let s = _mm512_fmadd_ps(even, k[half].0, scores[i][half]);
+                    scores[i][half] = _mm512_fmadd_ps(odd, k[half].1, s);
+                }
             }
         }
     }
-    for (scores, odds) in scores.iter_mut().zip(odds) {
-        *scores = [_mm512_add_ps(scores[0], odds[0]), _mm512_add_ps(scores[1], odds[1])];
-    }
+    scores
+}
 
-    let mask = (u32::MAX >> (TOKENS - visible)) as u64;
-    let masks = [mask as u16, (mask >> 16) as u16];
-    let mut weights = [[0.0f32; TOKENS]; N];
-    let mut corrections = [_mm512_setzero_ps(); N];
+/// Updates `m` and `l` by scores of `visible` tokens. Gives the weights of the tokens and, for each query, the factor of
+/// what it summed before.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn soften<const N: usize>(
+    scores: [[__m512; 2]; N],
+    scale: f32,
+    visible: usize,
+    m: &mut [f32],
+    l: &mut [f32],
+) -> ([[f32; TOKENS]; N], [f32; COLUMNS]) {
+    let seen = u32::MAX >> (TOKENS - visible);
+    let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
+    let scale = _mm512_set1_ps(scale);
+    // What is not visible may be NaN: it is replaced, not multiplied.
+    let scores = scores.map(|s| {
+        [
+            _mm512_mask_mul_ps(lowest, seen as u16, s[0], scale),
+            _mm512_mask_mul_ps(lowest, (seen >> COLUMNS) as u16, s[1], scale),
+        ]
+    });
+    let mut largest = [f32::NEG_INFINITY; COLUMNS];
     for i in 0..N {
-        let scale = _mm512_set1_ps(queries.scale);
-        let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
-        // What is not visible may be NaN: it is replaced, not multiplied.
-        let s = [0, 1].map(|h| _mm512_mask_mul_ps(lowest, masks[h], scores[i][h], scale));
-        let old = state.m[first + i];
-        let m = old.max(_mm512_reduce_max_ps(_mm512_max_ps(s[0], s[1])));
-        let p = s.map(|s| exp(_mm512_sub_ps(s, _mm512_set1_ps(base(m)))));
-        let c = crate::math::exp(old - base(m));
+        largest[i] = m[i].max(_mm512_reduce_max_ps(_mm512_max_ps(scores[i][0], scores[i][1])));
+    }
+    let mut weights = [[0.0f32; TOKENS]; N];
+    let mut sums = [0.0f32; COLUMNS];
+    for i in 0..N {
+        let lowered = _mm512_set1_ps(base(largest[i]));
+        let p = scores[i].map(|s| exp(_mm512_sub_ps(s, lowered)));
         // SAFETY: the weights of a query are 32 floats.
         unsafe {
             _mm512_storeu_ps(weights[i].as_mut_ptr(), p[0]);
             _mm512_storeu_ps(weights[i].as_mut_ptr().add(COLUMNS), p[1]);
         }
-        state.m[first + i] = m;
-        state.l[first + i] = state.l[first + i] * c + _mm512_reduce_add_ps(_mm512_add_ps(p[0], p[1]));
-        corrections[i] = _mm512_set1_ps(c);
+        sums[i] = _mm512_reduce_add_ps(_mm512_add_ps(p[0], p[1]));
     }
+    // The queries' own numbers, a lane each.
+    let lanes = u16::MAX >> (COLUMNS - N);
+    let mut corrections = [0.0f32; COLUMNS];
+    // SAFETY: the mask selects `N` lanes, which are all of `m` and `l`; the arrays are 16 floats.
+    unsafe {
+        let new = _mm512_loadu_ps(largest.as_ptr());
+        let base = _mm512_mask_blend_ps(_mm512_cmpeq_ps_mask(new, lowest), new, _mm512_setzero_ps());
+        let c = exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, m[..N].as_ptr()), base));
+        let old = _mm512_maskz_loadu_ps(lanes, l[..N].as_ptr());
+        let sum = _mm512_fmadd_ps(old, c, _mm512_loadu_ps(sums.as_ptr()));
+        _mm512_mask_storeu_ps(l.as_mut_ptr(), lanes, sum);
+        _mm512_mask_storeu_ps(m.as_mut_ptr(), lanes, new);
+        _mm512_storeu_ps(corrections.as_mut_ptr(), c);
+    }
+    (weights, corrections)
+}
 
-    // Two lines of elements at once, even and odd tokens apart, for the same reason. Each step fetches its share of the keys that
-    // come next.
-    let mut next = block.next.chunks(2 * LINE);
-    let acc = state.acc[first * d..][..N * d].as_mut_ptr();
-    for at in (0..d).step_by(2 * COLUMNS) {
-        let lanes = [0, 1].map(|half| COLUMNS.min((d - at).saturating_sub(half * COLUMNS)));
-        let masks = lanes.map(|lanes| ((1_u32 << lanes) - 1) as u16);
-        // SAFETY: masks and `lanes` select elements `at .. at + 32` below d of each accumulator and of each of the token
-        // pairs, which are d pairs of elements long; there are 16 of those.
+/// Corrects `acc` and adds the values of the first `visible` tokens, `LINES` vectors of elements at a time.
+///
+/// # Safety
+/// As [`scores`]; `acc` holds the elements of `N` queries.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn weigh<const BF16: bool, const N: usize, const LINES: usize>(
+    block: &KvBlock<'_>,
+    weights: &[[f32; TOKENS]; N],
+    corrections: &[f32; COLUMNS],
+    visible: usize,
+    acc: &mut [f32],
+) {
+    let d = block.head_dim;
+    let acc = acc[..N * d].as_mut_ptr();
+    let values = block.values.as_ptr();
+    let next = block.next.map_or(values, |(_, values)| values.as_ptr());
+    for at in (0..d).step_by(LINES * COLUMNS) {
+        let lanes: [usize; LINES] = std::array::from_fn(|g| COLUMNS.min(d.saturating_sub(at + g * COLUMNS)));
+        let place = |i: usize, g: usize| acc.wrapping_add(i * d + at + g * COLUMNS);
+        let line = |pair: usize, g: usize| (pair * d + at + g * COLUMNS) * 2 * block.elem.bytes();
+        // SAFETY: `lanes` selects elements below d of each accumulator and of each of the token pairs, which are d pairs of
+        // elements long; there are 16 of those.
         unsafe {
-            let place = |i: usize, half: usize| acc.add(i * d + at).wrapping_add(half * COLUMNS);
-            let line = |pair: usize, half: usize| {
-                block.values.as_ptr().wrapping_add((pair * d + at + half * COLUMNS) * 2 * bytes)
-            };
-            let mut sums = [[_mm512_setzero_ps(); 2]; N];
-            let mut odds = [[_mm512_setzero_ps(); 2]; N];
+            let mut sums = [[_mm512_setzero_ps(); LINES]; N];
             for i in 0..N {
-                for half in 0..2 {
-                    let old = _mm512_maskz_loadu_ps(masks[half], place(i, half));
-                    sums[i][half] = _mm512_mul_ps(old, corrections[i]);
+                for g in 0..LINES {
+                    let old = _mm512_maskz_loadu_ps(first_lanes(lanes[g]), place(i, g));
+                    sums[i][g] = _mm512_mul_ps(old, _mm512_set1_ps(corrections[i]));
                 }
             }
             for pair in 0..visible / 2 {
-                for line in next.next().unwrap_or_default().chunks(LINE) {
-                    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+                let mut v = [(_mm512_setzero_ps(), _mm512_setzero_ps()); LINES];
+                for g in 0..LINES {
+                    fetch::<BF16>(next, line(pair, g));
+                    v[g] = load_pairs::<BF16>(values.wrapping_add(line(pair, g)), lanes[g]);
                 }
-                let (even0, odd0) = load_pairs::<BF16>(line(pair, 0), lanes[0]);
-                let (even1, odd1) = load_pairs::<BF16>(line(pair, 1), lanes[1]);
                 for i in 0..N {
                     let even = _mm512_set1_ps(weights[i][2 * pair]);
                     let odd = _mm512_set1_ps(weights[i][2 * pair + 1]);
-                    sums[i][0] = _mm512_fmadd_ps(even, even0, sums[i][0]);
-                    sums[i][1] = _mm512_fmadd_ps(even, even1, sums[i][1]);
-                    odds[i][0] = _mm512_fmadd_ps(odd, odd0, odds[i][0]);
-                    odds[i][1] = _mm512_fmadd_ps(odd, odd1, odds[i][1]);
+                    for g in 0..LINES {
+                        sums[i][g] = _mm512_fmadd_ps(even, v[g].0, sums[i][g]);
+                        sums[i][g] = _mm512_fmadd_ps(odd, v[g].1, sums[i][g]);
+                    }
                 }
             }
             if visible % 2 == 1 {
-                for half in 0..2 {
-                    let (even, _) = load_pairs::<BF16>(line(visible / 2, half), lanes[half]);
+                for g in 0..LINES {
+                    let (even, _) = load_pairs::<BF16>(values.wrapping_add(line(visible / 2, g)), lanes[g]);
                     for i in 0..N {
                         let weight = _mm512_set1_ps(weights[i][visible - 1]);
-                        sums[i][half] = _mm512_fmadd_ps(weight, even, sums[i][half]);
+                        sums[i][g] = _mm512_fmadd_ps(weight, even, sums[i][g]);
                     }
                 }
             }
             for i in 0..N {
-                for half in 0..2 {
-                    let sum = _mm512_add_ps(sums[i][half], odds[i][half]);
-                    _mm512_mask_storeu_ps(place(i, half), masks[half], sum);
+                for g in 0..LINES {
+                    _mm512_mask_storeu_ps(place(i, g), first_lanes(lanes[g]), sums[i][g]);
                 }
             }
         }
     }
+}
+
+/// Asks for the line of 32 elements at `offset`, which need not exist: a prefetch never faults.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fetch<const BF16: bool>(p: *const u8, offset: usize) {
+    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset).cast());
+    if !BF16 {
+        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset + 64).cast());
+    }
+}
+
+/// A mask of the first `count` lanes.
+#[inline]
+fn first_lanes(count: usize) -> u16 {
+    ((1_u32 << count) - 1) as u16
+}
+
+/// [`OnlineSoftmax::merge`] with this instruction set's vectors.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(crate) fn merge(state: &mut OnlineSoftmax<'_>, later: &OnlineSoftmax<'_>) {
+    state.merge(later);
 }
 
 /// The even and the odd elements of `lanes` pairs (the rest zero).
@@ -178,7 +262,7 @@ unsafe fn load_pairs<const BF16: bool>(p: *const u8, lanes: usize) -> (__m512, _
     // SAFETY: the masks select the promised elements only.
     unsafe {
         if BF16 {
-            let v = _mm512_maskz_loadu_epi32(((1_u32 << lanes) - 1) as u16, p.cast());
+            let v = _mm512_maskz_loadu_epi32(first_lanes(lanes), p.cast());
             let odd = _mm512_and_si512(v, _mm512_set1_epi32(-65536));
             (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)), _mm512_castsi512_ps(odd))
         } else {
