@@ -1,6 +1,6 @@
 //! A target for tests, whose taste the test chooses.
 
-use bessemer_format::{Compute, QuantScheme};
+use bessemer_format::{Compute, Elem, QuantScheme};
 use bessemer_ir::{Layout, TargetInfo};
 
 /// A target that takes what it is told to take.
@@ -34,9 +34,10 @@ impl TargetInfo for TestTarget {
         self.layout
     }
 
-    /// Signed bytes over integer weights, by 32 where the weight's groups are multiples of 32, else by 16.
+    /// bf16 over bf16 weights; signed bytes over integer weights, by 32 where the weight's groups are multiples of 32, else by 16.
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute {
         match scheme.elem.is_float() {
+            true if scheme.elem == Elem::Bf16 => Compute::Bf16,
             true => Compute::F32,
             false if scheme.group(k as usize).is_multiple_of(32) => Compute::Int8 { group: 32 },
             false => Compute::Int8 { group: 16 },

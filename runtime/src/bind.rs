@@ -5,7 +5,7 @@
 //! (`bessemer_format::validate`); what is left to refuse here is what this runtime has no way to execute.
 
 use crate::error::EngineError;
-use bessemer_format::act::Int8Layout;
+use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::file::EngineFile;
 use bessemer_format::header::SectionKind;
 use bessemer_format::nest::MAX_VIEWS;
@@ -13,7 +13,7 @@ use bessemer_format::plan::{
     self, Arg, BufferId, Home, Plan, Program, RowCount, StepKind, WeightId, WeightLayout,
 };
 use bessemer_format::{Compute, PanelLayout, kv};
-use bessemer_kernels::{Attention, KernelSet, LinearF32, LinearInt8, Quantise};
+use bessemer_kernels::{Attention, KernelSet, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16};
 use std::ops::Range;
 
 /// A program whose steps are ready to run.
@@ -60,11 +60,17 @@ pub(crate) struct BoundLinear {
     pub(crate) out: BoundBuffer,
 }
 
-/// The conversion of a linear's input to signed bytes.
+/// The conversion of a linear's input.
 pub(crate) struct Convert {
-    pub(crate) layout: Int8Layout,
-    pub(crate) quantise: Quantise,
+    pub(crate) to: Converted,
+    pub(crate) row_bytes: usize,
     pub(crate) scratch: BoundBuffer,
+}
+
+/// What a linear's input becomes.
+pub(crate) enum Converted {
+    Int8(Int8Layout, Quantise),
+    Bf16(Bf16Layout, RoundBf16),
 }
 
 pub(crate) struct BoundSegment {
@@ -79,6 +85,7 @@ pub(crate) struct BoundSegment {
 pub(crate) enum LinearKernel {
     F32(LinearF32),
     Int8(LinearInt8),
+    Bf16(LinearBf16),
 }
 
 pub(crate) enum BoundEpilogue {
@@ -227,6 +234,7 @@ impl Binder<'_> {
             }
             let kernel = match linear.compute {
                 Compute::F32 => LinearKernel::F32(self.kernels.linear_f32(&layout)),
+                Compute::Bf16 => LinearKernel::Bf16(self.kernels.linear_bf16(&layout)),
                 Compute::Int8 { group } => {
                     let kernel = self.kernels.linear_int8(&layout, group as usize)?;
                     if *act.get_or_insert(*kernel.act()) != *kernel.act() {
@@ -244,14 +252,20 @@ impl Binder<'_> {
                 panels,
             });
         }
-        let convert = match (act, linear.scratch) {
+        let converted = match linear.compute {
+            Compute::F32 => None,
+            Compute::Int8 { .. } => act.map(|l| (l.row_bytes(), Converted::Int8(l, self.kernels.quantise()))),
+            Compute::Bf16 => {
+                let layout = Bf16Layout { k };
+                Some((layout.row_bytes(), Converted::Bf16(layout, self.kernels.round_bf16())))
+            }
+        };
+        let convert = match (converted, linear.scratch) {
             (None, _) => None,
-            (Some(layout), Some(scratch)) => Some(Convert {
-                layout,
-                quantise: self.kernels.quantise(),
-                scratch: self.buffer(program, scratch)?,
-            }),
-            (Some(_), None) => return Err("8-bit activations without scratch".into()),
+            (Some((row_bytes, to)), Some(scratch)) => {
+                Some(Convert { to, row_bytes, scratch: self.buffer(program, scratch)? })
+            }
+            (Some(_), None) => return Err("converted activations without scratch".into()),
         };
         let epilogue = match linear.epilogue {
             plan::Epilogue::None => BoundEpilogue::None,

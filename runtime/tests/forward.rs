@@ -47,6 +47,11 @@ fn eight_bit_activations_meet_the_reference_that_rounds_too() {
 }
 
 #[test]
+fn bf16_activations_match_the_reference() {
+    check_against_reference(Shape::bf16(), KvElem::F32, 1e-3);
+}
+
+#[test]
 fn multi_head_and_single_kv_head_meet_the_reference() {
     for (heads, kv_heads, head_dim) in [(3, 3, 16), (5, 1, 8)] {
         let shape = Shape { heads, kv_heads, head_dim, ..Shape::default() };
@@ -77,7 +82,7 @@ fn long_run(engine: &Engine, threads: usize, kv: KvElem) -> Vec<u32> {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for shape in [Shape::default(), Shape::int8()] {
+    for shape in [Shape::default(), Shape::int8(), Shape::bf16()] {
         for kv in [KvElem::Bf16, KvElem::F32] {
             let engine = Model::random(shape.clone(), 4).engine();
             let one = long_run(&engine, 1, kv);
@@ -91,7 +96,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn a_prompt_gives_the_same_bits_however_it_is_cut() {
-    for shape in [Shape::default(), Shape::int8()] {
+    for shape in [Shape::default(), Shape::int8(), Shape::bf16()] {
         let model = Model::random(shape, 5);
         let tokens = Random(6).tokens(170, model.shape.vocab);
         let engine = model.engine();

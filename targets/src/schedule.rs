@@ -6,7 +6,7 @@
 use crate::error::TargetError;
 use crate::lower::{self, Lowered};
 use crate::memory::{self, Request};
-use bessemer_format::act::Int8Layout;
+use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::manifest::Selection;
 use bessemer_format::nest::Nest;
 use bessemer_format::plan::{
@@ -419,6 +419,14 @@ impl<'a> ProgramBuilder<'a> {
         let mut writes = vec![out];
         let scratch = match compute {
             Compute::F32 => None,
+            Compute::Bf16 => {
+                let k = plan_segments.first().map_or(0, |s| self.shared.slices[s.weight as usize].k as usize);
+                let bytes = Bf16Layout { k }.row_bytes() as u64;
+                let name = format!("{}.bf16", self.graph.name(node));
+                let id = self.buffer(name, BufferElem::Bytes, rows, bytes, None);
+                writes.push(id);
+                Some(id)
+            }
             Compute::Int8 { group } => {
                 let name = self.graph.name(node).to_string();
                 let mut layout = None;
@@ -445,6 +453,7 @@ impl<'a> ProgramBuilder<'a> {
         self.draft(node, StepKind::Linear(step), reads, writes, None);
         let chosen = match compute {
             Compute::F32 => "linear kernel, f32 activations".to_string(),
+            Compute::Bf16 => "linear kernel, bf16 activations".to_string(),
             Compute::Int8 { group } => format!("linear kernel, int8 activations by {group}"),
         };
         self.selected(node, &chosen, &[("nest", "dequantises element by element")]);

@@ -162,11 +162,12 @@ words!(Stored {
     "Q4_0" => Stored::Q4_0, "Q4_1" => Stored::Q4_1, "Q8_0" => Stored::Q8_0,
 });
 
-/// `f32` or `int8x32`.
+/// `f32`, `bf16` or `int8x32`.
 impl Attr for Compute {
     fn print(&self, out: &mut String) {
         match self {
             Compute::F32 => out.push_str("f32"),
+            Compute::Bf16 => out.push_str("bf16"),
             Compute::Int8 { group } => out.push_str(&format!("int8x{group}")),
         }
     }
@@ -175,9 +176,10 @@ impl Attr for Compute {
         let group = || word.strip_prefix("int8x")?.parse().ok();
         match word {
             "f32" => Ok(Compute::F32),
-            _ => {
-                Ok(Compute::Int8 { group: group().ok_or(format!("`{word}` is no compute (f32, int8x32)"))? })
-            }
+            "bf16" => Ok(Compute::Bf16),
+            _ => Ok(Compute::Int8 {
+                group: group().ok_or(format!("`{word}` is no compute (f32, bf16, int8x32)"))?,
+            }),
         }
     }
 }

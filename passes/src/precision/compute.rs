@@ -21,7 +21,7 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
     Ok(rewrites)
 }
 
-/// What all segments can compute in: f32 as soon as one needs it (f32 reads any scheme), else signed bytes by the largest group that
+/// What all segments can compute in: f32 as soon as they differ in kind (f32 reads any scheme), else bf16 if all do, else signed bytes by the largest group that
 /// divides the groups of all (a finer group of activations fits wherever a coarser one does).
 fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Compute {
     let default = |w: Value| {
@@ -29,6 +29,7 @@ fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Compute {
         context.target.default_compute(&ty.scheme(), ty.const_dim(1).unwrap_or(0))
     };
     let common = |a, b| match (a, b) {
+        (Compute::Bf16, Compute::Bf16) => Compute::Bf16,
         (Compute::Int8 { group: a }, Compute::Int8 { group: b }) => Compute::Int8 { group: gcd(a, b) },
         _ => Compute::F32,
     };

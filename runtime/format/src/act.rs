@@ -1,4 +1,6 @@
-//! Where the bytes of quantised activations lie: the scratch that a linear with [`Compute::Int8`] reads.
+//! Where the bytes of converted activations lie: the scratch that a linear with [`Compute::Int8`] or [`Compute::Bf16`] reads.
+//!
+//! Signed bytes ([`Int8Layout`]):
 //!
 //! ```text
 //! row = codes[padded_k] (i8, zero beyond k) | scales[groups] (f32) | sums[groups] (i32) | products[groups] (f32) | padding to 64 bytes
@@ -7,9 +9,16 @@
 //! `sums` are the sums of a group's codes: what an integer offset of the weight codes is multiplied with; `products` are
 //! `scale * sum`: what a floating-point offset is multiplied with.
 //!
+//! bfloat16 ([`Bf16Layout`]):
+//!
+//! ```text
+//! row = values[padded_k] (bf16, zero beyond k) | padding to 64 bytes
+//! ```
+//!
+//! [`Compute::Bf16`]: crate::scheme::Compute::Bf16
 //! [`Compute::Int8`]: crate::scheme::Compute::Int8
 
-use crate::panel::{LINE, PanelLayout};
+use crate::panel::{K_STEP, LINE, PanelLayout};
 
 /// Layout of a row of signed-byte activations for weights of one [`PanelLayout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,5 +75,24 @@ impl Int8Layout {
     /// Bytes from one row to the next.
     pub const fn row_bytes(&self) -> usize {
         (self.products_at() + 4 * self.groups()).next_multiple_of(LINE)
+    }
+}
+
+/// Layout of a row of bfloat16 activations. It depends on k alone, since scale groups are whole steps of [`K_STEP`] elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bf16Layout {
+    /// Real elements of a row.
+    pub k: usize,
+}
+
+impl Bf16Layout {
+    /// Elements with padding: [`PanelLayout::padded_k`].
+    pub const fn padded_k(&self) -> usize {
+        self.k.next_multiple_of(K_STEP)
+    }
+
+    /// Bytes from one row to the next.
+    pub const fn row_bytes(&self) -> usize {
+        (2 * self.padded_k()).next_multiple_of(LINE)
     }
 }

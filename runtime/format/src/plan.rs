@@ -239,7 +239,7 @@ pub struct Linear {
     pub rows: RowCount,
     /// What it computes in.
     pub compute: Compute,
-    /// Bytes for converted activations ([`crate::act::Int8Layout`]); present exactly when `compute` converts.
+    /// Bytes for converted activations ([`crate::act`]); present exactly when `compute` converts.
     pub scratch: Option<BufferId>,
     /// Weights, each writing its own columns of `out`.
     pub segments: Vec<Segment>,

@@ -262,6 +262,24 @@ pub enum Compute {
         /// Elements that share an activation scale.
         group: u32,
     },
+    /// Activations are rounded to bfloat16 ([`round_bf16`]), and so is what the weights dequantise to (exact for weights that
+    /// are bfloat16); f32 accumulation of the products. Subnormal numbers may count as zero, as CPUs' instructions have it.
+    Bf16,
+}
+
+/// Rounds to bfloat16, to nearest and ties to even: THE definition of [`Compute::Bf16`]'s rounding. NaNs stay NaNs.
+#[inline(always)]
+pub fn round_bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    // The carry of a NaN's mantissa could make an infinity or a zero of it.
+    (if v.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
+}
+
+/// The number that a bfloat16's bits stand for.
+#[inline(always)]
+pub fn widen_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Rounds one activation group to signed bytes: THE definition of [`Compute::Int8`]'s rounding.
@@ -416,6 +434,16 @@ mod tests {
         assert_eq!(s, 1.0 / 127.0);
         assert!(quantise_int8(&[f32::INFINITY, 0.0], &mut q[..2]).is_nan());
         assert_eq!(quantise_int8(&[0.0; 4], &mut q[..4]), 0.0);
+    }
+
+    #[test]
+    fn bf16_rounding_is_that_of_ieee() {
+        for bits in (0..=u32::MAX).step_by(4093).chain([0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0xffff_ffff]) {
+            let (v, got) = (f32::from_bits(bits), f32::from_bits(bits));
+            let (got, want) = (round_bf16(got), half::bf16::from_f32(v));
+            assert_eq!(got, want.to_bits(), "{bits:08x}");
+            assert_eq!(widen_bf16(got).to_bits(), want.to_f32().to_bits());
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use bessemer_format::Compute;
-use bessemer_format::act::Int8Layout;
+use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::error::FormatError;
 use bessemer_format::manifest::{Hash, Manifest};
 use bessemer_format::nest::{Base, Extent, Index, Int, Op, Reg, Stmt, Sym, ViewElem, ViewId};
@@ -160,6 +160,8 @@ fn operands_of_steps() {
         ("(qkv)", "no scratch", |p, _| linear(p, at::QKV).scratch = None),
         ("(qkv)", "converts nothing", |p, _| linear(p, at::QKV).compute = Compute::F32),
         ("(qkv)", "activation group", |p, _| linear(p, at::QKV).compute = Compute::Int8 { group: 24 }),
+        ("(qkv)", "scratch has rows of 128", |p, _| linear(p, at::QKV).compute = Compute::Bf16),
+        ("(gate_up)", "no scratch", |p, _| linear(p, at::GATE_UP).compute = Compute::Bf16),
         ("(qkv)", "scratch has rows", |p, _| buf(p, buffer::INT8).row_elems -= 1),
         ("(out)", "residual has rows", |p, _| {
             linear(p, at::OUT).epilogue = Epilogue::Residual(buffer::QKV);
@@ -337,5 +339,14 @@ fn segments_must_agree_on_the_layout_of_activations() {
     assert_eq!(bytes, plan.programs[0].buffers[buffer::INT8 as usize].row_elems);
     linear(&mut plan, at::GATE_UP).compute = Compute::Int8 { group: 32 };
     linear(&mut plan, at::GATE_UP).scratch = Some(buffer::INT8);
+    check(&plan, &manifest).unwrap();
+}
+
+#[test]
+fn bf16_activations_take_two_bytes_an_element() {
+    let (mut plan, manifest) = (plan(), manifest());
+    let k = plan.weights[weight::QKV as usize].k as usize;
+    linear(&mut plan, at::QKV).compute = Compute::Bf16;
+    buf(&mut plan, buffer::INT8).row_elems = Bf16Layout { k }.row_bytes() as u64;
     check(&plan, &manifest).unwrap();
 }

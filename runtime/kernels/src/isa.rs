@@ -14,6 +14,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, VNNI and VBMI (and all of [`Isa::Avx2`]).
     Avx512,
+    /// x86-64 with AVX-512 BF16 (and all of [`Isa::Avx512`]).
+    Avx512Bf16,
     /// AArch64 with Advanced SIMD, which hardly a CPU lacks.
     Neon,
     /// AArch64 with dot products of bytes (and all of [`Isa::Neon`]).
@@ -25,7 +27,7 @@ pub enum Isa {
 impl Isa {
     /// Every set of this host's architecture, oldest first.
     #[cfg(target_arch = "x86_64")]
-    pub const ALL: &[Isa] = &[Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: &[Isa] = &[Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
     /// Every set of this host's architecture, oldest first.
     #[cfg(target_arch = "aarch64")]
     pub const ALL: &[Isa] = &[Isa::Portable, Isa::Neon, Isa::Dotprod, Isa::I8mm];
@@ -39,6 +41,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
             Isa::Neon => "neon",
             Isa::Dotprod => "dotprod",
             Isa::I8mm => "i8mm",
@@ -72,6 +75,7 @@ fn detected(isa: Isa) -> bool {
                 && is_x86_feature_detected!("avx512vnni")
                 && is_x86_feature_detected!("avx512vbmi")
         }
+        Isa::Avx512Bf16 => detected(Isa::Avx512) && is_x86_feature_detected!("avx512bf16"),
         _ => false,
     }
 }

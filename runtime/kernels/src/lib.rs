@@ -1,8 +1,8 @@
 //! Hand-written CPU kernels and the table that registers and tests them.
 //!
 //! A [`KernelSet`] stands for one instruction set that this host is known to run. From it come the kernels:
-//! [`LinearF32`] and [`LinearInt8`] for matrix products with packed weights, [`Quantise`] for the activations of the
-//! latter, [`Attention`] over blocks of the KV cache, and [`embed::gather_row`] for table look-ups. All of them are
+//! [`LinearF32`], [`LinearBf16`] and [`LinearInt8`] for matrix products with packed weights, [`RoundBf16`] and [`Quantise`]
+//! for the activations of the latter two, [`Attention`] over blocks of the KV cache, and [`embed::gather_row`] for table look-ups. All of them are
 //! safe to call: the set is the proof that the host has the instructions, and lengths are checked once a call.
 //!
 //! A kernel never allocates, never detects the CPU, keeps no state and never computes in less than its
@@ -55,5 +55,5 @@ mod x86_64;
 
 pub use attention::{Attention, KvElem, OnlineSoftmax};
 pub use isa::Isa;
-pub use linear::{LinearF32, LinearInt8, Quantise};
+pub use linear::{LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16};
 pub use table::KernelSet;

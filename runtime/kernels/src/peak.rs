@@ -17,7 +17,7 @@ pub enum Arithmetic {
 pub fn multiply_adds(arithmetic: Arithmetic, rounds: u64) -> u64 {
     match Isa::host() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => crate::x86_64::peak::avx512(arithmetic, rounds),
+        Isa::Avx512 | Isa::Avx512Bf16 => crate::x86_64::peak::avx512(arithmetic, rounds),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => crate::x86_64::peak::avx2(arithmetic, rounds),
         #[cfg(target_arch = "aarch64")]

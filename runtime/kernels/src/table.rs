@@ -2,7 +2,8 @@
 
 use crate::Isa;
 use crate::attention::{self, Attention, AttentionFn};
-use crate::linear::{self, LinearF32, LinearF32Fn, LinearInt8, LinearInt8Fn, Quantise, QuantiseFn};
+use crate::linear::{self, LinearBf16, LinearBf16Fn, LinearF32, LinearF32Fn, LinearInt8, LinearInt8Fn};
+use crate::linear::{Quantise, QuantiseFn, RoundBf16, RoundBf16Fn};
 use bessemer_format::act::Int8Layout;
 use bessemer_format::{Elem, PanelLayout};
 
@@ -136,6 +137,30 @@ kernels! {
             linear_f32_neon: Neon, ANY, neon::linear_f32::linear_f32;
         }
     }
+    /// [`LinearBf16`].
+    LINEAR_BF16: LinearBf16Fn, tests (linear_bf16: exact, bounded, guarded, odd_shapes) {
+        everywhere {
+            linear_bf16_portable: Portable, ANY, linear::portable::linear_bf16;
+        }
+        x86_64 {
+            linear_bf16_any_avx2: Avx2, ANY, avx2::linear_bf16::any;
+            linear_bf16_any_avx512: Avx512, ANY, avx512::linear_bf16::any;
+            linear_bf16_bf16_avx512: Avx512, BF16, avx512::linear_bf16::widened;
+            linear_bf16_bf16_avx512bf16: Avx512Bf16, BF16, avx512::linear_bf16::pairs;
+        }
+        aarch64 {}
+    }
+    /// [`RoundBf16`].
+    ROUND_BF16: RoundBf16Fn, tests (linear_bf16: rounds) {
+        everywhere {
+            round_bf16_portable: Portable, ANY, linear::portable::round;
+        }
+        x86_64 {
+            round_bf16_avx2: Avx2, ANY, avx2::linear_bf16::round;
+            round_bf16_avx512: Avx512, ANY, avx512::linear_bf16::round;
+        }
+        aarch64 {}
+    }
     /// [`LinearInt8`].
     LINEAR_INT8: LinearInt8Fn, tests (linear_int8: exact, extremes, bounded, guarded, odd_shapes) {
         everywhere {
@@ -203,6 +228,7 @@ pub struct KernelSet {
 static PORTABLE: KernelSet = KernelSet { isa: Isa::Portable };
 static AVX2: KernelSet = KernelSet { isa: Isa::Avx2 };
 static AVX512: KernelSet = KernelSet { isa: Isa::Avx512 };
+static AVX512_BF16: KernelSet = KernelSet { isa: Isa::Avx512Bf16 };
 static NEON: KernelSet = KernelSet { isa: Isa::Neon };
 static DOTPROD: KernelSet = KernelSet { isa: Isa::Dotprod };
 static I8MM: KernelSet = KernelSet { isa: Isa::I8mm };
@@ -214,6 +240,7 @@ impl KernelSet {
             Isa::Portable => &PORTABLE,
             Isa::Avx2 => &AVX2,
             Isa::Avx512 => &AVX512,
+            Isa::Avx512Bf16 => &AVX512_BF16,
             Isa::Neon => &NEON,
             Isa::Dotprod => &DOTPROD,
             Isa::I8mm => &I8MM,
@@ -234,6 +261,18 @@ impl KernelSet {
     pub fn linear_f32(&self, layout: &PanelLayout) -> LinearF32 {
         let row = self.newest(LINEAR_F32, layout.scheme().elem);
         LinearF32 { layout: layout.clone(), isa: row.isa, kernel: row.kernel }
+    }
+
+    /// The kernel that multiplies bfloat16 activations with weights in `layout`.
+    pub fn linear_bf16(&self, layout: &PanelLayout) -> LinearBf16 {
+        let row = self.newest(LINEAR_BF16, layout.scheme().elem);
+        LinearBf16 { layout: layout.clone(), isa: row.isa, kernel: row.kernel }
+    }
+
+    /// The kernel that rounds activations to bfloat16.
+    pub fn round_bf16(&self) -> RoundBf16 {
+        let row = self.newest(ROUND_BF16, Elem::F32);
+        RoundBf16 { isa: row.isa, kernel: row.kernel }
     }
 
     /// The kernel that multiplies signed-byte activations, in groups of `group`, with weights in `layout`; or why

@@ -1,7 +1,7 @@
 //! Linears: convert the activations once, then every thread multiplies them with its panels of the weights.
 
 use super::{Pass, Stop, Thread};
-use crate::bind::{BoundEpilogue, BoundLinear, BoundSegment, Convert, LinearKernel};
+use crate::bind::{BoundEpilogue, BoundLinear, BoundSegment, Convert, Converted, LinearKernel};
 use bessemer_format::panel::COLUMNS;
 use bessemer_kernels::linear::{Lane, RowsF32};
 use bessemer_kernels::math::silu;
@@ -35,13 +35,17 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Rounds `rows` of the input to signed bytes.
+    /// Rounds `rows` of the input to what the kernels read.
     fn convert(&self, linear: &BoundLinear, convert: &Convert, rows: Range<usize>) {
         let scratch = self.buffer(&convert.scratch);
-        let row_bytes = convert.layout.row_bytes();
+        let row_bytes = convert.row_bytes;
         for row in rows {
             let out = scratch.get_mut::<u8>(row * row_bytes..(row + 1) * row_bytes);
-            convert.quantise.row(&convert.layout, self.row(&linear.input, row, 0..linear.k), out);
+            let x = self.row(&linear.input, row, 0..linear.k);
+            match &convert.to {
+                Converted::Int8(layout, quantise) => quantise.row(layout, x, out),
+                Converted::Bf16(layout, round) => round.row(layout, x, out),
+            }
         }
     }
 
@@ -66,6 +70,9 @@ impl Pass<'_> {
                 kernel.for_each_tile(weight, panels, self.floats(linear, rows), finish)
             }
             LinearKernel::Int8(kernel) => {
+                kernel.for_each_tile(weight, panels, self.codes(linear, rows), finish)
+            }
+            LinearKernel::Bf16(kernel) => {
                 kernel.for_each_tile(weight, panels, self.codes(linear, rows), finish)
             }
         }
@@ -102,6 +109,9 @@ impl Pass<'_> {
             (LinearKernel::Int8(g), LinearKernel::Int8(u)) => {
                 g.for_each_tile_pair(weights[0], (u, weights[1]), panels, self.codes(linear, rows), finish);
             }
+            (LinearKernel::Bf16(g), LinearKernel::Bf16(u)) => {
+                g.for_each_tile_pair(weights[0], (u, weights[1]), panels, self.codes(linear, rows), finish);
+            }
             _ => unreachable!("a linear computes in one type: its segments are bound by one `Compute`"),
         }
     }
@@ -122,11 +132,11 @@ impl Pass<'_> {
     }
 
     fn codes(&self, linear: &BoundLinear, rows: usize) -> &[u8] {
-        // Bound together with the kernels: 8-bit kernels come with a conversion.
+        // Bound together with the kernels: those of bytes and of bf16 come with a conversion.
         linear
             .convert
             .as_ref()
-            .map_or(&[], |convert| self.buffer(&convert.scratch).get(0..rows * convert.layout.row_bytes()))
+            .map_or(&[], |convert| self.buffer(&convert.scratch).get(0..rows * convert.row_bytes))
     }
 }
 

@@ -67,6 +67,10 @@ impl Shape {
         Shape { scheme: QuantScheme::Q8_0, compute: Compute::Int8 { group: 32 }, ..Shape::default() }
     }
 
+    pub fn bf16() -> Self {
+        Shape { scheme: QuantScheme::BF16, compute: Compute::Bf16, ..Shape::default() }
+    }
+
     pub fn hidden(&self) -> usize {
         self.heads * self.head_dim
     }

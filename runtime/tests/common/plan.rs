@@ -1,7 +1,7 @@
 //! The plan of the test model.
 
 use super::{ATTENTION_CHUNK, CHUNK_ROWS, Matrix, Model, Shape, pack};
-use bessemer_format::act::Int8Layout;
+use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::nest::{Base, Extent, Index, Int, Nest, Reg, Stmt, Sym, View, ViewElem, ViewId};
 use bessemer_format::plan::*;
 use bessemer_format::rows::Rows;
@@ -37,6 +37,10 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
         let logits = b.buffer("logits", BufferElem::F32, RowCount::Logits, s.vocab as u64, Home::Logits);
         let scratch = |b: &mut Builder, k: usize, rows: RowCount| match s.compute {
             Compute::F32 => None,
+            Compute::Bf16 => {
+                let bytes = Bf16Layout { k }.row_bytes();
+                Some(b.arena("halves", BufferElem::Bytes, rows, bytes as u64))
+            }
             Compute::Int8 { group } => {
                 let layout = PanelLayout::new(&s.scheme, 16, k).unwrap();
                 let bytes = Int8Layout::new(&layout, group as usize).unwrap().row_bytes();

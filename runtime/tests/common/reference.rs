@@ -1,7 +1,7 @@
 //! What the test model means, in f64 and without any cleverness.
 
 use super::{Matrix, Model};
-use bessemer_format::scheme::quantise_int8;
+use bessemer_format::scheme::{quantise_int8, round_bf16, widen_bf16};
 use bessemer_format::{Compute, kv};
 use bessemer_runtime::KvElem;
 
@@ -82,6 +82,7 @@ fn linear(matrix: &Matrix, x: &[f64], compute: Compute) -> Vec<f64> {
 fn product(rows: &bessemer_format::rows::Rows, x: &[f64], compute: Compute) -> Vec<f64> {
     let x: Vec<f64> = match compute {
         Compute::F32 => x.to_vec(),
+        Compute::Bf16 => x.iter().map(|v| f64::from(widen_bf16(round_bf16(*v as f32)))).collect(),
         Compute::Int8 { group } => x
             .chunks(group as usize)
             .flat_map(|x| {

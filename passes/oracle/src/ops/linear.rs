@@ -5,7 +5,7 @@ use super::same;
 use crate::oracle::Reading;
 use crate::value::{Tensor, Val, Weight};
 use bessemer_format::Compute;
-use bessemer_format::scheme::quantise_int8;
+use bessemer_format::scheme::{quantise_int8, round_bf16, widen_bf16};
 use bessemer_ir::attr::{Epilogue, Segment, UnaryKind};
 use std::num::NonZero;
 
@@ -24,7 +24,10 @@ pub fn linear(
     for segment in segments {
         let w = next()?.weight()?;
         same(&segment.name, w.rows, segment.width as usize)?;
-        let mut part = product(&x, w)?;
+        let mut part = match rounded(w, compute, reading) {
+            Some(w) => product(&x, &w)?,
+            None => product(&x, w)?,
+        };
         if segment.bias {
             let bias = next()?.weight()?;
             same("bias", bias.data.len(), part.width)?;
@@ -48,10 +51,29 @@ pub fn linear(
     }
 }
 
+fn to_bf16(v: f32) -> f32 {
+    widen_bf16(round_bf16(v))
+}
+
+/// The weights as the product reads them, where that differs from what they dequantise to: `Compute::Bf16` rounds them.
+fn rounded(w: &Weight, compute: Compute, reading: Reading) -> Option<Weight> {
+    let applies = matches!((compute, reading), (Compute::Bf16, Reading::Declared { .. }));
+    applies.then(|| {
+        let mut w = w.clone();
+        w.data.iter_mut().for_each(|v| *v = to_bf16(*v));
+        w
+    })
+}
+
 /// The activations as the product reads them: `Compute::Int8` rounds f32 numbers by groups; a group at the end may be short.
 fn activations(x: &Tensor, compute: Compute, reading: Reading) -> Result<Tensor, String> {
     let group = match (compute, reading) {
         (Compute::F32, _) | (_, Reading::Exact) => return Ok(x.clone()),
+        (Compute::Bf16, Reading::Declared { .. }) => {
+            let mut out = x.clone();
+            out.data.iter_mut().for_each(|v| *v = f64::from(to_bf16(*v as f32)));
+            return Ok(out);
+        }
         (Compute::Int8 { group: 0 }, _) => return Err("int8 groups of no element".into()),
         (Compute::Int8 { group }, Reading::Declared { .. }) => group as usize,
     };

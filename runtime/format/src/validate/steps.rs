@@ -3,7 +3,7 @@
 use super::memory::Effects;
 use super::nest::{self, Bound, Work};
 use super::{Check, MAX_HEADS, ensure};
-use crate::act::Int8Layout;
+use crate::act::{Bf16Layout, Int8Layout};
 use crate::kv;
 use crate::nest::ViewElem;
 use crate::panel::PanelLayout;
@@ -151,12 +151,17 @@ impl<'a> Checker<'a> {
         columns.sort_unstable();
         ensure!(columns.windows(2).all(|w| w[0].1 <= w[1].0), "segments write the same columns: {columns:?}");
         effects.writes.push((l.out, columns));
-        match (act, l.scratch) {
+        let row_bytes = match l.compute {
+            Compute::F32 => None,
+            Compute::Int8 { .. } => act.map(|layout| layout.row_bytes()),
+            Compute::Bf16 => Some(Bf16Layout { k: input.row_elems as usize }.row_bytes()),
+        };
+        match (row_bytes, l.scratch) {
             (None, None) => {}
             (None, Some(_)) => return Err("scratch for a linear that converts nothing".into()),
             (Some(_), None) => return Err("no scratch for a linear that converts its input".into()),
-            (Some(layout), Some(id)) => {
-                let bytes = layout.row_bytes() as u64;
+            (Some(bytes), Some(id)) => {
+                let bytes = bytes as u64;
                 self.exact("scratch", id, BufferElem::Bytes, l.rows, bytes)?;
                 effects.writes.push((id, vec![(0, bytes)]));
             }

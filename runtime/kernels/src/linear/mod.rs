@@ -2,13 +2,17 @@
 //!
 //! `out[row][n] = sum over k of x[row][k] * W[n][k]`, by tiles of up to [`TILE_ROWS`] rows by the 16 output columns of
 //! one panel. [`LinearF32`] dequantises weights in registers and accumulates in f32; [`LinearInt8`] multiplies
-//! integer codes with activations that [`Quantise`] has rounded to signed bytes.
+//! integer codes with activations that [`Quantise`] has rounded to signed bytes; [`LinearBf16`] multiplies in bfloat16.
 //!
 //! What happens to a finished tile (bias, residual, SwiGLU, storing) is the caller's: every `for_each` method hands
 //! tiles to a closure. A tile always has 16 columns; those beyond n are exact zeros only if the activations are
 //! finite, and are to be ignored.
 
+mod bf16;
 pub(crate) mod portable;
+
+pub use bf16::{LinearBf16, RoundBf16};
+pub(crate) use bf16::{LinearBf16Fn, RoundBf16Fn};
 
 use crate::Isa;
 use bessemer_format::act::Int8Layout;

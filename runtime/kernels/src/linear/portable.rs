@@ -3,15 +3,61 @@
 
 use super::{Lane, TILE_ROWS};
 use crate::codes::{ATOM_K, RunCodes, float_step, run_scales};
+use bessemer_format::Elem;
 use bessemer_format::PanelLayout;
+use bessemer_format::act::Bf16Layout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{COLUMNS, K_STEP};
-use bessemer_format::scheme::{Offset, int8_code, int8_scale};
+use bessemer_format::scheme::{Offset, int8_code, int8_scale, round_bf16, widen_bf16};
 
 /// [`super::LinearF32`] for every scheme: multiplications and additions in ascending k, never fused.
 #[inline(always)]
 pub(crate) fn linear_f32(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: usize, out: &mut [Lane]) {
     out.fill([0.0; COLUMNS]);
+    each_step(layout, panel, |at, len, weights| {
+        for (row, out) in out.iter_mut().enumerate() {
+            let x = &x[row * stride + at..][..len];
+            // A constant trip count keeps the sums in registers.
+            match x.first_chunk::<K_STEP>() {
+                Some(x) => multiply(weights, x, out),
+                None => multiply(weights, x, out),
+            }
+        }
+    });
+}
+
+/// [`super::LinearBf16`] for every scheme: exact products, added in ascending k.
+#[inline(always)]
+pub(crate) fn linear_bf16(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
+    out.fill([0.0; COLUMNS]);
+    let row_bytes = Bf16Layout { k: layout.k() }.row_bytes();
+    let exact = layout.scheme().elem == Elem::Bf16;
+    each_step(layout, panel, |at, _, weights| {
+        if !exact {
+            weights.as_flattened_mut().iter_mut().for_each(|w| *w = widen_bf16(round_bf16(*w)));
+        }
+        for (x, out) in x.chunks_exact(row_bytes).zip(out.iter_mut()) {
+            // Rows are padded with zeros to whole steps, as weights are.
+            let mut wide = [0.0; K_STEP];
+            for (wide, x) in wide.iter_mut().zip(x[2 * at..].as_chunks::<2>().0) {
+                *wide = widen_bf16(u16::from_le_bytes(*x));
+            }
+            multiply(weights, &wide, out);
+        }
+    });
+}
+
+/// [`super::RoundBf16`].
+#[inline(always)]
+pub(crate) fn round(x: &[f32], out: &mut [[u8; 2]]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = round_bf16(*x).to_le_bytes();
+    }
+}
+
+/// Hands out the weights of a panel by steps of up to 16 elements along k, with where a step starts and how many are real.
+#[inline(always)]
+fn each_step(layout: &PanelLayout, panel: &[u8], mut step: impl FnMut(usize, usize, &mut [Lane; K_STEP])) {
     let scheme = *layout.scheme();
     let mut weights = [[0.0; COLUMNS]; K_STEP];
     for r in 0..layout.runs() {
@@ -32,16 +78,7 @@ pub(crate) fn linear_f32(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: 
                     }
                 }
             }
-            let at = r * layout.run() + k;
-            let len = K_STEP.min(run_len - k);
-            for (row, out) in out.iter_mut().enumerate() {
-                let x = &x[row * stride + at..][..len];
-                // A constant trip count keeps the sums in registers.
-                match x.first_chunk::<K_STEP>() {
-                    Some(x) => multiply(&weights, x, out),
-                    None => multiply(&weights, x, out),
-                }
-            }
+            step(r * layout.run() + k, K_STEP.min(run_len - k), &mut weights);
         }
     }
 }

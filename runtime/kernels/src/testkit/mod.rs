@@ -3,6 +3,7 @@
 pub(crate) mod attention;
 pub(crate) mod data;
 pub(crate) mod guard;
+pub(crate) mod linear_bf16;
 pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;

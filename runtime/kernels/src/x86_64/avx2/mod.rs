@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C.
 
 pub(crate) mod attention;
+pub(crate) mod linear_bf16;
 pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;
