@@ -6,6 +6,8 @@ use bessemer_format::kv::{COLUMNS, TOKENS};
 use std::arch::x86_64::*;
 
 const LANES: usize = 8;
+/// Elements of values that are summed together: two vectors a query hide the latency of an fma.
+const WIDE: usize = 2 * LANES;
 
 /// [`crate::attention::AttentionFn`].
 #[target_feature(enable = "avx2,fma")]
@@ -63,6 +65,9 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
     let visible = queries.visible[first] as usize;
     let q = queries.q[first * d..][..N * d].as_ptr();
 
+    let next = block.next.unwrap_or((block.keys, block.values));
+    let next = (next.0.as_ptr(), next.1.as_ptr());
+
     let mut weights = [[f32::NEG_INFINITY; TOKENS]; N];
     // Panels of keys that hold a visible token; within one, two vectors of tokens.
     for panel in 0..visible.div_ceil(COLUMNS) {
@@ -72,6 +77,7 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
         unsafe {
             for pair in 0..d / 2 {
                 let line = block.keys.as_ptr().add((panel * d / 2 + pair) * 2 * COLUMNS * bytes);
+                fetch::<BF16>(next.0, (panel * d / 2 + pair) * 2 * COLUMNS * bytes);
                 let k = [0, 1].map(|half| load_pairs::<BF16>(line.add(half * COLUMNS * bytes), LANES));
                 for i in 0..N {
                     let q = [0, 1].map(|odd| _mm256_set1_ps(*q.add(i * d + 2 * pair + odd)));
@@ -118,36 +124,83 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
     }
 
     let acc = state.acc[first * d..][..N * d].as_mut_ptr();
-    let mut at = 0;
-    while at < d {
-        let count = LANES.min(d - at);
-        let mask = first_lanes(count);
-        // SAFETY: the mask and `count` select elements `at .. at + count` of each accumulator and of each of the token
-        // pairs, which are d pairs of elements long; there are 16 of those.
-        unsafe {
-            let mut sums = [_mm256_setzero_ps(); N];
-            for i in 0..N {
-                sums[i] = _mm256_mul_ps(_mm256_maskload_ps(acc.add(i * d + at), mask), corrections[i]);
-            }
-            let line = |pair: usize| block.values.as_ptr().add((pair * d + at) * 2 * bytes);
-            for pair in 0..visible / 2 {
-                let (even, odd) = load_pairs::<BF16>(line(pair), count);
-                for i in 0..N {
-                    sums[i] = _mm256_fmadd_ps(_mm256_set1_ps(weights[i][2 * pair]), even, sums[i]);
-                    sums[i] = _mm256_fmadd_ps(_mm256_set1_ps(weights[i][2 * pair + 1]), odd, sums[i]);
-                }
-            }
-            if visible % 2 == 1 {
-                let (even, _) = load_pairs::<BF16>(line(visible / 2), count);
-                for i in 0..N {
-                    sums[i] = _mm256_fmadd_ps(_mm256_set1_ps(weights[i][visible - 1]), even, sums[i]);
-                }
-            }
-            for i in 0..N {
-                _mm256_maskstore_ps(acc.add(i * d + at), mask, sums[i]);
+    let values = (block.values.as_ptr(), next.1);
+    // SAFETY: the accumulators are N times d floats, the values 16 lines of d pairs; whole columns end below d.
+    unsafe {
+        let whole = d / WIDE * WIDE;
+        for at in (0..whole).step_by(WIDE) {
+            weigh::<BF16, N>(values, &weights, &corrections, visible, acc, d, at, [LANES; 2]);
+        }
+        if whole < d {
+            let counts = [0, LANES].map(|half| LANES.min((d - whole).saturating_sub(half)));
+            weigh::<BF16, N>(values, &weights, &corrections, visible, acc, d, whole, counts);
+        }
+    }
+}
+
+/// Corrects the elements from `at` on, `counts` of them in two vectors, of `N` accumulators, and adds the values (the first
+/// pointer; the other is to those of the next block) of the first `visible` tokens.
+///
+/// # Safety
+/// `acc` is `N` times `d` floats, a line of values `d` pairs of elements of the type of `BF16`, 16 lines in all, and
+/// `counts` end at `d` or before.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "inlined, so that the counts of whole vectors become constants")]
+unsafe fn weigh<const BF16: bool, const N: usize>(
+    (values, next): (*const u8, *const u8),
+    weights: &[[f32; TOKENS]; N],
+    corrections: &[__m256; N],
+    visible: usize,
+    acc: *mut f32,
+    d: usize,
+    at: usize,
+    counts: [usize; 2],
+) {
+    let bytes = if BF16 { 2 } else { 4 };
+    let place = |i: usize, half: usize| acc.wrapping_add(i * d + at + half * LANES);
+    let line = |pair: usize, half: usize| (pair * d + at + half * LANES) * 2 * bytes;
+    // SAFETY: the caller promises that the counted elements exist, and the host has AVX2.
+    unsafe {
+        let masks = counts.map(|count| first_lanes(count));
+        let mut sums = [[_mm256_setzero_ps(); 2]; N];
+        for i in 0..N {
+            for half in 0..2 {
+                let old = _mm256_maskload_ps(place(i, half), masks[half]);
+                sums[i][half] = _mm256_mul_ps(old, corrections[i]);
             }
         }
-        at += LANES;
+        let mut add = |v: [__m256; 2], token: usize| {
+            for i in 0..N {
+                let w = _mm256_set1_ps(weights[i][token]);
+                for half in 0..2 {
+                    sums[i][half] = _mm256_fmadd_ps(w, v[half], sums[i][half]);
+                }
+            }
+        };
+        for pair in 0..visible.div_ceil(2) {
+            fetch::<BF16>(next, line(pair, 0));
+            let v =
+                [0, 1].map(|half| load_pairs::<BF16>(values.wrapping_add(line(pair, half)), counts[half]));
+            add([v[0].0, v[1].0], 2 * pair);
+            if 2 * pair + 1 < visible {
+                add([v[0].1, v[1].1], 2 * pair + 1);
+            }
+        }
+        for i in 0..N {
+            for half in 0..2 {
+                _mm256_maskstore_ps(place(i, half), masks[half], sums[i][half]);
+            }
+        }
+    }
+}
+
+/// Asks for the line of 32 elements at `offset`, which need not exist: a prefetch never faults.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fetch<const BF16: bool>(p: *const u8, offset: usize) {
+    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset).cast());
+    if !BF16 {
+        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset + 64).cast());
     }
 }
 
@@ -168,7 +221,7 @@ fn first_lanes(count: usize) -> __m256i {
 /// The even and the odd elements of `count` pairs (the rest zero).
 ///
 /// # Safety
-/// `2 * count` elements are readable at `p`, and `count` is 1 to 8.
+/// `2 * count` elements are readable at `p`, and `count` is at most 8.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn load_pairs<const BF16: bool>(p: *const u8, count: usize) -> (__m256, __m256) {
