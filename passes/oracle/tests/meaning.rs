@@ -194,7 +194,7 @@ fn int8_compute_rounds_activations_by_groups_when_declared() {
 #[test]
 fn bf16_rounds_activations_and_weights_where_declared() {
     // A step of bf16 above 1 is 2^-7: 1 + 2^-8 is a tie that goes to even, 1 + 3 * 2^-8 one that goes up.
-    let (x, w) = (tensor(2, &[1.00390625, 1.01171875]), weight(1, &[1.00390625, 2.0]));
+    let (x, w) = (tensor(2, &[257.0 / 256.0, 259.0 / 256.0]), weight(1, &[257.0 / 256.0, 2.0]));
     let op = || linear(vec![segment(1, false)], Epilogue::None, Compute::Bf16);
     let declared = run_in(DECLARED, &mut Caches::default(), 1, op(), &[&x, &w]);
     assert_eq!(declared[0].tensor().unwrap().data, [1.0 + 2.0 * 1.015625]);
