@@ -160,7 +160,10 @@ fn operands_of_steps() {
         ("(qkv)", "no scratch", |p, _| linear(p, at::QKV).scratch = None),
         ("(qkv)", "converts nothing", |p, _| linear(p, at::QKV).compute = Compute::F32),
         ("(qkv)", "activation group", |p, _| linear(p, at::QKV).compute = Compute::Int8 { group: 24 }),
-        ("(qkv)", "scratch has rows of 128", |p, _| linear(p, at::QKV).compute = Compute::Bf16),
+        ("(qkv)", "scratch has rows", |p, _| {
+            linear(p, at::QKV).compute = Compute::Bf16;
+            buf(p, buffer::INT8).row_elems -= 1;
+        }),
         ("(gate_up)", "no scratch", |p, _| linear(p, at::GATE_UP).compute = Compute::Bf16),
         ("(qkv)", "scratch has rows", |p, _| buf(p, buffer::INT8).row_elems -= 1),
         ("(out)", "residual has rows", |p, _| {
