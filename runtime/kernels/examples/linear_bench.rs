@@ -43,15 +43,14 @@ fn main() {
                     if rows == 512 && n * k > 1 << 20 || isa == Isa::Portable && rows * n * k > 1 << 27 {
                         continue;
                     }
-                    for int8 in [false, true] {
-                        let compute = if int8 { "int8x32" } else { "f32" };
+                    for compute in ["f32", "bf16", "int8x32"] {
                         let line = format!(
                             "{:<9} {scheme:<14} {compute:<8} {:>11} {rows:>5}",
                             isa.name(),
                             format!("{n}x{k}")
                         );
                         if filter.iter().all(|f| line.contains(f.as_str())) {
-                            let Some(seconds) = time(set, &layout, &weight, rows, int8) else { continue };
+                            let Some(seconds) = time(set, &layout, &weight, rows, compute) else { continue };
                             let gb = weight.len() as f64 / seconds / 1e9;
                             let gops = 2.0 * (n * k * rows) as f64 / seconds / 1e9;
                             println!("{line} {gb:>8.1} {gops:>8.1}");
@@ -64,7 +63,7 @@ fn main() {
 }
 
 /// Median seconds of one product, or `None` where the scheme does not compute so.
-fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, int8: bool) -> Option<f64> {
+fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, compute: &str) -> Option<f64> {
     let k = layout.k();
     let x: Vec<f32> = noise().take(rows * k).map(|v| v as f32 / u32::MAX as f32 - 0.5).collect();
     let mut out = vec![0.0f32; rows * layout.panels() * COLUMNS];
@@ -77,7 +76,7 @@ fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, int8:
     let panels = 0..layout.panels();
     let mut samples = Vec::new();
     let begin = Instant::now();
-    if int8 {
+    if compute == "int8x32" {
         let linear = set.linear_int8(layout, 32).ok()?;
         let mut q = vec![0u8; rows * linear.act().row_bytes()];
         let row_bytes = linear.act().row_bytes();
@@ -85,6 +84,18 @@ fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, int8:
             let t = Instant::now();
             for (x, q) in x.chunks(k).zip(q.chunks_mut(row_bytes)) {
                 set.quantise().row(linear.act(), x, q);
+            }
+            linear.for_each_tile(black_box(weight), panels.clone(), &q, &mut store);
+            samples.push(t.elapsed().as_secs_f64());
+        }
+    } else if compute == "bf16" {
+        let linear = set.linear_bf16(layout);
+        let row_bytes = linear.act().row_bytes();
+        let mut q = vec![0u8; rows * row_bytes];
+        while samples.len() < 5 || begin.elapsed().as_millis() < 150 {
+            let t = Instant::now();
+            for (x, q) in x.chunks(k).zip(q.chunks_mut(row_bytes)) {
+                set.round_bf16().row(&linear.act(), x, q);
             }
             linear.for_each_tile(black_box(weight), panels.clone(), &q, &mut store);
             samples.push(t.elapsed().as_secs_f64());
