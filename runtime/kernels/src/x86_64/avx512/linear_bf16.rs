@@ -8,8 +8,10 @@ use bessemer_format::panel::LINE;
 use std::arch::x86_64::*;
 
 /// Rows that share a weight. Two accumulators a row, for even and odd atoms, hide the latency when there is one row only; more
-/// rows use the same two, so that a row's bits never depend on others. 24 accumulators keep both multipliers busy.
-const BLOCK: usize = 12;
+/// rows use the same two, so that a row's bits never depend on others.
+const PAIRS_BLOCK: usize = 12;
+/// As [`PAIRS_BLOCK`], with registers left for halves of operands.
+const WIDENED_BLOCK: usize = 8;
 
 /// [`crate::linear::LinearBf16Fn`] for every scheme: the portable kernel with newer vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
@@ -42,7 +44,7 @@ fn add_widened(acc: __m512, weights: __m512i, x: __m512i) -> __m512 {
 }
 
 macro_rules! kernel {
-    ($(#[$doc:meta])* $name:ident, $tile:ident, $features:literal, $add:ident) => {
+    ($(#[$doc:meta])* $name:ident, $tile:ident, $features:literal, $add:ident, $block:ident) => {
         $(#[$doc])*
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn $name(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
@@ -50,8 +52,7 @@ macro_rules! kernel {
             let mut first = 0;
             while first < out.len() {
                 let rows = match out.len() - first {
-                    BLOCK.. => BLOCK,
-                    8.. => 8,
+                    $block.. => $block,
                     4.. => 4,
                     2.. => 2,
                     _ => 1,
@@ -61,8 +62,7 @@ macro_rules! kernel {
                 // SAFETY: `block` is `rows` long, and so are the rows from `x` on; the rest is the caller's promise.
                 unsafe {
                     match rows {
-                        BLOCK => $tile::<BLOCK>(layout, panel, x, row_bytes, block),
-                        8 => $tile::<8>(layout, panel, x, row_bytes, block),
+                        $block => $tile::<$block>(layout, panel, x, row_bytes, block),
                         4 => $tile::<4>(layout, panel, x, row_bytes, block),
                         2 => $tile::<2>(layout, panel, x, row_bytes, block),
                         _ => $tile::<1>(layout, panel, x, row_bytes, block),
@@ -113,9 +113,9 @@ macro_rules! kernel {
 
 kernel! {
     /// [`crate::linear::LinearBf16Fn`] for bfloat16 with AVX-512 BF16: a line of weights is an operand as it lies.
-    pairs, pairs_tile, "avx512f,avx512bw,avx512vl,avx512bf16", add_pairs
+    pairs, pairs_tile, "avx512f,avx512bw,avx512vl,avx512bf16", add_pairs, PAIRS_BLOCK
 }
 kernel! {
     /// [`crate::linear::LinearBf16Fn`] for bfloat16 without AVX-512 BF16.
-    widened, widened_tile, "avx512f,avx512bw,avx512vl", add_widened
+    widened, widened_tile, "avx512f,avx512bw,avx512vl", add_widened, WIDENED_BLOCK
 }
