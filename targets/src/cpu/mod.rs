@@ -3,7 +3,7 @@
 use crate::error::TargetError;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::manifest::{CodeIsa, Requirements};
-use bessemer_format::{Compute, Elem, PanelLayout, QuantScheme};
+use bessemer_format::{Compute, PanelLayout, QuantScheme};
 use bessemer_ir::{Layout, TargetInfo};
 
 /// A CPU target.
@@ -69,13 +69,9 @@ impl TargetInfo for CpuTarget {
     /// Integer weights compute with signed-byte activations by groups of 32 (16 where the weight groups are odd multiples of 16):
     /// the integer dot product is what makes them fast, and so fine a group keeps the rounding small.
     ///
-    /// bf16 weights compute with bf16 activations, for every number of rows: products of pairs have twice the rate of f32 where
-    /// many rows share a weight, a single row is bound by memory either way, and a token's numbers then do not depend on whether
-    /// it came in a prompt, in a batch or alone.
+    /// bf16 weights keep f32 activations: `Compute::Bf16` has twice the rate with `vdpbf16ps`, but on a CPU without it its kernels
+    /// are slower than those of f32, and an engine for `cpu` must not be slow on either.
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute {
-        if scheme.elem == Elem::Bf16 {
-            return Compute::Bf16;
-        }
         if scheme.elem.is_float() {
             return Compute::F32;
         }
