@@ -140,6 +140,7 @@ const ISLANDS: &[&str] = &[
     "runtime/kernels/src/aarch64/",
     // Where a kernel of a set is called: the set exists only on hosts that run it.
     "runtime/kernels/src/attention/mod.rs",
+    "runtime/kernels/src/linear/bf16.rs",
     "runtime/kernels/src/linear/mod.rs",
     "runtime/kernels/src/testkit/",
     "runtime/src/code.rs",
