@@ -8,7 +8,6 @@
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
-mod offset_products;
 pub(crate) mod peak;
 
 /// The portable kernels for every scheme, compiled with newer instructions: the same bits, faster.
@@ -48,8 +47,17 @@ macro_rules! portable_with {
 }
 pub(crate) use portable_with;
 
-use offset_products::OffsetProducts;
+use bessemer_format::act::Int8Layout;
+use bessemer_format::panel::K_STEP;
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+/// Steps along k of the activation group that integer kernels unroll: 32 elements.
+const EVEN_STEPS: usize = 2;
+
+/// Whether every activation group is whole and of [`EVEN_STEPS`].
+fn even_groups(act: &Int8Layout) -> bool {
+    act.group == EVEN_STEPS * K_STEP && act.padded_k.is_multiple_of(act.group)
+}
 
 /// How far ahead of a GEMV's reads to prefetch: a DRAM latency at the speed of one core.
 const PREFETCH_AHEAD: usize = 2048;

@@ -5,16 +5,15 @@
 
 use super::{load16, prefetch};
 use crate::linear::Lane;
-use crate::x86_64::OffsetProducts;
+use crate::x86_64::{EVEN_STEPS, even_groups};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
 use bessemer_format::scheme::Offset;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-/// Rows that share the unpacked weights: their 16-bit sums fill half of the registers.
-const BLOCK: usize = 4;
+/// Rows that share the unpacked weights, which fill half of the registers; the rows' sums lie in the L1 cache.
+const BLOCK: usize = 16;
 /// Atoms of a step along k.
 const STEP_ATOMS: usize = K_STEP / 4;
 
@@ -25,7 +24,13 @@ macro_rules! kernels {
         #[target_feature(enable = "avx2,fma,f16c")]
         pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
             // SAFETY: the caller's promises are those of `linear`.
-            unsafe { linear::<$bits>(l, act, panel, x, out) }
+            unsafe {
+                if even_groups(act) {
+                    linear::<$bits, EVEN_STEPS>(l, act, panel, x, out)
+                } else {
+                    linear::<$bits, 1>(l, act, panel, x, out)
+                }
+            }
         }
     )*};
 }
@@ -38,52 +43,36 @@ kernels! {
     s8: 8;
 }
 
-/// How many atoms' sums of two products fit 16 bits: the largest code times 127, twice.
-const fn atoms_in_16_bits(bits: usize) -> usize {
-    let largest = if bits == 8 { 128 } else { (1 << bits) - 1 };
-    i16::MAX as usize / (2 * 127 * largest)
-}
-
 /// # Safety
-/// As [`crate::linear::LinearInt8Fn`], for codes of `BITS`.
+/// As [`crate::linear::LinearInt8Fn`], for codes of `BITS`, whose activation groups are unpacked `STEPS` steps along k at a
+/// time: 1, or all the steps of every group.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn linear<const BITS: usize>(
+unsafe fn linear<const BITS: usize, const STEPS: usize>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panel: &[u8],
-    mut x: &[u8],
-    mut out: &mut [Lane],
+    x: &[u8],
+    out: &mut [Lane],
 ) {
-    // The first block brings the panel into the cache.
-    let mut first = true;
-    while !out.is_empty() {
-        let rows = match out.len() {
-            BLOCK.. => BLOCK,
-            2.. => 2,
-            _ => 1,
-        };
-        let (block, rest) = out.split_at_mut(rows);
-        // SAFETY: `block` and the rows of `x` before its end are `rows` long; the rest is the caller's promise.
+    for (i, (x, out)) in x.chunks(BLOCK * act.row_bytes()).zip(out.chunks_mut(BLOCK)).enumerate() {
+        // SAFETY: at most `BLOCK` rows; the rest is the caller's promise.
         unsafe {
-            match rows {
-                BLOCK if first => tile::<BITS, BLOCK, true>(layout, act, panel, x, block),
-                BLOCK => tile::<BITS, BLOCK, false>(layout, act, panel, x, block),
-                2 => tile::<BITS, 2, true>(layout, act, panel, x, block),
-                _ => tile::<BITS, 1, true>(layout, act, panel, x, block),
+            // The first block brings the panel into the cache.
+            match (out.len(), i) {
+                (1, _) => tile::<BITS, STEPS, 1, true>(layout, act, panel, x, out),
+                (_, 0) => tile::<BITS, STEPS, BLOCK, true>(layout, act, panel, x, out),
+                _ => tile::<BITS, STEPS, BLOCK, false>(layout, act, panel, x, out),
             }
         }
-        first = false;
-        x = &x[rows * act.row_bytes()..];
-        out = rest;
     }
 }
 
 /// # Safety
-/// As [`linear`], with `out.len() == ROWS` and at least as many rows in `x`.
+/// As [`linear`], with at most `ROWS` rows. The sums of a single one stay in registers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
+unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const PREFETCH: bool>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panel: &[u8],
@@ -96,20 +85,18 @@ unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
         Offset::Const(c) => (c, None),
         Offset::Float(o) => (0, Some(o.inner.ty)),
     };
-    let mut offset_products = OffsetProducts::<ROWS>::new(act, x, constant);
-    let row_bytes = act.row_bytes();
-    let mut scales_x = x.as_ptr().wrapping_add(act.scales_at());
-    let mut products_x = x.as_ptr().wrapping_add(act.products_at());
-    let mut x = x.as_ptr();
+    let minus_constant = _mm256_set1_epi32(-constant);
+    let (row_bytes, group_steps) = (act.row_bytes(), act.group / K_STEP);
+    let (scales_at, sums_at, products_at) = (act.scales_at(), act.sums_at(), act.products_at());
+    let (mut k, mut g) = (0, 0);
     let mut codes = panel.as_ptr();
+    let rows = if ROWS == 1 { 1 } else { out.len() };
+    let mut isums = [_mm256_setzero_si256(); ROWS];
     let mut acc = [[_mm256_setzero_ps(); 2]; ROWS];
-    let broadcast_f32 = |p: *const u8, row: usize| {
-        // SAFETY: called for a scale or product of a row only.
-        unsafe { _mm256_set1_ps(p.add(row * row_bytes).cast::<f32>().read_unaligned()) }
-    };
     for r in 0..layout.runs() {
+        let steps = layout.run_len(r).div_ceil(K_STEP);
         // SAFETY: every run, with its codes, scales and offsets, lies inside the panel. A group lies inside a row of
-        // `x`, and so do its scale and product; `ROWS` rows are there.
+        // `x`, and so do its scale, sum and product; there are `rows` of them.
         unsafe {
             let side = codes.add(layout.run_code_bytes(r));
             let scale = load16(levels.inner.ty, side);
@@ -120,39 +107,50 @@ unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
             if PREFETCH {
                 prefetch(side);
             }
-            let steps = layout.run_len(r).div_ceil(K_STEP);
-            let mut step = 0;
-            while step < steps {
-                let group_steps = (steps - step).min(act.group / K_STEP);
-                let mut isum =
-                    group::<BITS, ROWS, PREFETCH>(codes, steps, step..step + group_steps, x, row_bytes);
-                if constant != 0 {
-                    let products = offset_products.next();
-                    for row in 0..ROWS {
-                        let product = _mm256_set1_epi32(products[row]);
-                        isum[row] = isum[row].map(|sum| _mm256_add_epi32(sum, product));
+            let mut start = 0;
+            while start < steps {
+                let end = if STEPS > 1 { start + STEPS } else { steps.min(start + group_steps) };
+                if PREFETCH {
+                    for line in 0..((end - start) * BITS).div_ceil(2) {
+                        prefetch(codes.add(start * BITS * LINE / 2 + line * LINE));
                     }
                 }
-                for row in 0..ROWS {
-                    let scale_x = broadcast_f32(scales_x, row);
-                    for half in 0..2 {
-                        let t = _mm256_mul_ps(scale[half], scale_x);
-                        acc[row][half] =
-                            _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[row][half]), t, acc[row][half]);
-                    }
-                }
-                if float.is_some() {
-                    for row in 0..ROWS {
-                        let product = broadcast_f32(products_x, row);
-                        for half in 0..2 {
-                            acc[row][half] = _mm256_fmadd_ps(offset[half], product, acc[row][half]);
+                for half in 0..2 {
+                    for step in (start..end).step_by(STEPS) {
+                        let mut atoms = [[_mm256_setzero_si256(); STEP_ATOMS]; STEPS];
+                        for i in 0..STEPS {
+                            atoms[i] = four_atoms::<BITS>(codes.add(half * LINE / 2), steps, step + i);
+                        }
+                        let mut row_x = x.as_ptr();
+                        for row in 0..rows {
+                            let mut isum =
+                                dot::<BITS>(atoms.as_flattened(), row_x.add(k + (step - start) * K_STEP));
+                            if step > start {
+                                isum = _mm256_add_epi32(isum, isums[row]);
+                            }
+                            if step + STEPS < end {
+                                isums[row] = isum;
+                            } else {
+                                if constant != 0 {
+                                    let sum = broadcast_i32(row_x.add(sums_at + 4 * g));
+                                    isum = _mm256_add_epi32(isum, _mm256_mullo_epi32(sum, minus_constant));
+                                }
+                                let t =
+                                    _mm256_mul_ps(scale[half], broadcast_f32(row_x.add(scales_at + 4 * g)));
+                                let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum), t, acc[row][half]);
+                                if float.is_some() {
+                                    let product = broadcast_f32(row_x.add(products_at + 4 * g));
+                                    sum = _mm256_fmadd_ps(offset[half], product, sum);
+                                }
+                                acc[row][half] = sum;
+                            }
+                            row_x = row_x.wrapping_add(row_bytes);
                         }
                     }
                 }
-                step += group_steps;
-                x = x.add(group_steps * K_STEP);
-                scales_x = scales_x.wrapping_add(4);
-                products_x = products_x.wrapping_add(4);
+                k += (end - start) * K_STEP;
+                g += 1;
+                start = end;
             }
             codes = side.add(layout.scale_bytes() + layout.offset_bytes());
         }
@@ -166,74 +164,54 @@ unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
     }
 }
 
-/// The integer sums of the products of one activation group: `group` of the `steps` steps of a run of codes times `ROWS`
-/// rows from `x` on.
+/// The sums of the products of `atoms` with four codes each from `x` on.
 ///
 /// # Safety
-/// The run's codes are readable at `run`, `group` lies within `steps`, and 16 codes a step of it lie in each row of `x`.
+/// `4 * atoms.len()` bytes are readable at `x`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn group<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
-    run: *const u8,
-    steps: usize,
-    group: Range<usize>,
-    mut x: *const u8,
-    row_bytes: usize,
-) -> [[__m256i; 2]; ROWS] {
-    let zero = [[_mm256_setzero_si256(); 2]; ROWS];
-    let (mut isum, mut short) = (zero, zero);
-    let widen = |isum: &mut [[__m256i; 2]; ROWS], short: &mut [[__m256i; 2]; ROWS]| {
-        for row in 0..ROWS {
-            for half in 0..2 {
-                let sums = _mm256_madd_epi16(short[row][half], _mm256_set1_epi16(1));
-                isum[row][half] = _mm256_add_epi32(isum[row][half], sums);
-            }
+unsafe fn dot<const BITS: usize>(atoms: &[__m256i], x: *const u8) -> __m256i {
+    // How many sums of two products fit 16 bits: each at most the largest code times 127, twice.
+    let largest = if BITS == 8 { 128 } else { (1 << BITS) - 1 };
+    let fit = i16::MAX as usize / (2 * 127 * largest);
+    let mut isum = _mm256_setzero_si256();
+    let mut short = isum;
+    for (i, &w) in atoms.iter().enumerate() {
+        // SAFETY: the caller promises the codes.
+        let q = unsafe { broadcast_i32(x.add(4 * i)) };
+        let pairs = if BITS == 8 {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w))
+        } else {
+            _mm256_maddubs_epi16(w, q)
+        };
+        short = if i % fit == 0 { pairs } else { _mm256_add_epi16(short, pairs) };
+        if i % fit == fit - 1 || i == atoms.len() - 1 {
+            isum = _mm256_add_epi32(isum, _mm256_madd_epi16(short, _mm256_set1_epi16(1)));
         }
-        *short = zero;
-    };
-    let atoms_in_short = const { atoms_in_16_bits(BITS) };
-    let steps_in_short = const { atoms_in_16_bits(BITS) / STEP_ATOMS };
-    let mut room = steps_in_short;
-    for step in group {
-        // SAFETY: the caller promises what is read.
-        unsafe {
-            if PREFETCH {
-                for line in 0..BITS.div_ceil(2) {
-                    prefetch(run.add(step * BITS * LINE / 2 + line * LINE));
-                }
-            }
-            let halves = [0, 1].map(|half| four_atoms::<BITS>(run.add(half * LINE / 2), steps, step));
-            for i in 0..STEP_ATOMS {
-                for row in 0..ROWS {
-                    let q = _mm256_set1_epi32(x.add(row * row_bytes + 4 * i).cast::<i32>().read_unaligned());
-                    for half in 0..2 {
-                        let w = halves[half][i];
-                        let pairs = if BITS == 8 {
-                            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w))
-                        } else {
-                            _mm256_maddubs_epi16(w, q)
-                        };
-                        short[row][half] = _mm256_add_epi16(short[row][half], pairs);
-                    }
-                }
-                if steps_in_short == 0 && (i + 1) % atoms_in_short == 0 {
-                    widen(&mut isum, &mut short);
-                }
-            }
-            x = x.add(K_STEP);
-        }
-        if steps_in_short > 0 {
-            room -= 1;
-            if room == 0 {
-                widen(&mut isum, &mut short);
-                room = steps_in_short;
-            }
-        }
-    }
-    if steps_in_short > 0 {
-        widen(&mut isum, &mut short);
     }
     isum
+}
+
+/// The four bytes at `p` in every lane.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn broadcast_i32(p: *const u8) -> __m256i {
+    // SAFETY: the caller promises the bytes.
+    unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+}
+
+/// The float at `p` in every lane.
+///
+/// # Safety
+/// Its bytes are readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn broadcast_f32(p: *const u8) -> __m256 {
+    // SAFETY: the caller promises the bytes.
+    unsafe { _mm256_set1_ps(p.cast::<f32>().read_unaligned()) }
 }
 
 /// Half of step `step` along k of a run of `steps` steps: 8 columns of four atoms, put together from the bit planes.
@@ -245,10 +223,13 @@ unsafe fn group<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
 unsafe fn four_atoms<const BITS: usize>(run: *const u8, steps: usize, step: usize) -> [__m256i; 4] {
     // SAFETY: the caller promises the lines of every plane.
     let line = |i: usize| unsafe { _mm256_loadu_si256(run.add(i * LINE).cast()) };
-    if BITS == 8 {
-        return [0, 1, 2, 3].map(|i| line(4 * step + i));
-    }
     let mut atoms = [_mm256_setzero_si256(); 4];
+    if BITS == 8 {
+        for i in 0..4 {
+            atoms[i] = line(4 * step + i);
+        }
+        return atoms;
+    }
     // Bits of the code below those put together so far, and lines of the planes before.
     let (mut low, mut base) = (BITS, 0);
     if BITS & 4 != 0 {

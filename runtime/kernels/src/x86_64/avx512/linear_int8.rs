@@ -2,7 +2,7 @@
 
 use super::{load16, prefetch};
 use crate::linear::Lane;
-use crate::x86_64::OffsetProducts;
+use crate::x86_64::{EVEN_STEPS, even_groups};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
@@ -12,7 +12,6 @@ use std::arch::x86_64::*;
 /// Rows that share the unpacked weights: their i32 and f32 accumulators, an unpacked pair of atoms and the scales fill the
 /// registers. As many independent sums hide the latency of `vpdpbusd`.
 const BLOCK: usize = 12;
-
 /// Declares the kernels, each for the codes of so many bits (8: signed bytes; fewer: unsigned).
 macro_rules! kernels {
     ($($name:ident: $bits:literal;)*) => {$(
@@ -20,7 +19,13 @@ macro_rules! kernels {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
         pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
             // SAFETY: the caller's promises are those of `linear`.
-            unsafe { linear::<$bits>(l, act, panel, x, out) }
+            unsafe {
+                if even_groups(act) {
+                    linear::<$bits, EVEN_STEPS>(l, act, panel, x, out)
+                } else {
+                    linear::<$bits, 0>(l, act, panel, x, out)
+                }
+            }
         }
     )*};
 }
@@ -34,10 +39,10 @@ kernels! {
 }
 
 /// # Safety
-/// As [`crate::linear::LinearInt8Fn`], for codes of `BITS`.
+/// As [`crate::linear::LinearInt8Fn`], for codes of `BITS` in groups of `STEPS` steps along k (0: any, also short ones).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn linear<const BITS: usize>(
+unsafe fn linear<const BITS: usize, const STEPS: usize>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panel: &[u8],
@@ -58,12 +63,12 @@ unsafe fn linear<const BITS: usize>(
         // SAFETY: `block` and the rows of `x` before its end are `rows` long; the rest is the caller's promise.
         unsafe {
             match rows {
-                BLOCK if first => tile::<BITS, BLOCK, true>(layout, act, panel, x, block),
-                BLOCK => tile::<BITS, BLOCK, false>(layout, act, panel, x, block),
-                8 => tile::<BITS, 8, true>(layout, act, panel, x, block),
-                4 => tile::<BITS, 4, true>(layout, act, panel, x, block),
-                2 => tile::<BITS, 2, true>(layout, act, panel, x, block),
-                _ => tile::<BITS, 1, true>(layout, act, panel, x, block),
+                BLOCK if first => tile::<BITS, STEPS, BLOCK, true>(layout, act, panel, x, block),
+                BLOCK => tile::<BITS, STEPS, BLOCK, false>(layout, act, panel, x, block),
+                8 => tile::<BITS, STEPS, 8, true>(layout, act, panel, x, block),
+                4 => tile::<BITS, STEPS, 4, true>(layout, act, panel, x, block),
+                2 => tile::<BITS, STEPS, 2, true>(layout, act, panel, x, block),
+                _ => tile::<BITS, STEPS, 1, true>(layout, act, panel, x, block),
             }
         }
         first = false;
@@ -76,7 +81,7 @@ unsafe fn linear<const BITS: usize>(
 /// As [`linear`], with `out.len() == ROWS` and at least as many rows in `x`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
+unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const PREFETCH: bool>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panel: &[u8],
@@ -91,8 +96,10 @@ unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
     };
     // Signed codes are biased to unsigned ones; the bias is subtracted as the offset is, exactly.
     let constant = if BITS == 8 { constant + 128 } else { constant };
-    let mut offset_products = OffsetProducts::<ROWS>::new(act, x, constant);
+    let minus_constant = _mm512_set1_epi32(-constant);
+    let minus_constant_low = _mm512_set1_epi32(i32::from(-constant as u16));
     let row_bytes = act.row_bytes();
+    let mut sums_x = x.as_ptr().wrapping_add(act.sums_at());
     let mut scales_x = x.as_ptr().wrapping_add(act.scales_at());
     let mut products_x = x.as_ptr().wrapping_add(act.products_at());
     let mut x = x.as_ptr();
@@ -108,7 +115,7 @@ unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
     };
     for r in 0..layout.runs() {
         // SAFETY: every run, with its codes, scales and offsets, lies inside the panel. A group lies inside a row of
-        // `x`, and so do its scale and product; `ROWS` rows are there.
+        // `x`, and so do its scale, sum and product; `ROWS` rows are there.
         unsafe {
             let side = codes.add(layout.run_code_bytes(r));
             let scale = load16(levels.inner.ty, side);
@@ -124,13 +131,19 @@ unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
             while step < steps {
                 let mut isum = [_mm512_setzero_si512(); ROWS];
                 if constant != 0 {
-                    let products = offset_products.next();
                     for row in 0..ROWS {
-                        isum[row] = _mm512_set1_epi32(products[row]);
+                        let sum = broadcast_i32(sums_x, row);
+                        isum[row] = if STEPS > 0 {
+                            // The sums of 32 codes fit 16 bits: the low half of each lane times -constant; the high
+                            // half times zero.
+                            _mm512_dpwssd_epi32(isum[row], minus_constant_low, sum)
+                        } else {
+                            _mm512_mullo_epi32(minus_constant, sum)
+                        };
                     }
                 }
-                let group_end = steps.min(step + act.group / K_STEP);
-                while step < group_end {
+                let group_steps = if STEPS > 0 { STEPS } else { (steps - step).min(act.group / K_STEP) };
+                for step in step..step + group_steps {
                     if PREFETCH {
                         for line in 0..BITS.div_ceil(2) {
                             prefetch(codes.add(step * BITS * LINE / 2 + line * LINE));
@@ -144,8 +157,8 @@ unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
                         }
                     }
                     x = x.add(K_STEP);
-                    step += 1;
                 }
+                step += group_steps;
                 for row in 0..ROWS {
                     let t = _mm512_mul_ps(scale, broadcast_f32(scales_x, row));
                     acc[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[row]), t, acc[row]);
@@ -157,6 +170,7 @@ unsafe fn tile<const BITS: usize, const ROWS: usize, const PREFETCH: bool>(
                 }
                 scales_x = scales_x.wrapping_add(4);
                 products_x = products_x.wrapping_add(4);
+                sums_x = sums_x.wrapping_add(4);
             }
             codes = side.add(layout.scale_bytes() + layout.offset_bytes());
         }
