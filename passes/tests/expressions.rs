@@ -109,8 +109,8 @@ fn expressions(graph: &Graph, terms: &mut Terms, numbers: impl Fn(NodeId, Rows) 
                         let product = terms.whole(&columns);
                         vec![vec![(width(0), terms.binary(BinaryKind::Add, product, all[next]))]]
                     }
-                    Epilogue::SwiGlu => {
-                        let gate = terms.unary(UnaryKind::Silu, columns[0].1);
+                    Epilogue::Gated(function) => {
+                        let gate = terms.unary((*function).into(), columns[0].1);
                         vec![vec![(width(0), terms.binary(BinaryKind::Mul, gate, columns[1].1))]]
                     }
                 }

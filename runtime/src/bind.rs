@@ -91,7 +91,7 @@ pub(crate) enum LinearKernel {
 pub(crate) enum BoundEpilogue {
     None,
     Residual(BoundBuffer),
-    SwiGlu,
+    Gated(plan::Gate),
 }
 
 pub(crate) struct BoundAttention {
@@ -106,6 +106,11 @@ pub(crate) struct BoundAttention {
     pub(crate) group: usize,
     pub(crate) head_dim: usize,
     pub(crate) scale: f32,
+    pub(crate) softcap: Option<f32>,
+    /// Tokens that a row sees, its own included.
+    pub(crate) window: usize,
+    /// A score a query head.
+    pub(crate) sinks: Option<BoundWeight>,
     /// Blocks of a chunk.
     pub(crate) chunk_blocks: usize,
     pub(crate) scratch: Option<BoundBuffer>,
@@ -270,9 +275,9 @@ impl Binder<'_> {
         let epilogue = match linear.epilogue {
             plan::Epilogue::None => BoundEpilogue::None,
             plan::Epilogue::Residual(id) => BoundEpilogue::Residual(self.buffer(program, id)?),
-            plan::Epilogue::SwiGlu => match &segments[..] {
-                [gate, up] if (gate.n, gate.column) == (up.n, up.column) => BoundEpilogue::SwiGlu,
-                _ => return Err("SwiGLU takes two segments of one shape and column".into()),
+            plan::Epilogue::Gated(function) => match &segments[..] {
+                [gate, up] if (gate.n, gate.column) == (up.n, up.column) => BoundEpilogue::Gated(function),
+                _ => return Err("a gated epilogue takes two segments of one shape and column".into()),
             },
         };
         Ok(BoundLinear {
@@ -304,6 +309,9 @@ impl Binder<'_> {
             group: heads / kv_heads,
             head_dim: a.head_dim as usize,
             scale: a.scale,
+            softcap: a.softcap,
+            window: a.window.map_or(usize::MAX, |window| window as usize),
+            sinks: a.sinks.map(|id| self.weight(id)).transpose()?,
             chunk_blocks: chunk / kv::TOKENS,
             scratch: a.scratch.map(|id| self.buffer(program, id)).transpose()?,
         };

@@ -59,6 +59,16 @@ fn multi_head_and_single_kv_head_meet_the_reference() {
     }
 }
 
+#[test]
+fn windows_caps_and_sinks_meet_the_reference() {
+    check_against_reference(Shape::windowed(), KvElem::F32, 4e-6);
+    // Windows that end with a block, that hold one position, and that are longer than a chunk.
+    for window in [1, 32, 64, 100] {
+        let shape = Shape { window: Some(window), layers: 3, ..Shape::default() };
+        check_against_reference(shape, KvElem::F32, 4e-6);
+    }
+}
+
 /// A run that takes every path: prefill in several passes, a mixed batch of three sequences, single steps.
 fn long_run(engine: &Engine, threads: usize, kv: KvElem) -> Vec<u32> {
     let mut worker = worker(engine, threads, kv);
@@ -82,7 +92,7 @@ fn long_run(engine: &Engine, threads: usize, kv: KvElem) -> Vec<u32> {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for shape in [Shape::default(), Shape::int8(), Shape::bf16()] {
+    for shape in [Shape::default(), Shape::int8(), Shape::bf16(), Shape::windowed()] {
         for kv in [KvElem::Bf16, KvElem::F32] {
             let engine = Model::random(shape.clone(), 4).engine();
             let one = long_run(&engine, 1, kv);
@@ -96,7 +106,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn a_prompt_gives_the_same_bits_however_it_is_cut() {
-    for shape in [Shape::default(), Shape::int8(), Shape::bf16()] {
+    for shape in [Shape::default(), Shape::int8(), Shape::bf16(), Shape::windowed()] {
         let model = Model::random(shape, 5);
         let tokens = Random(6).tokens(170, model.shape.vocab);
         let engine = model.engine();

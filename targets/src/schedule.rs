@@ -361,9 +361,7 @@ impl<'a> ProgramBuilder<'a> {
             Op::Linear { segments, epilogue, compute } if self.options.kernels => {
                 self.linear(node, &operands, segments, *epilogue, *compute)
             }
-            Op::Attention { heads, kv_heads, scale } if self.options.kernels => {
-                self.attention(node, &operands, *heads, *kv_heads, *scale)
-            }
+            Op::Attention { .. } if self.options.kernels => self.attention(node, &operands),
             _ => self.nest(node, &operands),
         }
     }
@@ -392,13 +390,13 @@ impl<'a> ProgramBuilder<'a> {
                 None
             };
             plan_segments.push(Segment { weight, bias, column });
-            if epilogue != attr::Epilogue::SwiGlu {
+            if !matches!(epilogue, attr::Epilogue::Gated(_)) {
                 column += s.width as u32;
             }
         }
         let (plan_epilogue, out) = match epilogue {
             attr::Epilogue::None => (Epilogue::None, self.result(node.into())?),
-            attr::Epilogue::SwiGlu => (Epilogue::SwiGlu, self.result(node.into())?),
+            attr::Epilogue::Gated(gate) => (Epilogue::Gated(gate), self.result(node.into())?),
             attr::Epilogue::Residual => {
                 let value = operands[next];
                 let residual = self.value(value)?;
@@ -460,14 +458,10 @@ impl<'a> ProgramBuilder<'a> {
         Ok(())
     }
 
-    fn attention(
-        &mut self,
-        node: NodeId,
-        operands: &[Value],
-        heads: u32,
-        kv_heads: u32,
-        scale: f32,
-    ) -> Result<(), TargetError> {
+    fn attention(&mut self, node: NodeId, operands: &[Value]) -> Result<(), TargetError> {
+        let Op::Attention { heads, kv_heads, scale, window, softcap } = *self.graph.op(node) else {
+            return self.nest(node, operands);
+        };
         let query = self.value(operands[0])?;
         let layer = self.layer(operands[1])?;
         let name = self.graph.name(node).to_string();
@@ -487,6 +481,9 @@ impl<'a> ProgramBuilder<'a> {
             kv_heads,
             head_dim: layer.head_dim,
             scale,
+            window,
+            softcap,
+            sinks: operands.get(2).map(|sinks| self.weight(*sinks)).transpose()?,
             chunk: ATTENTION_CHUNK,
             scratch: None,
         };

@@ -151,7 +151,17 @@ impl<'a> Builder<'a> {
         head_dim: usize,
     ) -> Result<Value, ImportError> {
         let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
-        self.add(name, Op::Attention { heads: heads as u32, kv_heads: kv_heads as u32, scale }, &[q, state])
+        self.add(
+            name,
+            Op::Attention {
+                heads: heads as u32,
+                kv_heads: kv_heads as u32,
+                scale,
+                window: None,
+                softcap: None,
+            },
+            &[q, state],
+        )
     }
 
     /// A scalar function of each element.

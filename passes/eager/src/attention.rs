@@ -13,12 +13,23 @@ const BLOCK: usize = 64;
 /// Up to so many rows dot products beat a matrix product.
 const FEW_ROWS: usize = 3;
 
-/// How many heads there are, and what scores are multiplied with.
+/// What an attention op says.
 #[derive(Clone, Copy)]
-pub(crate) struct Heads {
+pub(crate) struct Heads<'a> {
     pub heads: usize,
     pub kv_heads: usize,
+    pub scores: Scores,
+    /// Positions that a row sees, its own included.
+    pub window: usize,
+    /// A score a head that joins its softmax with a value of zero.
+    pub sinks: Option<&'a [f32]>,
+}
+
+/// What is done to the product of a query and a key.
+#[derive(Clone, Copy)]
+pub(crate) struct Scores {
     pub scale: f32,
+    pub softcap: Option<f32>,
 }
 
 /// One head of a few query rows that follow each other in one sequence. Tasks write apart.
@@ -26,15 +37,17 @@ struct Task<'a> {
     /// `[row][d]` within rows of all heads.
     q: MatRef<'a, f32>,
     out: MatMut<'a, f32>,
-    /// `[position][d]`, up to the position of the last row.
+    /// `[position][d]`, from the first position that the first row sees to that of the last row.
     keys: &'a [f32],
     values: &'a [f32],
-    scale: f32,
+    scores: Scores,
+    window: usize,
+    sink: f32,
 }
 
 /// Attention of every row over what its sequence holds up to it.
 pub(crate) fn attention(
-    shape: Heads,
+    shape: Heads<'_>,
     q: &[f32],
     layer: u32,
     batch: &Batch,
@@ -51,7 +64,8 @@ pub(crate) fn attention(
         let block = if part.len() <= FEW_ROWS { 1 } else { BLOCK };
         for positions in batch.positions[start..start + part.len()].chunks(block) {
             let rows = positions.len();
-            let seen = (positions[rows - 1] as usize + 1) * d;
+            let first = (positions[0] as usize + 1).saturating_sub(shape.window);
+            let seen = first * d..(positions[rows - 1] as usize + 1) * d;
             let (block_q, block_out);
             (block_q, q) = q.split_at(rows * width);
             (block_out, rest) = rest.split_at_mut(rows * width);
@@ -59,11 +73,13 @@ pub(crate) fn attention(
             let mut block_out = MatMut::from_row_major_slice_mut(block_out, rows, width);
             for h in 0..shape.heads {
                 let kv = h / (shape.heads / shape.kv_heads);
-                let (keys, values) = (&held.keys[kv][..seen], &held.values[kv][..seen]);
+                let (keys, values) = (&held.keys[kv][seen.clone()], &held.values[kv][seen.clone()]);
                 let (out, others) = block_out.split_at_col_mut(d);
                 block_out = others;
-                tasks.push(Task { q: block_q.subcols(h * d, d), out, keys, values, scale: shape.scale });
-                work += rows * seen;
+                let (scores, window) = (shape.scores, shape.window);
+                let sink = shape.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+                tasks.push(Task { q: block_q.subcols(h * d, d), out, keys, values, scores, window, sink });
+                work += rows * seen.len();
             }
         }
         start += part.len();
@@ -84,7 +100,7 @@ impl Task<'_> {
     }
 
     fn row(self, scores: &mut Vec<f32>) {
-        let Self { q, out, keys, values, scale } = self;
+        let Self { q, out, keys, values, scores: Scores { scale, softcap }, sink, .. } = self;
         let q = q.row(0).try_as_row_major().map(|q| q.as_slice());
         let out = out.row_mut(0).try_as_row_major_mut().map(|out| out.as_slice_mut());
         let (Some(q), Some(out)) = (q, out) else { unreachable!("rows of heads are contiguous") };
@@ -95,7 +111,8 @@ impl Task<'_> {
                 for (s, k) in scores.iter_mut().zip(keys.chunks_exact(q.len())) {
                     *s = dot(q, k) * scale;
                 }
-                softmax(scores);
+                cap(scores, softcap);
+                softmax(scores, sink);
                 for (s, v) in scores.iter().zip(values.chunks_exact(q.len())) {
                     add_scaled(out, *s, v);
                 }
@@ -105,7 +122,7 @@ impl Task<'_> {
 
     /// The products run on this thread alone: tasks are many.
     fn block(self, scores: &mut Vec<f32>) {
-        let Self { q, out, keys, values, scale } = self;
+        let Self { q, out, keys, values, scores: Scores { scale, softcap }, window, sink } = self;
         let (rows, d) = (q.nrows(), q.ncols());
         let seen = keys.len() / d;
         let keys = MatRef::from_row_major_slice(keys, seen, d).transpose();
@@ -116,9 +133,12 @@ impl Task<'_> {
         vectorised(
             #[inline(always)]
             || {
+                cap(scores, softcap);
                 for (r, scores) in scores.chunks_exact_mut(seen).enumerate() {
                     let (past, future) = scores.split_at_mut(seen - rows + r + 1);
-                    softmax(past);
+                    let (hidden, past) = past.split_at_mut(past.len().saturating_sub(window));
+                    softmax(past, sink);
+                    hidden.fill(0.0);
                     future.fill(0.0);
                 }
             },
@@ -129,9 +149,16 @@ impl Task<'_> {
 }
 
 #[inline(always)]
-fn softmax(scores: &mut [f32]) {
-    let top = max(scores);
+fn cap(scores: &mut [f32], softcap: Option<f32>) {
+    if let Some(cap) = softcap {
+        scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+    }
+}
+
+#[inline(always)]
+fn softmax(scores: &mut [f32], sink: f32) {
+    let top = max(scores).max(sink);
     scores.iter_mut().for_each(|s| *s = exp(*s - top));
-    let factor = 1.0 / sum(scores);
+    let factor = 1.0 / (sum(scores) + exp(sink - top));
     scores.iter_mut().for_each(|s| *s *= factor);
 }

@@ -1,6 +1,6 @@
 //! A whole graph, with state.
 
-use crate::attention::{Heads, attention};
+use crate::attention::{Heads, Scores, attention};
 use crate::error::EagerError;
 use crate::kv::Caches;
 use crate::linear::linear;
@@ -240,8 +240,14 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
         Op::Rope { style, heads } => {
             ops::rope(*style, *heads as usize, first(own)?, at.tensor(1)?, batch.rows())
         }
-        Op::Attention { heads, kv_heads, scale } => {
-            let shape = Heads { heads: *heads as usize, kv_heads: *kv_heads as usize, scale: *scale };
+        Op::Attention { heads, kv_heads, scale, window, softcap } => {
+            let shape = Heads {
+                heads: *heads as usize,
+                kv_heads: *kv_heads as usize,
+                window: window.map_or(usize::MAX, |window| window as usize),
+                scores: Scores { scale: *scale, softcap: *softcap },
+                sinks: if at.node.operands.len() > 2 { Some(at.constant(2)?.vector()?) } else { None },
+            };
             attention(shape, at.tensor(0)?, at.state(1)?, batch, caches)?
         }
         Op::Unary { kind } => ops::unary(*kind, first(own)?),

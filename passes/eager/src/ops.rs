@@ -4,6 +4,7 @@ use crate::vector::{dot, exp, vectorised};
 use crate::weights::Matrix;
 use bessemer_ir::attr::{BinaryKind, RopeStyle, UnaryKind};
 use rayon::prelude::*;
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
 /// Below so many elements handing out work costs more than the work.
 pub(crate) const SHARED: usize = 1 << 14;
@@ -69,6 +70,14 @@ pub(crate) fn unary(kind: UnaryKind, mut x: Vec<f32>) -> Vec<f32> {
         |_, x| match kind {
             UnaryKind::Silu => x.iter_mut().for_each(|v| *v /= 1.0 + exp(-*v)),
             UnaryKind::Neg => x.iter_mut().for_each(|v| *v = -*v),
+            UnaryKind::Gelu => x.iter_mut().for_each(|v| *v = *v * 0.5 * libm::erfcf(-*v * FRAC_1_SQRT_2)),
+            // x * (1 + tanh u) / 2 = x / (1 + e^-2u)
+            UnaryKind::GeluTanh => x.iter_mut().for_each(|v| {
+                let u = (2.0 * FRAC_2_PI.sqrt()) * (*v + 0.044715 * *v * *v * *v);
+                *v /= 1.0 + exp(-u);
+            }),
+            UnaryKind::Tanh => x.iter_mut().for_each(|v| *v = v.tanh()),
+            UnaryKind::Scale(factor) => x.iter_mut().for_each(|v| *v *= factor),
         },
     );
     x
@@ -106,16 +115,18 @@ pub(crate) fn rope_table(positions: &[u32], inv_freq: &[f32], factor: f32) -> Ve
 pub(crate) fn rope(style: RopeStyle, heads: usize, mut x: Vec<f32>, table: &[f32], rows: usize) -> Vec<f32> {
     let width = x.len().checked_div(rows).unwrap_or(0);
     let d = width / heads;
+    let turned = table.len().checked_div(rows).unwrap_or(0);
     for_rows(
         &mut x,
         width,
         #[inline(always)]
         |r, row| {
-            let (cos, sin) = table[r * d..(r + 1) * d].split_at(d / 2);
+            let (cos, sin) = table[r * turned..(r + 1) * turned].split_at(turned / 2);
             for head in row.chunks_exact_mut(d) {
+                let head = &mut head[..turned];
                 match style {
                     RopeStyle::Half => {
-                        let (a, b) = head.split_at_mut(d / 2);
+                        let (a, b) = head.split_at_mut(turned / 2);
                         for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                         }

@@ -5,7 +5,7 @@
 use crate::recipe::{Origin, Recipe, Transform};
 use crate::stored::Stored;
 use crate::text::Cursor;
-use bessemer_format::plan::Input;
+use bessemer_format::plan::{Gate, Input};
 use bessemer_format::{Compute, QuantScheme};
 
 /// An attribute that can stand in the text form.
@@ -34,8 +34,8 @@ pub enum Epilogue {
     None,
     /// The last operand is added.
     Residual,
-    /// Two segments, gate and up: `silu(gate) * up`.
-    SwiGlu,
+    /// Two segments, gate and up: `f(gate) * up`.
+    Gated(Gate),
 }
 
 /// Which elements of a head RoPE rotates with each other.
@@ -48,12 +48,30 @@ pub enum RopeStyle {
 }
 
 /// A scalar function of one number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum UnaryKind {
     /// `x / (1 + e^-x)`
     Silu,
     /// `-x`
     Neg,
+    /// `x * (1 + erf(x / sqrt 2)) / 2`
+    Gelu,
+    /// `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`
+    GeluTanh,
+    /// `tanh x`
+    Tanh,
+    /// `factor * x`
+    Scale(f32),
+}
+
+impl From<Gate> for UnaryKind {
+    fn from(gate: Gate) -> Self {
+        match gate {
+            Gate::Silu => UnaryKind::Silu,
+            Gate::Gelu => UnaryKind::Gelu,
+            Gate::GeluTanh => UnaryKind::GeluTanh,
+        }
+    }
 }
 
 /// A scalar function of two numbers.
@@ -66,7 +84,7 @@ pub enum BinaryKind {
 }
 
 /// One instruction of a pointwise cluster. Numbers below the operand count name operands, higher ones earlier instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scalar {
     /// A unary function.
     Unary(UnaryKind, u32),
@@ -109,6 +127,24 @@ impl Attr for String {
     }
 }
 
+/// `none`, or the value.
+impl<T: Attr> Attr for Option<T> {
+    fn print(&self, out: &mut String) {
+        match self {
+            Some(value) => value.print(out),
+            None => out.push_str("none"),
+        }
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let start = c.clone();
+        if c.word() == "none" {
+            return Ok(None);
+        }
+        *c = start;
+        T::parse(c).map(Some)
+    }
+}
+
 impl<T: Attr> Attr for Vec<T> {
     fn print(&self, out: &mut String) {
         out.push('[');
@@ -148,9 +184,11 @@ macro_rules! words {
         }
     };
 }
-words!(Epilogue { "none" => Epilogue::None, "residual" => Epilogue::Residual, "swiglu" => Epilogue::SwiGlu });
+words!(Epilogue {
+    "none" => Epilogue::None, "residual" => Epilogue::Residual, "swiglu" => Epilogue::Gated(Gate::Silu),
+    "geglu" => Epilogue::Gated(Gate::Gelu), "geglu_tanh" => Epilogue::Gated(Gate::GeluTanh),
+});
 words!(RopeStyle { "half" => RopeStyle::Half, "interleaved" => RopeStyle::Interleaved });
-words!(UnaryKind { "silu" => UnaryKind::Silu, "neg" => UnaryKind::Neg });
 words!(BinaryKind { "add" => BinaryKind::Add, "mul" => BinaryKind::Mul });
 words!(Input {
     "tokens" => Input::Tokens, "positions" => Input::Positions, "slots" => Input::Slots,
@@ -161,6 +199,36 @@ words!(Stored {
     "F32" => Stored::F32, "F16" => Stored::F16, "BF16" => Stored::Bf16,
     "Q4_0" => Stored::Q4_0, "Q4_1" => Stored::Q4_1, "Q8_0" => Stored::Q8_0,
 });
+
+/// A word; `scale` with its factor: `scale[0.5]`.
+impl Attr for UnaryKind {
+    fn print(&self, out: &mut String) {
+        match self {
+            UnaryKind::Silu => out.push_str("silu"),
+            UnaryKind::Neg => out.push_str("neg"),
+            UnaryKind::Gelu => out.push_str("gelu"),
+            UnaryKind::GeluTanh => out.push_str("gelu_tanh"),
+            UnaryKind::Tanh => out.push_str("tanh"),
+            UnaryKind::Scale(factor) => out.push_str(&format!("scale[{factor:?}]")),
+        }
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        match c.word() {
+            "silu" => Ok(UnaryKind::Silu),
+            "neg" => Ok(UnaryKind::Neg),
+            "gelu" => Ok(UnaryKind::Gelu),
+            "gelu_tanh" => Ok(UnaryKind::GeluTanh),
+            "tanh" => Ok(UnaryKind::Tanh),
+            "scale" => {
+                c.expect("[")?;
+                let factor = f32::parse(c)?;
+                c.expect("]")?;
+                Ok(UnaryKind::Scale(factor))
+            }
+            word => Err(format!("`{word}` is none of: silu, neg, gelu, gelu_tanh, tanh, scale")),
+        }
+    }
+}
 
 /// `f32`, `bf16` or `int8x32`.
 impl Attr for Compute {
@@ -251,11 +319,14 @@ impl Attr for Scalar {
 impl Attr for Recipe {
     fn print(&self, out: &mut String) {
         match &self.origin {
-            Origin::Tensor { name, stored } => {
+            Origin::Tensor { name, stored, first_row } => {
                 out.push_str("tensor ");
                 name.print(out);
                 out.push(' ');
                 stored.print(out);
+                if *first_row > 0 {
+                    out.push_str(&format!(" from {first_row}"));
+                }
             }
             Origin::Random { seed, scale } => out.push_str(&format!("random {seed} {scale:?}")),
             Origin::Values(values) => {
@@ -272,12 +343,26 @@ impl Attr for Recipe {
                     out.push_str("convert ");
                     scheme.print(out);
                 }
+                Transform::Add(number) => {
+                    out.push_str("add ");
+                    number.print(out);
+                }
             }
         }
     }
     fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
         let origin = match c.word() {
-            "tensor" => Origin::Tensor { name: c.string()?, stored: Stored::parse(c)? },
+            "tensor" => {
+                let (name, stored, rest) = (c.string()?, Stored::parse(c)?, c.clone());
+                let first_row = match c.word() {
+                    "from" => u64::parse(c)?,
+                    _ => {
+                        *c = rest;
+                        0
+                    }
+                };
+                Origin::Tensor { name, stored, first_row }
+            }
             "random" => Origin::Random { seed: u64::parse(c)?, scale: f32::parse(c)? },
             "values" => Origin::Values(Vec::parse(c)?),
             other => return Err(format!("`{other}` is no origin (tensor, random, values)")),
@@ -287,7 +372,8 @@ impl Attr for Recipe {
         while c.eat("|") {
             match c.word() {
                 "convert" => transforms.push(Transform::Convert(QuantScheme::parse(c)?)),
-                other => return Err(format!("`{other}` is no transform (convert)")),
+                "add" => transforms.push(Transform::Add(f32::parse(c)?)),
+                other => return Err(format!("`{other}` is no transform (convert, add)")),
             }
         }
         Ok(Self { origin, shape, transforms })

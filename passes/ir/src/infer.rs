@@ -1,6 +1,6 @@
 //! Types of results from types of operands: the one place where shapes are checked.
 
-use crate::attr::{Epilogue, Scalar};
+use crate::attr::{Epilogue, Scalar, UnaryKind};
 use crate::op::Op;
 use crate::types::{DType, Dim, Layout, TensorType};
 use bessemer_format::plan::Input;
@@ -70,7 +70,7 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             arity(2)?;
             let (rows, width) = activation(&operands[0], "x")?;
             let head_dim = head_dim(width, u64::from(*heads))?;
-            expect(&operands[1], &TensorType::f32([rows, Dim::Const(head_dim)]), "table")?;
+            rope_table(&operands[1], rows, head_dim)?;
             Ok(vec![operands[0].clone()])
         }
         Op::Append { kv_heads } => {
@@ -85,13 +85,18 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             arity(3)?;
             let (rows, width) = activation(&operands[0], "qkv")?;
             let head_dim = head_dim(width, u64::from(*heads) + 2 * u64::from(*kv_heads))?;
-            expect(&operands[1], &TensorType::f32([rows, Dim::Const(head_dim)]), "table")?;
+            rope_table(&operands[1], rows, head_dim)?;
             state(&operands[2])?;
             let queries = TensorType::f32([rows, Dim::Const(head_dim * u64::from(*heads))]);
             Ok(vec![queries, TensorType::state()])
         }
-        Op::Attention { heads, kv_heads, scale } => {
-            arity(2)?;
+        Op::Attention { heads, kv_heads, scale, window, softcap } => {
+            if let Some(sinks) = operands.get(2) {
+                arity(3)?;
+                expect_vector(sinks, u64::from(*heads), "sinks")?;
+            } else {
+                arity(2)?;
+            }
             let (_, width) = activation(&operands[0], "q")?;
             head_dim(width, u64::from(*heads))?;
             state(&operands[1])?;
@@ -101,10 +106,21 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             if !scale.is_finite() {
                 return Err(format!("scale {scale}"));
             }
+            if *window == Some(0) {
+                return Err("a window of 0 positions, where a row sees at least its own".into());
+            }
+            if let Some(cap) = softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+                return Err(format!("softcap {cap}, where a number above 0 is expected"));
+            }
             Ok(vec![operands[0].clone()])
         }
-        Op::Unary { .. } => {
+        Op::Unary { kind } => {
             arity(1)?;
+            if let UnaryKind::Scale(factor) = kind
+                && !factor.is_finite()
+            {
+                return Err(format!("scale {factor}"));
+            }
             activation(&operands[0], "a")?;
             Ok(vec![operands[0].clone()])
         }
@@ -171,9 +187,9 @@ fn linear(
     if segments.is_empty() {
         return Err("has no segment".into());
     }
-    if epilogue == Epilogue::SwiGlu {
+    if let Epilogue::Gated(_) = epilogue {
         if segments.len() != 2 || segments[0].width != segments[1].width {
-            return Err("the swiglu epilogue takes two segments of equal width, gate and up".into());
+            return Err("a gated epilogue takes two segments of equal width, gate and up".into());
         }
         total = segments[0].width;
     }
@@ -192,7 +208,16 @@ fn norm(eps: f32, x: &TensorType, w: &TensorType) -> Result<(), String> {
     if !(eps.is_finite() && eps >= 0.0) {
         return Err(format!("eps {eps} must be finite and not negative"));
     }
-    expect_vector(w, width, "w")
+    let group = w.const_dim(0).filter(|n| *n > 0 && width.is_multiple_of(*n)).unwrap_or(width);
+    expect_vector(w, group, "w")
+}
+
+/// Cosines and sines for at most all elements of a head.
+fn rope_table(table: &TensorType, rows: Dim, head_dim: u64) -> Result<(), String> {
+    match activation(table, "table")? {
+        (found, width) if found == rows && width <= head_dim && width.is_multiple_of(2) => Ok(()),
+        _ => Err(format!("table is {table}, expected one for {rows:?} with at most {head_dim} columns")),
+    }
 }
 
 fn expect(found: &TensorType, expected: &TensorType, what: &str) -> Result<(), String> {

@@ -86,7 +86,8 @@ ops! {
     }
     /// `embed(tokens i32[R], table f32[V, k]) -> f32[R, k]`: a row of the table for each token.
     Embed = "embed" {}
-    /// `rms_norm(x f32[R, n], w f32[n]) -> f32[R, n]`: `x / sqrt(mean(x^2) + eps) * w`.
+    /// `rms_norm(x f32[R, m n], w f32[n]) -> f32[R, m n]`: `x / sqrt(mean(x^2) + eps) * w` of each n elements: of a row, or of each
+    /// of its heads.
     RmsNorm = "rms_norm" {
         /// Added to the mean square.
         eps: f32,
@@ -109,7 +110,7 @@ ops! {
         /// Factor of both (attention scaling of some rope kinds).
         factor: f32,
     }
-    /// `rope(x f32[R, heads * d], table f32[R, d]) -> f32[R, heads * d]`: rotates pairs of elements of each head.
+    /// `rope(x f32[R, heads * d], table f32[R, m]) -> f32[R, heads * d]`: rotates pairs among the first m <= d elements of each head.
     Rope = "rope" {
         /// Which elements are pairs.
         style: RopeStyle,
@@ -121,7 +122,8 @@ ops! {
         /// Key and value heads.
         kv_heads: u32,
     }
-    /// `attention(q f32[R, heads * d], state) -> f32[R, heads * d]`: causal softmax attention; row r sees positions up to its own.
+    /// `attention(q f32[R, heads * d], state [, sinks f32[heads]]) -> f32[R, heads * d]`: causal softmax attention; row r sees
+    /// positions up to its own. A head's sink is one more score in its softmax, of a token whose value is zero.
     Attention = "attention" {
         /// Query heads.
         heads: u32,
@@ -129,6 +131,10 @@ ops! {
         kv_heads: u32,
         /// Factor of the scores.
         scale: f32,
+        /// How many positions a row sees, its own included; all of them where there is none.
+        window: Option<u32>,
+        /// A scaled score s becomes `softcap * tanh(s / softcap)`.
+        softcap: Option<f32>,
     }
     /// `unary(a) -> same`: a scalar function of each element.
     Unary = "unary" {
@@ -149,7 +155,7 @@ ops! {
         /// Added to the mean square.
         eps: f32,
     }
-    /// `rope_append(qkv f32[R, (heads + 2 kv_heads) * d], table f32[R, d], state) -> (f32[R, heads * d], state)`:
+    /// `rope_append(qkv f32[R, (heads + 2 kv_heads) * d], table f32[R, m], state) -> (f32[R, heads * d], state)`:
     /// rotates queries and keys, appends keys and values.
     RopeAppend = "rope_append" {
         /// Which elements are pairs.

@@ -30,6 +30,8 @@ pub enum Origin {
         name: String,
         /// Its encoding there.
         stored: Stored,
+        /// The first of its rows (of a vector: elements) that are meant: one tensor may hold several weights, one below the other.
+        first_row: u64,
     },
     /// Uniform pseudo-random numbers in `-scale..scale`, for tests and for shapes without weights.
     Random {
@@ -43,10 +45,12 @@ pub enum Origin {
 }
 
 /// A change of the numbers on the way into the engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Transform {
     /// Dequantise to f32, then round to this scheme ([`quantise`]).
     Convert(QuantScheme),
+    /// Dequantise to f32, then add a number: some norms are stored as their distance from one.
+    Add(f32),
 }
 
 /// A constant: origin, shape (outermost first), and what is done to it.
@@ -63,11 +67,22 @@ pub struct Recipe {
 impl Recipe {
     /// A tensor as it stands in the checkpoint.
     pub fn tensor(name: impl Into<String>, stored: Stored, shape: &[u64]) -> Self {
+        Self::tensor_rows(name, stored, 0, shape)
+    }
+
+    /// Rows of a tensor from `first_row` on, as many as `shape` says.
+    pub fn tensor_rows(name: impl Into<String>, stored: Stored, first_row: u64, shape: &[u64]) -> Self {
         Self {
-            origin: Origin::Tensor { name: name.into(), stored },
+            origin: Origin::Tensor { name: name.into(), stored, first_row },
             shape: shape.to_vec(),
             transforms: Vec::new(),
         }
+    }
+
+    /// The same numbers, each with `number` added.
+    pub fn plus(mut self, number: f32) -> Self {
+        self.transforms.push(Transform::Add(number));
+        self
     }
 
     /// Literal numbers as a vector.
@@ -79,6 +94,7 @@ impl Recipe {
     pub fn scheme(&self) -> QuantScheme {
         match (self.transforms.last(), &self.origin) {
             (Some(Transform::Convert(scheme)), _) => *scheme,
+            (Some(Transform::Add(_)), _) => QuantScheme::F32,
             (None, Origin::Tensor { stored, .. }) => stored.scheme(),
             (None, _) => QuantScheme::F32,
         }
@@ -116,14 +132,22 @@ impl Recipe {
             return Err(format!("rows {rows:?} of a constant of {n}"));
         }
         let mut out = match &self.origin {
-            Origin::Tensor { name, stored } => {
+            Origin::Tensor { name, stored, first_row } => {
                 let bytes =
                     source.tensor(name).ok_or_else(|| format!("the source has no tensor `{name}`"))?;
                 let row_bytes = stored.row_bytes(k).ok_or_else(|| {
                     format!("`{name}`: rows of {k} elements do not divide into {stored:?} blocks")
                 })?;
-                let slice = bytes.get(rows.start * row_bytes..rows.end * row_bytes).ok_or_else(|| {
-                    format!("`{name}`: {} bytes where {n} rows of {row_bytes} are expected", bytes.len())
+                // A vector is one row, and a part of it starts between its elements.
+                let first = match self.shape.len() {
+                    1 => stored.row_bytes(*first_row as usize),
+                    _ => row_bytes.checked_mul(*first_row as usize),
+                };
+                let at = |row: usize| first?.checked_add(row.checked_mul(row_bytes)?);
+                let range = at(rows.start).zip(at(rows.end)).map(|(start, end)| start..end);
+                let slice = range.and_then(|range| bytes.get(range)).ok_or_else(|| {
+                    let len = bytes.len();
+                    format!("`{name}`: {len} bytes where {n} rows of {row_bytes} from row {first_row} are expected")
                 })?;
                 stored.rows(slice, k).map_err(|why| format!("`{name}`: {why}"))?
             }
@@ -137,10 +161,18 @@ impl Recipe {
                 Rows::floats(Elem::F32, rows.len(), k, slice.to_vec())
             }
         };
-        for Transform::Convert(scheme) in &self.transforms {
-            let values = out.values();
-            out = quantise(scheme, out.rows, out.k, &values);
-            check_finite(&out, &values, rows.start)?;
+        for transform in &self.transforms {
+            let mut values = out.values();
+            match transform {
+                Transform::Convert(scheme) => {
+                    out = quantise(scheme, out.rows, out.k, &values);
+                    check_finite(&out, &values, rows.start)?;
+                }
+                Transform::Add(number) => {
+                    values.iter_mut().for_each(|v| *v += number);
+                    out = Rows::floats(Elem::F32, out.rows, out.k, values);
+                }
+            }
         }
         Ok(out)
     }

@@ -88,7 +88,8 @@ pub fn tiny_llama(config: &TinyConfig) -> Result<Graph, GraphError> {
         let state = b.add(&name("append"), append, &[state.into(), k.into(), v.into()])?;
         states.push(Value::from(state));
         let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let attention = Op::Attention { heads: c.heads, kv_heads: c.kv_heads, scale };
+        let attention =
+            Op::Attention { heads: c.heads, kv_heads: c.kv_heads, scale, window: None, softcap: None };
         let a = b.add(&name("attention"), attention, &[q.into(), state.into()])?;
         let o = b.linear(&name("o"), a, c.hidden, q_width, false)?;
         x = b.binary(&name("attn_add"), BinaryKind::Add, x, o)?;

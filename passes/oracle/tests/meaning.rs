@@ -1,6 +1,7 @@
 //! Each op against numbers worked out by hand, and each fused op against its parts.
 
 use bessemer_format::manifest::KvElem;
+use bessemer_format::plan::Gate;
 use bessemer_format::plan::Input;
 use bessemer_format::{Compute, QuantScheme};
 use bessemer_ir::attr::{BinaryKind, Epilogue, RopeStyle, Scalar, Segment, UnaryKind};
@@ -127,14 +128,46 @@ fn by_hand(name: &str) {
             // weights 1/4 and 3/4; head 1 is orthogonal to the keys: equal weights.
             let ln3 = 3f32.ln();
             let q = tensor(4, &[9.0, 9.0, 9.0, 9.0, ln3, 5.0, 0.0, 7.0]);
-            let op = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5 };
+            let op = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: None, softcap: None };
             let out = run_in(Reading::Exact, &mut caches, 2, op, &[&q, &state]);
             let w = f64::from(ln3).exp() / (1.0 + f64::from(ln3).exp());
             assert!((w - 0.75).abs() < 1e-6);
             assert_near(&out[0], &[1.0, 2.0, 1.0, 2.0, 1.0 + 4.0 * w, 2.0 + 4.0 * w, 3.0, 4.0]);
+            // Row 1 sees its own position alone.
+            let op = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: Some(1), softcap: None };
+            let out = run_in(Reading::Exact, &mut caches, 2, op, &[&q, &state]);
+            assert_near(&out[0], &[1.0, 2.0, 1.0, 2.0, 5.0, 6.0, 5.0, 6.0]);
+            // A score of ln 3 becomes tanh of it: 8 / 10. A sink of 0 takes a third from two scores of 0.
+            let op = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: None, softcap: Some(1.0) };
+            let sinks = weight(1, &[0.0, 0.0]);
+            let out = run_in(Reading::Exact, &mut caches, 2, op, &[&q, &state, &sinks]);
+            let (e, third) = (f64::from(ln3).tanh().exp(), 1.0 / 3.0);
+            let (first, second) = (1.0 / (2.0 + e), e / (2.0 + e));
+            assert_near(
+                &out[0],
+                &[
+                    0.5,
+                    1.0,
+                    0.5,
+                    1.0,
+                    first + 5.0 * second,
+                    2.0 * first + 6.0 * second,
+                    6.0 * third,
+                    8.0 * third,
+                ],
+            );
         }
         "unary" => {
             let x = tensor(3, &[0.0, 1.0, -30.0]);
+            let gelu = run(1, Op::Unary { kind: UnaryKind::Gelu }, &[&x]);
+            assert_near(&gelu[0], &[0.0, 0.841_344_746_068_542_9, -1.471_201_429_459_9e-196]);
+            let approximate = run(1, Op::Unary { kind: UnaryKind::GeluTanh }, &[&x]);
+            assert_near(&approximate[0], &[0.0, 0.841_191_990_607_477_4, 0.0]);
+            assert_near(
+                &run(1, Op::Unary { kind: UnaryKind::Tanh }, &[&x])[0],
+                &[0.0, 0.761_594_155_955_764_9, -1.0],
+            );
+            assert_near(&run(1, Op::Unary { kind: UnaryKind::Scale(0.5) }, &[&x])[0], &[0.0, 0.5, -15.0]);
             let silu = run(1, Op::Unary { kind: UnaryKind::Silu }, &[&x]);
             assert_near(&silu[0], &[0.0, 0.731_058_578_630_004_9, -2.807_286_890_677_24e-12]);
             assert_near(&run(1, Op::Unary { kind: UnaryKind::Neg }, &[&x])[0], &[0.0, -1.0, 30.0]);
@@ -236,7 +269,7 @@ fn epilogues_are_the_ops_that_they_replace() {
     let parts = run(3, Op::Binary { kind: BinaryKind::Add }, &[&plain(&gate), &residual]);
     assert_same(&run(3, fused, &[&x, &gate, &residual])[0], &parts[0]);
 
-    let fused = linear(vec![segment(4, false), segment(4, false)], Epilogue::SwiGlu, Compute::F32);
+    let fused = linear(vec![segment(4, false), segment(4, false)], Epilogue::Gated(Gate::Silu), Compute::F32);
     let silu = run(3, Op::Unary { kind: UnaryKind::Silu }, &[&plain(&gate)]);
     let parts = run(3, Op::Binary { kind: BinaryKind::Mul }, &[&silu[0], &plain(&up)]);
     assert_same(&run(3, fused, &[&x, &gate, &up])[0], &parts[0]);
@@ -251,7 +284,11 @@ fn wrong_operands_are_errors() {
         run_node(&Op::Embed {}, &[&Val::Index(vec![3]), &weight(3, &[0.0; 6])], &mut cx),
         run_node(&Op::RmsNorm { eps: 0.0 }, &[&x], &mut cx),
         run_node(&Op::RmsNorm { eps: 0.0 }, &[&x, &x], &mut cx),
-        run_node(&Op::Attention { heads: 1, kv_heads: 1, scale: 1.0 }, &[&x, &Val::State(0)], &mut cx),
+        run_node(
+            &Op::Attention { heads: 1, kv_heads: 1, scale: 1.0, window: None, softcap: None },
+            &[&x, &Val::State(0)],
+            &mut cx,
+        ),
         run_node(&Op::Input { input: Input::Slots }, &[], &mut cx),
     ];
     assert!(bad.iter().all(Result::is_err), "{bad:?}");

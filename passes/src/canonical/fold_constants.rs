@@ -35,7 +35,10 @@ pub fn run(graph: &mut Graph, _: &Context<'_>) -> Result<u32, Cause> {
 fn fold(recipe: &Recipe) -> Recipe {
     let mut folded = Recipe { transforms: Vec::new(), ..recipe.clone() };
     for (i, t) in recipe.transforms.iter().enumerate() {
-        let Transform::Convert(scheme) = t;
+        let Transform::Convert(scheme) = t else {
+            folded.transforms.push(*t);
+            continue;
+        };
         let last = i + 1 == recipe.transforms.len();
         let widens = *scheme == QuantScheme::F32 && !last;
         let repeats = scheme.elem.is_float() && *scheme == folded.scheme();

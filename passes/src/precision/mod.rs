@@ -13,7 +13,7 @@ use bessemer_ir::{Graph, NodeId, Op, Value};
 pub enum Use {
     /// As the weight of a linear or the table of an embedding.
     Matrix,
-    /// As the bias of a linear.
+    /// As numbers that are added in f32: the bias of a linear, the sinks of attention.
     Bias,
     /// As anything else: the weight of a norm.
     Other,
@@ -36,6 +36,8 @@ pub fn role(graph: &Graph, reader: NodeId, index: usize) -> Use {
             }
             Use::Other
         }
+        // Sinks join f32 scores.
+        Op::Attention { .. } if index == 2 => Use::Bias,
         _ => Use::Other,
     }
 }

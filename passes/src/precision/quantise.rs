@@ -18,7 +18,7 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
             check(graph, node, context, &scheme)?;
             scheme
         } else if uses.contains(&Use::Bias) {
-            // A bias is added to f32 sums.
+            // They are added to f32 sums.
             QuantScheme::F32
         } else {
             continue;

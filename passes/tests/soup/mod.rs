@@ -148,7 +148,9 @@ impl Soup {
 
     fn norm(&mut self, x: Value) -> Value {
         let n = self.graph.ty(x).const_dim(1).unwrap();
-        let w = self.constant(&[n]);
+        // Now and then of each half of a row.
+        let halves = n.is_multiple_of(2) && self.rng.one_in(6);
+        let w = self.constant(&[if halves { n / 2 } else { n }]);
         self.add("norm", Op::RmsNorm { eps: 1e-5 }, &[x, w])
     }
 
@@ -197,16 +199,24 @@ impl Soup {
             let other = if s.rng.one_in(8) { s.pool[0] } else { h };
             let k = s.linear(other, u64::from(kv_heads) * head_dim);
             let v = s.linear(h, u64::from(kv_heads) * head_dim);
-            let table = s.table(head_dim);
+            // Some tables turn a part of each head.
+            let turned = if s.rng.one_in(4) { 2 } else { head_dim };
+            let table = s.table(turned);
             let q = s.add("q.rope", Op::Rope { style, heads }, &[q, table]);
             let (k_table, k_style) =
-                if s.rng.one_in(8) { (s.table(head_dim), s.rng.pick(&styles)) } else { (table, style) };
+                if s.rng.one_in(8) { (s.table(turned), s.rng.pick(&styles)) } else { (table, style) };
             let k = s.add("k.rope", Op::Rope { style: k_style, heads: kv_heads }, &[k, k_table]);
             let state = Op::State { layer, kv_heads, head_dim: head_dim as u32 };
             let state = s.add("state", state, &[]);
             let state = s.add("append", Op::Append { kv_heads }, &[state, k, v]);
             s.states.push(state);
-            s.add("attention", Op::Attention { heads, kv_heads, scale: 0.5 }, &[q, state])
+            let window = s.rng.one_in(4).then(|| 1 + s.rng.below(6) as u32);
+            let softcap = s.rng.one_in(4).then_some(0.25);
+            let mut operands = vec![q, state];
+            if s.rng.one_in(4) {
+                operands.push(s.constant(&[u64::from(heads)]));
+            }
+            s.add("attention", Op::Attention { heads, kv_heads, scale: 0.5, window, softcap }, &operands)
         })
     }
 
@@ -215,7 +225,9 @@ impl Soup {
         self.block(|s, h| {
             let gate = s.linear(h, ffn);
             let up = if s.rng.one_in(10) { gate } else { s.linear(h, ffn) };
-            let kind = if s.rng.one_in(6) { UnaryKind::Neg } else { UnaryKind::Silu };
+            let kinds =
+                [UnaryKind::Silu, UnaryKind::Silu, UnaryKind::Gelu, UnaryKind::GeluTanh, UnaryKind::Neg];
+            let kind = s.rng.pick(&kinds);
             let gate = s.unary(kind, gate);
             s.binary(BinaryKind::Mul, gate, up)
         })
@@ -229,6 +241,8 @@ impl Soup {
             let value = match self.rng.below(4) {
                 0 => self.unary(UnaryKind::Silu, a),
                 1 => self.unary(UnaryKind::Neg, a),
+                2 if self.rng.one_in(2) => self.unary(UnaryKind::Tanh, a),
+                3 if self.rng.one_in(2) => self.unary(UnaryKind::Scale(1.5), a),
                 2 => self.binary(BinaryKind::Add, a, b),
                 _ => self.binary(BinaryKind::Mul, a, b),
             };

@@ -24,7 +24,7 @@ pub const MAGIC: [u8; 8] = *b"BESSEMER";
 pub const MAJOR: u16 = 0;
 /// Format version: files of a newer minor version are refused, and while [`MAJOR`] is 0, of an older one too: any change of the
 /// contract, of what scratch memory holds included, is then a new minor version.
-pub const MINOR: u16 = 2;
+pub const MINOR: u16 = 3;
 /// Oldest minor version that is read.
 pub const OLDEST_MINOR: u16 = if MAJOR == 0 { MINOR } else { 0 };
 /// Bytes of the header and of an entry of the table of contents.

@@ -267,11 +267,23 @@ pub enum Epilogue {
     None,
     /// `out = residual + result`. The residual may be the output buffer itself.
     Residual(BufferId),
-    /// Two segments of equal shape and column, gate and up: `out = silu(gate) * up`.
-    SwiGlu,
+    /// Two segments of equal shape and column, gate and up: `out = f(gate) * up`.
+    Gated(Gate),
 }
 
-/// Causal attention with grouped queries: head `h` reads key head `h / (heads / kv_heads)`.
+/// The function of a gated epilogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Gate {
+    /// `x / (1 + e^-x)`: SwiGLU.
+    Silu,
+    /// `x * (1 + erf(x / sqrt 2)) / 2`: GeGLU.
+    Gelu,
+    /// `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`: GeGLU as it is approximated.
+    GeluTanh,
+}
+
+/// Causal attention with grouped queries: head `h` reads key head `h / (heads / kv_heads)`. A row sees the positions up to its own;
+/// a score is `scale * q . k`, then capped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
     /// `f32[R][heads * head_dim]`, rotated queries.
@@ -292,6 +304,12 @@ pub struct Attention {
     pub head_dim: u32,
     /// Factor of the scores before softmax.
     pub scale: f32,
+    /// How many positions a row sees, its own included; all up to its own where there is none.
+    pub window: Option<u32>,
+    /// A scaled score s becomes `softcap * tanh(s / softcap)`.
+    pub softcap: Option<f32>,
+    /// `f32[heads]`, dense: one more score in the softmax of each head, of a token whose value is zero.
+    pub sinks: Option<WeightId>,
     /// Tokens of a chunk: partial results are made by chunk and merged in ascending order, whatever the threads. A multiple of
     /// [`crate::kv::TOKENS`].
     pub chunk: u32,

@@ -36,7 +36,7 @@ fn codec_bytes_are_golden() {
 #[test]
 fn frame_bytes_are_golden() {
     let bytes = engine();
-    assert_eq!(&bytes[..16], b"BESSEMER\0\0\x02\0\x07\0\0\0");
+    assert_eq!(&bytes[..16], b"BESSEMER\0\0\x03\0\x07\0\0\0");
     assert_eq!(&bytes[16..24], (bytes.len() as u64).to_le_bytes());
     assert_eq!(&bytes[24..32], [0; 8]);
     let kinds: Vec<u8> = (1..=7).map(|i| bytes[HEADER_BYTES * i]).collect();
@@ -58,7 +58,7 @@ fn converted_activations_lie_where_they_did() {
     assert_eq!([row.scales_at(), row.sums_at(), row.products_at(), row.row_bytes()], [576, 648, 720, 832]);
 }
 
-const GOLDEN: &str = "0f0be669e924bf3c95cf6f8cfc3ab2dcf5c096ec15cb4dae0ef0218ad023eae9";
+const GOLDEN: &str = "d0088f4951b7b2bab7df8a2be77d3135f61b2998d16aca8445639db32399db77";
 
 #[test]
 fn every_bit_outside_weights_is_guarded() {
@@ -126,14 +126,14 @@ fn every_sealed_field_is_checked() {
 
 #[test]
 fn other_versions_name_both_sides() {
-    for (at, change, found) in [(8, 1, "1.2"), (10, 1, "0.3"), (10, -1, "0.1")] {
+    for (at, change, found) in [(8, 1, "1.3"), (10, 1, "0.4"), (10, -1, "0.2")] {
         let mut newer = engine();
         newer[at] = newer[at].wrapping_add_signed(change);
         reseal_header(&mut newer);
         let error = open(&newer).map(drop).unwrap_err();
         assert!(matches!(error, FormatError::Version { .. }), "{error}");
         let text = error.to_string();
-        assert!(text.contains(found) && text.contains("0.2 to 0.2") && text.contains("compile"), "{text}");
+        assert!(text.contains(found) && text.contains("0.3 to 0.3") && text.contains("compile"), "{text}");
     }
 }
 

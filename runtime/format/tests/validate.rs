@@ -169,7 +169,7 @@ fn operands_of_steps() {
         ("(out)", "residual has rows", |p, _| {
             linear(p, at::OUT).epilogue = Epilogue::Residual(buffer::QKV);
         }),
-        ("(gate_up)", "SwiGLU", |p, _| linear(p, at::GATE_UP).segments.truncate(1)),
+        ("(gate_up)", "a gated epilogue", |p, _| linear(p, at::GATE_UP).segments.truncate(1)),
         ("(gate_up)", "columns 1..33", |p, _| linear(p, at::GATE_UP).segments[1].column = 1),
         ("(attention)", "heads over", |p, _| attention(p).kv_heads = 0),
         ("(attention)", "heads over", |p, _| attention(p).heads = 0),
@@ -177,6 +177,11 @@ fn operands_of_steps() {
         ("(attention)", "head_dim 15", |p, _| attention(p).head_dim = 15),
         ("(attention)", "head_dim", |p, _| attention(p).head_dim = 1 << 20),
         ("(attention)", "not finite", |p, _| attention(p).scale = f32::NAN),
+        ("(attention)", "window of 0", |p, _| attention(p).window = Some(0)),
+        ("(attention)", "softcap Some(0.0)", |p, _| attention(p).softcap = Some(0.0)),
+        ("(attention)", "softcap Some(inf)", |p, _| attention(p).softcap = Some(f32::INFINITY)),
+        ("(attention)", "weight 4000 of", |p, _| attention(p).sinks = Some(4000)),
+        ("(attention)", "expected a dense f32", |p, _| attention(p).sinks = Some(0)),
         ("(attention)", "chunk 33", |p, _| attention(p).chunk = 33),
         ("(attention)", "chunk 0", |p, _| attention(p).chunk = 0),
         ("(attention)", "state 1 of 1", |p, _| attention(p).state = 1),

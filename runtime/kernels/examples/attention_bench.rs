@@ -168,8 +168,13 @@ impl Work {
         for (row, visible) in self.visible.chunks_mut(group).enumerate() {
             visible.fill(seen(row) as u32);
         }
-        let queries =
-            Queries { q: &self.q, scale: (block.head_dim as f32).sqrt().recip(), visible: &self.visible };
+        let queries = Queries {
+            q: &self.q,
+            scale: (block.head_dim as f32).sqrt().recip(),
+            visible: &self.visible,
+            hidden: &[],
+            softcap: None,
+        };
         let mut state = OnlineSoftmax { m: &mut self.m, l: &mut self.l, acc: &mut self.acc };
         kernel.attend_block(black_box(block), &queries, &mut state);
     }

@@ -56,9 +56,77 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// GELU as it is approximated: `x * (1 + tanh u) / 2 = x / (1 + e^-2u)` with `u = sqrt(2 / pi) * (x + 0.044715 x^3)`.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    x / (1.0 + exp(x * (GELU_TANH[0] + GELU_TANH[1] * (x * x))))
+}
+
+/// `-2 sqrt(2 / pi)`, and that times 0.044715.
+pub const GELU_TANH: [f32; 2] = [-1.595_769, -0.071_354_81];
+
+/// GELU: `x * (1 + erf(x / sqrt 2)) / 2`, within 1.5e-7 of `|x|`.
+///
+/// By the complement of `|x|`, which keeps its digits: `max(x, 0) - |x| * p(t) * e^(-x^2 / 2)` with
+/// `t = 1 / (1 + ERF_T |x|)` and the polynomial of Abramowitz and Stegun, 7.1.26.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    let size = x.abs();
+    let t = 1.0 / (1.0 + ERF_T * size);
+    let mut p = ERF_POLY[0];
+    for c in &ERF_POLY[1..] {
+        p = p * t + c;
+    }
+    let tail = p * t * exp(size * size * -0.5);
+    (if x < 0.0 { 0.0 } else { x }) - size * tail
+}
+
+/// 0.3275911 / sqrt 2.
+pub const ERF_T: f32 = 0.231_641_89;
+/// Half the coefficients of the formula, highest power first.
+pub const ERF_POLY: [f32; 5] = [0.530_702_7, -0.726_576, 0.710_706_9, -0.142_248_37, 0.127_414_8];
+
+/// `tanh x = 1 - 2 / (e^2x + 1)`, within 1e-7: what caps scores and logits.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(x + x) + 1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gelus_are_close_everywhere() {
+        for i in -12_000..=12_000 {
+            let x = i as f32 / 1000.0;
+            let wide = f64::from(x);
+            // erf by its series, which converges everywhere; beyond 4 it is 1 for our purpose.
+            let z = wide / 2f64.sqrt();
+            let (mut term, mut sum) = (z, z);
+            for n in 1..100 {
+                term *= -z * z / f64::from(n);
+                sum += term / f64::from(2 * n + 1);
+            }
+            let erf = if z.abs() > 4.0 { z.signum() } else { sum * 2.0 / std::f64::consts::PI.sqrt() };
+            let exact = 0.5 * wide * (1.0 + erf);
+            assert!((f64::from(gelu(x)) - exact).abs() <= 3e-7 * wide.abs(), "gelu({x})");
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
+            let tanh = 0.5 * wide * (1.0 + u.tanh());
+            assert!((f64::from(gelu_tanh(x)) - tanh).abs() <= 6e-7 * wide.abs(), "gelu_tanh({x})");
+        }
+        assert!(gelu(f32::NAN).is_nan() && gelu_tanh(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn tanh_is_close_everywhere() {
+        for i in -20_000..=20_000 {
+            let x = i as f32 / 1000.0;
+            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 1.2e-7, "{x}");
+        }
+        assert_eq!([tanh(f32::INFINITY), tanh(f32::NEG_INFINITY)], [1.0, -1.0]);
+        assert!(tanh(f32::NAN).is_nan());
+    }
 
     /// Distance in units of the last place of the correctly rounded result.
     fn ulps(got: f32, want: f64) -> f64 {

@@ -201,7 +201,7 @@ kernels! {
         }
     }
     /// [`Attention`].
-    ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes) {
+    ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes, windows_and_caps) {
         everywhere {
             attention_portable: Portable, ANY, attention::portable::attend_block;
         }

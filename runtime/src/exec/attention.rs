@@ -11,6 +11,7 @@
 
 use super::{Pass, Scratch, Span, Stop, Thread};
 use crate::bind::{BoundAttention, BoundBuffer};
+use crate::pool::SharedBytes;
 use bessemer_format::kv::{self, TOKENS};
 use bessemer_format::manifest;
 use bessemer_kernels::KvElem;
@@ -42,19 +43,26 @@ impl Unit {
         self.span.position + self.first
     }
 
-    /// Blocks of the tokens that the last row sees.
-    fn blocks(&self) -> usize {
-        (self.position() + self.rows).div_ceil(TOKENS)
+    /// The first token that a row sees.
+    fn first_token(&self, a: &BoundAttention, row: usize) -> usize {
+        (self.position() + row + 1).saturating_sub(a.window)
     }
 
-    /// Chunks of the tokens that the last row sees.
-    fn chunks(&self, a: &BoundAttention) -> usize {
-        self.blocks().div_ceil(a.chunk_blocks)
+    /// Blocks of the tokens that the rows see.
+    fn blocks(&self, a: &BoundAttention) -> Range<usize> {
+        self.first_token(a, 0) / TOKENS..(self.position() + self.rows).div_ceil(TOKENS)
+    }
+
+    /// Chunks of the tokens that the rows see. They are counted from the sequence's start, whatever the window leaves behind.
+    fn chunks(&self, a: &BoundAttention) -> Range<usize> {
+        let blocks = self.blocks(a);
+        blocks.start / a.chunk_blocks..blocks.end.div_ceil(a.chunk_blocks)
     }
 
     /// The blocks of a chunk.
     fn chunk(&self, a: &BoundAttention, chunk: usize) -> Range<usize> {
-        chunk * a.chunk_blocks..self.blocks().min((chunk + 1) * a.chunk_blocks)
+        let blocks = self.blocks(a);
+        blocks.start.max(chunk * a.chunk_blocks)..blocks.end.min((chunk + 1) * a.chunk_blocks)
     }
 
     /// The first row that sees `token`. Row `r` sees the tokens up to its own, so all later rows see it too.
@@ -89,7 +97,7 @@ impl Pass<'_> {
         thread: &Thread<'_>,
         scratch: &mut Scratch,
     ) {
-        scratch.visible.resize(a.group, 0);
+        scratch.visible.resize(2 * a.group, 0);
         let mut mine = self.fair_chunks(a, thread).peekable();
         while let Some((unit, chunk)) = mine.next() {
             let mut state = softmax(self.partial(a, partials, &unit, chunk), a.group);
@@ -102,8 +110,8 @@ impl Pass<'_> {
 
     /// The (row, KV head, chunk)s of a thread: consecutive ones with about its share of all blocks.
     fn fair_chunks(&self, a: &BoundAttention, thread: &Thread<'_>) -> impl Iterator<Item = (Unit, usize)> {
-        let chunks = || self.units(a, 1).flat_map(|unit| (0..unit.chunks(a)).map(move |chunk| (unit, chunk)));
-        let all: usize = self.units(a, 1).map(|unit| unit.blocks()).sum();
+        let chunks = || self.units(a, 1).flat_map(|unit| unit.chunks(a).map(move |chunk| (unit, chunk)));
+        let all: usize = self.units(a, 1).map(|unit| unit.blocks(a).len()).sum();
         let (index, threads) = (thread.index, thread.barrier.threads());
         let mut before = 0;
         chunks().filter(move |(unit, chunk)| {
@@ -119,9 +127,13 @@ impl Pass<'_> {
     fn merge_chunks(&self, a: &BoundAttention, partials: &BoundBuffer, thread: &Thread<'_>) {
         let queries = self.units(a, 1).flat_map(|unit| (0..a.group).map(move |query| (unit, query)));
         for (unit, query) in thread.deal(queries) {
-            let mut total = self.partial_of(a, partials, &unit, 0, query);
-            for chunk in 1..unit.chunks(a) {
+            let chunks = unit.chunks(a);
+            let mut total = self.partial_of(a, partials, &unit, chunks.start, query);
+            for chunk in chunks.start + 1..chunks.end {
                 a.kernel.merge(&mut total, &self.partial_of(a, partials, &unit, chunk, query));
+            }
+            if let Some(sinks) = self.sinks(a, unit.head) {
+                total.add_sinks(&sinks[query..query + 1]);
             }
             let first = (unit.head * a.group + query) * a.head_dim;
             total.finish(self.row_mut(&a.out, unit.row(), first..first + a.head_dim));
@@ -132,15 +144,16 @@ impl Pass<'_> {
     fn attend_rows(&self, a: &BoundAttention, thread: &Thread<'_>, scratch: &mut Scratch) {
         let row_elems = a.group * a.head_dim;
         let (q_elems, state_elems) = (BLOCK_ROWS * row_elems, BLOCK_ROWS * a.partial_elems());
-        scratch.visible.resize(BLOCK_ROWS * a.group, 0);
+        scratch.visible.resize(2 * BLOCK_ROWS * a.group, 0);
         scratch.floats.resize(q_elems + 2 * state_elems, 0.0);
         let (q, states) = scratch.floats.split_at_mut(q_elems);
         let (total, fresh) = states.split_at_mut(state_elems);
         let mut mine = thread.deal(self.units(a, BLOCK_ROWS)).peekable();
         while let Some(unit) = mine.next() {
-            let next = mine.peek().map(|unit| (*unit, 0));
+            let next = mine.peek().map(|unit| (*unit, unit.blocks(a).start));
+            let chunks = unit.chunks(a);
             let then = |chunk| {
-                if chunk + 1 < unit.chunks(a) { Some((unit, unit.chunk(a, chunk + 1).start)) } else { next }
+                if chunk + 1 < chunks.end { Some((unit, unit.chunk(a, chunk + 1).start)) } else { next }
             };
             let queries = unit.rows * a.group;
             for (row, q) in q.chunks_exact_mut(row_elems).take(unit.rows).enumerate() {
@@ -149,25 +162,30 @@ impl Pass<'_> {
             let q = &q[..unit.rows * row_elems];
             let mut total = softmax(&mut total[..unit.rows * a.partial_elems()], queries);
             total.reset();
-            self.attend_chunk(a, &unit, 0, then(0), q, &mut total, &mut scratch.visible);
-            for chunk in 1..unit.chunks(a) {
+            let first = chunks.start;
+            self.attend_chunk(a, &unit, first, then(first), q, &mut total, &mut scratch.visible);
+            for chunk in first + 1..chunks.end {
                 let mut fresh = softmax(&mut fresh[..unit.rows * a.partial_elems()], queries);
                 fresh.reset();
                 self.attend_chunk(a, &unit, chunk, then(chunk), q, &mut fresh, &mut scratch.visible);
                 // Rows that do not see the chunk stay as they are, as they would alone.
                 let from = unit.first_row_seeing(chunk * a.chunk_blocks * TOKENS) * a.group;
-                a.kernel.merge(&mut tail(&mut total, from, a.head_dim), &tail(&mut fresh, from, a.head_dim));
+                a.kernel.merge(&mut total.part(from..queries), &fresh.part(from..queries));
             }
             for row in 0..unit.rows {
                 let columns = unit.head * row_elems..(unit.head + 1) * row_elems;
                 let out = self.row_mut(&a.out, unit.row() + row, columns);
-                part(&mut total, row * a.group..(row + 1) * a.group, a.head_dim).finish(out);
+                let mut state = total.part(row * a.group..(row + 1) * a.group);
+                if let Some(sinks) = self.sinks(a, unit.head) {
+                    state.add_sinks(sinks);
+                }
+                state.finish(out);
             }
         }
     }
 
     /// Lets the rows of `unit` attend to the blocks of a chunk; `then` is the block that this thread reads after them.
-    /// `visible` has room for every query.
+    /// `counts` has room for two numbers a query.
     #[allow(clippy::too_many_arguments, reason = "a chunk, what follows it, and what it works on")]
     fn attend_chunk(
         &self,
@@ -177,8 +195,10 @@ impl Pass<'_> {
         then: Option<(Unit, usize)>,
         q: &[f32],
         state: &mut OnlineSoftmax<'_>,
-        visible: &mut [u32],
+        counts: &mut [u32],
     ) {
+        let queries = unit.rows * a.group;
+        let (visible, hidden) = counts.split_at_mut(counts.len() / 2);
         let mut after = then.map(|(unit, block)| self.kv_block(a, &unit, block));
         let blocks = unit.chunk(a, chunk);
         let mut kv = self.kv_block(a, unit, blocks.start);
@@ -189,15 +209,25 @@ impl Pass<'_> {
                 visible.fill((unit.position() + row + 1 - start).min(TOKENS) as u32);
             }
             let from = first * a.group;
-            let queries = Queries {
+            // The last row has left the most behind.
+            let hides = unit.first_token(a, unit.rows - 1) > start;
+            if hides {
+                for (row, hidden) in hidden.chunks_exact_mut(a.group).enumerate().take(unit.rows).skip(first)
+                {
+                    hidden.fill(unit.first_token(a, row).saturating_sub(start).min(TOKENS) as u32);
+                }
+            }
+            let some = Queries {
                 q: &q[from * a.head_dim..],
                 scale: a.scale,
-                visible: &visible[from..unit.rows * a.group],
+                softcap: a.softcap,
+                visible: &visible[from..queries],
+                hidden: if hides { &hidden[from..queries] } else { &[] },
             };
             let next =
                 if block + 1 < blocks.end { Some(self.kv_block(a, unit, block + 1)) } else { after.take() };
             kv.next = next.map(|next| (next.keys, next.values));
-            a.kernel.attend_block(&kv, &queries, &mut tail(state, from, a.head_dim));
+            a.kernel.attend_block(&kv, &some, &mut state.part(from..queries));
             let Some(next) = next else { break };
             kv = next;
         }
@@ -241,6 +271,12 @@ impl Pass<'_> {
         self.row(&a.query, row, start..start + elems)
     }
 
+    /// The sinks of the queries that read KV head `head`.
+    fn sinks(&self, a: &BoundAttention, head: usize) -> Option<&[f32]> {
+        let sinks = SharedBytes::read_only(&self.file[a.sinks.clone()?]);
+        Some(sinks.get(head * a.group..(head + 1) * a.group))
+    }
+
     /// Where the state of a row, KV head and chunk lies in the plan's scratch.
     #[allow(clippy::mut_from_ref, reason = "exclusive by the rule of disjointness of SharedBytes")]
     fn partial(&self, a: &BoundAttention, partials: &BoundBuffer, unit: &Unit, chunk: usize) -> &mut [f32] {
@@ -277,19 +313,4 @@ fn softmax(floats: &mut [f32], queries: usize) -> OnlineSoftmax<'_> {
     let (m, rest) = floats.split_at_mut(queries);
     let (l, acc) = rest.split_at_mut(queries);
     OnlineSoftmax { m, l, acc }
-}
-
-/// The state of some of the queries.
-fn part<'a>(state: &'a mut OnlineSoftmax<'_>, queries: Range<usize>, head_dim: usize) -> OnlineSoftmax<'a> {
-    OnlineSoftmax {
-        acc: &mut state.acc[queries.start * head_dim..queries.end * head_dim],
-        l: &mut state.l[queries.clone()],
-        m: &mut state.m[queries],
-    }
-}
-
-/// The state of the queries from `from` on.
-fn tail<'a>(state: &'a mut OnlineSoftmax<'_>, from: usize, head_dim: usize) -> OnlineSoftmax<'a> {
-    let all = state.m.len();
-    part(state, from..all, head_dim)
 }

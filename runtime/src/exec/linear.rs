@@ -3,8 +3,9 @@
 use super::{Pass, Stop, Thread};
 use crate::bind::{BoundEpilogue, BoundLinear, BoundSegment, Convert, Converted, LinearKernel};
 use bessemer_format::panel::COLUMNS;
+use bessemer_format::plan::Gate;
 use bessemer_kernels::linear::{Lane, RowsF32};
-use bessemer_kernels::math::silu;
+use bessemer_kernels::math::{gelu, gelu_tanh, silu};
 use std::ops::Range;
 
 impl Pass<'_> {
@@ -17,8 +18,8 @@ impl Pass<'_> {
         if rows == 0 {
             return Ok(());
         }
-        if let (BoundEpilogue::SwiGlu, [gate, up]) = (&linear.epilogue, &linear.segments[..]) {
-            self.swiglu(linear, gate, up, rows, thread.share(gate.panels));
+        if let (BoundEpilogue::Gated(function), [gate, up]) = (&linear.epilogue, &linear.segments[..]) {
+            self.gated(linear, *function, gate, up, rows, thread.share(gate.panels));
             return Ok(());
         }
         // A thread's share is a range of the panels of all segments, one behind the other.
@@ -78,9 +79,10 @@ impl Pass<'_> {
         }
     }
 
-    fn swiglu(
+    fn gated(
         &self,
         linear: &BoundLinear,
+        function: Gate,
         gate: &BoundSegment,
         up: &BoundSegment,
         rows: usize,
@@ -96,8 +98,10 @@ impl Pass<'_> {
                 add(&mut g, gate_bias);
                 add(&mut u, up_bias);
                 // All lanes, so that the loop has a fixed length and no branch.
-                for (g, u) in g.iter_mut().zip(&u) {
-                    *g = silu(*g) * u;
+                match function {
+                    Gate::Silu => gate_lanes(&mut g, &u, silu),
+                    Gate::Gelu => gate_lanes(&mut g, &u, gelu),
+                    Gate::GeluTanh => gate_lanes(&mut g, &u, gelu_tanh),
                 }
                 self.row_mut(&linear.out, first_row + i, column..column + width).copy_from_slice(&g[..width]);
             }
@@ -137,6 +141,13 @@ impl Pass<'_> {
             .convert
             .as_ref()
             .map_or(&[], |convert| self.buffer(&convert.scratch).get(0..rows * convert.row_bytes))
+    }
+}
+
+#[inline(always)]
+fn gate_lanes(gate: &mut Lane, up: &Lane, function: impl Fn(f32) -> f32) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = function(*g) * u;
     }
 }
 

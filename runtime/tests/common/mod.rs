@@ -43,6 +43,11 @@ pub struct Shape {
     pub ff: usize,
     pub scheme: QuantScheme,
     pub compute: Compute,
+    /// What the odd layers' attention does beside.
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
+    /// Whether every layer has a sink a head.
+    pub sinks: bool,
 }
 
 impl Default for Shape {
@@ -58,6 +63,9 @@ impl Default for Shape {
             ff: 44,
             scheme: QuantScheme::F32,
             compute: Compute::F32,
+            window: None,
+            softcap: None,
+            sinks: false,
         }
     }
 }
@@ -65,6 +73,11 @@ impl Default for Shape {
 impl Shape {
     pub fn int8() -> Self {
         Shape { scheme: QuantScheme::Q8_0, compute: Compute::Int8 { group: 32 }, ..Shape::default() }
+    }
+
+    /// A window that ends in the middle of a block, caps that bite, and sinks.
+    pub fn windowed() -> Self {
+        Shape { window: Some(45), softcap: Some(0.7), sinks: true, ..Shape::default() }
     }
 
     pub fn bf16() -> Self {
@@ -94,6 +107,9 @@ pub struct Layer {
     pub gate: Matrix,
     pub up: Matrix,
     pub down: Matrix,
+    pub sinks: Option<Vec<f32>>,
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
 }
 
 pub struct Model {
@@ -136,7 +152,10 @@ impl Model {
             bias: bias.then(|| (0..n).map(|_| random.float()).collect()),
         };
         let head = matrix(shape.vocab, h, false);
-        let layers = (0..shape.layers).map(|_| Layer {
+        let layers = (0..shape.layers).map(|l| Layer {
+            sinks: shape.sinks.then(|| (0..shape.heads).map(|h| h as f32 - l as f32).collect()),
+            window: shape.window.filter(|_| l % 2 == 1),
+            softcap: shape.softcap.filter(|_| l % 2 == 0),
             q: matrix(h, h, true),
             k: matrix(kv, h, false),
             v: matrix(kv, h, false),

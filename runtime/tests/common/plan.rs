@@ -18,6 +18,8 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
         .iter()
         .map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].map(|m| weights.segment(m)))
         .collect();
+    let sinks: Vec<_> =
+        model.layers.iter().map(|l| l.sinks.as_ref().map(|sinks| weights.vector(sinks))).collect();
     let layer_elems = kv::layer_elems(s.kv_heads, s.head_dim);
     let block_elems = s.layers * layer_elems;
     let mut nests: Vec<_> = (0..s.layers).map(|l| append(s, block_elems, l * layer_elems)).collect();
@@ -71,6 +73,9 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
                 kv_heads: s.kv_heads as u32,
                 head_dim: s.head_dim as u32,
                 scale: 1.0 / (s.head_dim as f32).sqrt(),
+                window: model.layers[l].window.map(|window| window as u32),
+                softcap: model.layers[l].softcap,
+                sinks: sinks[l],
                 chunk: ATTENTION_CHUNK,
                 scratch: None,
             };
@@ -80,7 +85,11 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
             }
             b.step("attention", true, StepKind::Attention(attention));
             b.step("o", true, linear(out, all, from_hidden, vec![o], Epilogue::Residual(x), x));
-            b.step("up", true, linear(x, all, from_hidden, vec![gate, up], Epilogue::SwiGlu, hidden));
+            b.step(
+                "up",
+                true,
+                linear(x, all, from_hidden, vec![gate, up], Epilogue::Gated(Gate::Silu), hidden),
+            );
             b.step("down", true, linear(hidden, all, from_ff, vec![down], Epilogue::Residual(x), x));
         }
         let args = vec![Arg::Buffer(x), Arg::Buffer(logit_rows), Arg::Buffer(wanted)];
@@ -138,11 +147,13 @@ impl Weights {
 
     fn segment(&mut self, matrix: &Matrix) -> Segment {
         let weight = self.matrix(&matrix.rows);
-        let bias = matrix.bias.as_ref().map(|bias| {
-            let bytes = bias.iter().flat_map(|v| v.to_le_bytes()).collect();
-            self.push(1, bias.len(), QuantScheme::F32, WeightLayout::Dense, bytes)
-        });
+        let bias = matrix.bias.as_ref().map(|bias| self.vector(bias));
         Segment { weight, bias, column: 0 }
+    }
+
+    fn vector(&mut self, numbers: &[f32]) -> WeightId {
+        let bytes = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.push(1, numbers.len(), QuantScheme::F32, WeightLayout::Dense, bytes)
     }
 }
 

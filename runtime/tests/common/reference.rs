@@ -42,16 +42,19 @@ impl<'a> Reference<'a> {
             for h in 0..s.heads {
                 let (d, g) = (s.head_dim, h / (s.heads / s.kv_heads));
                 let q = &q[h * d..][..d];
-                let scores: Vec<f64> = cache
+                let seen = &cache[cache.len() - layer.window.unwrap_or(usize::MAX).min(cache.len())..];
+                let scores: Vec<f64> = seen
                     .iter()
                     .map(|(k, _)| {
                         q.iter().zip(&k[g * d..]).map(|(q, k)| q * k).sum::<f64>() / (d as f64).sqrt()
                     })
+                    .map(|s| layer.softcap.map(f64::from).map_or(s, |cap| cap * (s / cap).tanh()))
                     .collect();
-                let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+                let sink = layer.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[h]));
+                let max = scores.iter().fold(sink, |m, s| m.max(*s));
                 let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                for (w, (_, v)) in weights.iter().zip(cache.iter()) {
+                let sum: f64 = weights.iter().sum::<f64>() + (sink - max).exp();
+                for (w, (_, v)) in weights.iter().zip(seen) {
                     for i in 0..d {
                         out[h * d + i] += w / sum * v[g * d + i];
                     }

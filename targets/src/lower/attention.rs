@@ -3,12 +3,12 @@
 //! The scores are computed anew in every reduction: a nest keeps no array. The attention kernels do better; this is the
 //! meaning that they can be compared with, and the way of devices that have none.
 
-use super::{Lowered, NestArg, activation, builder::NestBuilder};
+use super::{Lowered, NestArg, activation, builder::NestBuilder, vector_elem};
 use crate::schedule::LayerState;
 use bessemer_format::kv;
 use bessemer_format::nest::{Base, Extent, Index, Int, Op as NestOp, ReduceKind, Reg, Sym, ViewElem, ViewId};
 use bessemer_format::plan::{Input, ModelFacts};
-use bessemer_ir::TensorType;
+use bessemer_ir::{Op, TensorType};
 
 struct Scores {
     query: ViewId,
@@ -20,7 +20,19 @@ struct Scores {
     group: u32,
     layer: LayerState,
     scale: Reg,
+    softcap: Option<Reg>,
+    window: Option<Window>,
 }
+
+/// A window of positions. A nest computes with numbers that it loads, not with its axes, so `counts[i] = i`.
+struct Window {
+    counts: ViewId,
+    /// The row's position minus the oldest age that it sees: a token before it is hidden.
+    oldest: Reg,
+}
+
+/// What lowers the score of a hidden token so far that its weight is exactly zero.
+const HIDDEN: f32 = 1e30;
 
 impl Scores {
     /// Reduces `term(score, index of the value's first element)` over all visible tokens of head `h`.
@@ -57,7 +69,24 @@ impl Scores {
                     let k = b.load(self.cache, base(0) + token.clone() + d);
                     b.mul(q, k)
                 });
-                let score = b.mul(dot, self.scale);
+                let mut score = b.mul(dot, self.scale);
+                if let Some(cap) = self.softcap {
+                    let ratio = b.div(score, cap);
+                    let tanh = b.tanh(ratio);
+                    score = b.mul(cap, tanh);
+                }
+                if let Some(window) = &self.window {
+                    let (block, within) =
+                        (b.load(window.counts, Index::axis(axis)), b.load(window.counts, Index::axis(t)));
+                    let (tokens, zero, far) =
+                        (b.constant(kv::TOKENS as f32), b.constant(0.0), b.constant(HIDDEN));
+                    let before = b.mul(block, tokens);
+                    let token = b.add(before, within);
+                    let ahead = b.sub(token, window.oldest);
+                    let behind = b.op(NestOp::Min(ahead, zero));
+                    let penalty = b.mul(behind, far);
+                    score = b.add(score, penalty);
+                }
                 let value = Index::div(Base::Axis(t), 2) * (2 * head_dim) + Index::rem(Base::Axis(t), 2);
                 term(b, score, base(1) + value)
             })
@@ -67,13 +96,15 @@ impl Scores {
 
 /// Attention of every head of every row.
 pub fn attention(
-    heads: u32,
-    scale: f32,
-    q: &TensorType,
+    op: &Op,
+    operands: &[TensorType],
     layer: LayerState,
     facts: &ModelFacts,
 ) -> Result<Lowered, String> {
-    let (rows, width) = activation(q)?;
+    let Op::Attention { heads, scale, window, softcap, .. } = *op else {
+        return Err(format!("{} is no attention", op.name()));
+    };
+    let (rows, width) = activation(&operands[0])?;
     let head_dim = i64::from(layer.head_dim);
     let mut b = NestBuilder::new("attention");
     let query = b.input("q", ViewElem::F32);
@@ -81,19 +112,35 @@ pub fn attention(
     let starts = b.input("table_starts", ViewElem::I32);
     let table = b.input("block_table", ViewElem::I32);
     let cache = b.input("cache", ViewElem::Kv);
+    let sinks = operands.get(2).map(|ty| Ok::<_, String>(b.input("sinks", vector_elem(ty)?))).transpose()?;
+    let counts = window.map(|_| b.input("counts", ViewElem::F32));
     let out = b.output("out", ViewElem::F32);
     let position = b.load_int(positions, b.row(), Index::constant(i64::from(facts.context)));
     let start = b.load_int(starts, b.row(), Index::constant(i64::from(i32::MAX)));
     let scale = b.constant(scale);
     let group = heads / layer.kv_heads.max(1);
-    let scores = Scores { query, table, cache, start, position, width, group, layer, scale };
+    let softcap = softcap.map(|cap| b.constant(cap));
+    let window = window.zip(counts).map(|(window, counts)| {
+        let (position, age) = (b.op(NestOp::FromInt(position)), b.constant(window as f32 - 1.0));
+        Window { counts, oldest: b.sub(position, age) }
+    });
+    let hides = window.is_some();
+    let scores = Scores { query, table, cache, start, position, width, group, layer, scale, softcap, window };
     b.for_each(Extent::constant(i64::from(heads)), |b, h| {
-        let max = scores.reduce(b, ReduceKind::Max, h, |_, score, _| score);
+        let mut max = scores.reduce(b, ReduceKind::Max, h, |_, score, _| score);
+        let sink = sinks.map(|sinks| b.load(sinks, Index::axis(h)));
+        if let Some(sink) = sink {
+            max = b.op(NestOp::Max(max, sink));
+        }
         let weight = |b: &mut NestBuilder, score: Reg| {
             let shifted = b.sub(score, max);
             b.op(NestOp::Exp(shifted))
         };
-        let sum = scores.reduce(b, ReduceKind::Sum, h, |b, score, _| weight(b, score));
+        let mut sum = scores.reduce(b, ReduceKind::Sum, h, |b, score, _| weight(b, score));
+        if let Some(sink) = sink {
+            let weight = weight(b, sink);
+            sum = b.add(sum, weight);
+        }
         b.for_each(Extent::constant(head_dim), |b, d| {
             let mixed = scores.reduce(b, ReduceKind::Sum, h, |b, score, value| {
                 let p = weight(b, score);
@@ -104,16 +151,18 @@ pub fn attention(
             b.store(out, b.row() * width + Index::axis(h) * head_dim + Index::axis(d), value);
         });
     });
-    Ok(Lowered {
-        nest: b.finish(),
-        rows,
-        args: vec![
-            NestArg::Operand(0),
-            NestArg::Input(Input::Positions),
-            NestArg::Input(Input::TableStarts),
-            NestArg::Input(Input::BlockTable),
-            NestArg::State,
-            NestArg::Result(0),
-        ],
-    })
+    let mut args = vec![
+        NestArg::Operand(0),
+        NestArg::Input(Input::Positions),
+        NestArg::Input(Input::TableStarts),
+        NestArg::Input(Input::BlockTable),
+        NestArg::State,
+    ];
+    args.extend(sinks.map(|_| NestArg::Operand(2)));
+    if hides {
+        let most = (facts.context as usize).div_ceil(kv::TOKENS).max(kv::TOKENS);
+        args.push(NestArg::Constant((0..most).map(|i| i as f32).collect()));
+    }
+    args.push(NestArg::Result(0));
+    Ok(Lowered { nest: b.finish(), rows, args })
 }

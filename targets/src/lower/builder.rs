@@ -92,6 +92,16 @@ impl NestBuilder {
         self.div(x, denominator)
     }
 
+    /// `1 - 2 / (e^2x + 1)`
+    pub fn tanh(&mut self, x: Reg) -> Reg {
+        let double = self.add(x, x);
+        let e = self.op(Op::Exp(double));
+        let (one, two) = (self.constant(1.0), self.constant(2.0));
+        let denominator = self.add(e, one);
+        let part = self.div(two, denominator);
+        self.sub(one, part)
+    }
+
     /// `view[index]`
     pub fn load(&mut self, view: ViewId, index: Index) -> Reg {
         let dst = self.reg();

@@ -38,7 +38,7 @@ pub fn linear(segments: &[Segment], epilogue: Epilogue, operands: &[TensorType])
     };
     let out = b.output("out", ViewElem::F32);
     let width = match epilogue {
-        Epilogue::SwiGlu => segments[0].width as i64,
+        Epilogue::Gated(_) => segments[0].width as i64,
         _ => segments.iter().map(|s| s.width as i64).sum(),
     };
     let dot = |b: &mut NestBuilder, (weight, packed): Weight, bias: Option<ViewId>, n: u8| {
@@ -58,14 +58,14 @@ pub fn linear(segments: &[Segment], epilogue: Epilogue, operands: &[TensorType])
             None => sum,
         }
     };
-    if epilogue == Epilogue::SwiGlu {
+    if let Epilogue::Gated(function) = epilogue {
         let [(gate, gate_bias), (up, up_bias)] = views[..] else {
-            return Err("swiglu takes two segments".into());
+            return Err("a gated epilogue takes two segments".into());
         };
         b.for_each(Extent::constant(width), |b, n| {
             let gate = dot(b, gate, gate_bias, n);
             let up = dot(b, up, up_bias, n);
-            let gate = b.silu(gate);
+            let gate = super::pointwise::scalar(b, function.into(), gate);
             let value = b.mul(gate, up);
             b.store(out, element(b.row(), width, n), value);
         });

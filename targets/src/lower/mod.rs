@@ -64,14 +64,12 @@ pub fn lower(
             Err(format!("computes in {compute:?}, which only the linear kernels do"))
         }
         Op::RopeTable { inv_freq, factor } => rope::table(inv_freq, *factor, &operands[0], facts),
-        Op::Rope { style, heads } => rope::rope(*style, *heads, &operands[0]),
+        Op::Rope { style, heads } => rope::rope(*style, *heads, &operands[0], &operands[1]),
         Op::Append { kv_heads } => rope::append(*kv_heads, &operands[1], layer()?),
         Op::RopeAppend { style, heads, kv_heads } => {
-            rope::rope_append(*style, *heads, *kv_heads, &operands[0], layer()?)
+            rope::rope_append(*style, *heads, *kv_heads, operands, layer()?)
         }
-        Op::Attention { heads, scale, .. } => {
-            attention::attention(*heads, *scale, &operands[0], layer()?, facts)
-        }
+        Op::Attention { .. } => attention::attention(op, operands, layer()?, facts),
         Op::Unary { kind } => pointwise::unary(*kind, &operands[0]),
         Op::Binary { kind } => pointwise::binary(*kind, &operands[0]),
         Op::Pointwise { body } => pointwise::cluster(body, operands),
@@ -134,47 +132,55 @@ fn embed(tokens: &TensorType, table: &TensorType) -> Result<Lowered, String> {
     })
 }
 
-/// `x / sqrt(mean(x^2) + eps) * w`; with `add`, of the sum of two operands, which is a result too.
+/// `x / sqrt(mean(x^2) + eps) * w` of each `w.len()` elements; with `add`, of the sum of two operands, which is a result too.
 fn rms_norm(eps: f32, x: &TensorType, w: &TensorType, add: bool) -> Result<Lowered, String> {
     let (rows, width) = activation(x)?;
+    let group = w.const_dim(0).filter(|n| *n > 0).ok_or_else(|| format!("norm weight {w}"))? as i64;
     let mut b = NestBuilder::new(if add { "add_rms_norm" } else { "rms_norm" });
     let x = b.input("x", ViewElem::F32);
     let residual = add.then(|| b.input("residual", ViewElem::F32));
     let weight = b.input("w", vector_elem(w)?);
     let sum = add.then(|| b.output("sum", ViewElem::F32));
     let out = b.output("out", ViewElem::F32);
-    let at = |b: &NestBuilder, j| element(b.row(), width, j);
-    let load = |b: &mut NestBuilder, j| {
-        let value = b.load(x, at(b, j));
+    let load = |b: &mut NestBuilder, at: &Index| {
+        let value = b.load(x, at.clone());
         match residual {
             Some(residual) => {
-                let r = b.load(residual, at(b, j));
+                let r = b.load(residual, at.clone());
                 b.add(value, r)
             }
             None => value,
         }
     };
-    let squares = b.reduce(ReduceKind::Sum, Extent::constant(width), |b, j| {
-        let value = load(b, j);
-        b.mul(value, value)
-    });
-    let count = b.constant(width as f32);
-    let mean = b.div(squares, count);
-    let eps = b.constant(eps);
-    let shifted = b.add(mean, eps);
-    let root = b.op(NestOp::Sqrt(shifted));
-    let one = b.constant(1.0);
-    let factor = b.div(one, root);
-    b.for_each(Extent::constant(width), |b, j| {
-        let value = load(b, j);
-        if let Some(sum) = sum {
-            b.store(sum, at(b, j), value);
-        }
-        let normed = b.mul(value, factor);
-        let w = b.load(weight, Index::axis(j));
-        let scaled = b.mul(normed, w);
-        b.store(out, at(b, j), scaled);
-    });
+    let norm = |b: &mut NestBuilder, start: Index| {
+        let squares = b.reduce(ReduceKind::Sum, Extent::constant(group), |b, j| {
+            let value = load(b, &(start.clone() + Index::axis(j)));
+            b.mul(value, value)
+        });
+        let count = b.constant(group as f32);
+        let mean = b.div(squares, count);
+        let eps = b.constant(eps);
+        let shifted = b.add(mean, eps);
+        let root = b.op(NestOp::Sqrt(shifted));
+        let one = b.constant(1.0);
+        let factor = b.div(one, root);
+        b.for_each(Extent::constant(group), |b, j| {
+            let at = start.clone() + Index::axis(j);
+            let value = load(b, &at);
+            if let Some(sum) = sum {
+                b.store(sum, at.clone(), value);
+            }
+            let normed = b.mul(value, factor);
+            let w = b.load(weight, Index::axis(j));
+            let scaled = b.mul(normed, w);
+            b.store(out, at, scaled);
+        });
+    };
+    let row = b.row() * width;
+    match width / group {
+        1 => norm(&mut b, row),
+        parts => b.for_each(Extent::constant(parts), |b, part| norm(b, row + Index::axis(part) * group)),
+    }
     let args = if add {
         vec![
             NestArg::Operand(0),

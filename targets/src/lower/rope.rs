@@ -41,10 +41,10 @@ pub fn table(
     })
 }
 
-/// The two elements of pair `axis` of a head of `head_dim` elements.
-fn pair(style: RopeStyle, head_dim: i64, axis: u8) -> (Index, Index) {
+/// The two elements of pair `axis` of a head of which `turned` elements are rotated.
+fn pair(style: RopeStyle, turned: i64, axis: u8) -> (Index, Index) {
     match style {
-        RopeStyle::Half => (Index::axis(axis), Index::axis(axis).plus(head_dim / 2)),
+        RopeStyle::Half => (Index::axis(axis), Index::axis(axis).plus(turned / 2)),
         RopeStyle::Interleaved => (Index::axis(axis) * 2, (Index::axis(axis) * 2).plus(1)),
     }
 }
@@ -54,35 +54,43 @@ fn rotate(
     b: &mut NestBuilder,
     (x, first, second): (ViewId, Index, Index),
     table: ViewId,
-    head_dim: i64,
+    turned: i64,
     axis: u8,
 ) -> (Reg, Reg) {
-    let angle = b.row() * head_dim + Index::axis(axis);
+    let angle = b.row() * turned + Index::axis(axis);
     let cos = b.load(table, angle.clone());
-    let sin = b.load(table, angle.plus(head_dim / 2));
+    let sin = b.load(table, angle.plus(turned / 2));
     let (p, q) = (b.load(x, first), b.load(x, second));
     let (pc, qs) = (b.mul(p, cos), b.mul(q, sin));
     let (qc, ps) = (b.mul(q, cos), b.mul(p, sin));
     (b.sub(pc, qs), b.add(qc, ps))
 }
 
-/// Rotates every head of x.
-pub fn rope(style: RopeStyle, heads: u32, x: &TensorType) -> Result<Lowered, String> {
+/// Rotates the first elements of every head of x, as many as the table is wide.
+pub fn rope(style: RopeStyle, heads: u32, x: &TensorType, table: &TensorType) -> Result<Lowered, String> {
     let (rows, width) = activation(x)?;
+    let (_, turned) = activation(table)?;
     let head_dim = width / i64::from(heads);
     let mut b = NestBuilder::new("rope");
     let x = b.input("x", ViewElem::F32);
     let table = b.input("table", ViewElem::F32);
     let out = b.output("out", ViewElem::F32);
     b.for_each(Extent::constant(i64::from(heads)), |b, h| {
-        b.for_each(Extent::constant(head_dim / 2), |b, i| {
-            let head = b.row() * width + Index::axis(h) * head_dim;
-            let (first, second) = pair(style, head_dim, i);
-            let (first, second) = (head.clone() + first, head + second);
-            let (p, q) = rotate(b, (x, first.clone(), second.clone()), table, head_dim, i);
+        let head = b.row() * width + Index::axis(h) * head_dim;
+        b.for_each(Extent::constant(turned / 2), |b, i| {
+            let (first, second) = pair(style, turned, i);
+            let (first, second) = (head.clone() + first, head.clone() + second);
+            let (p, q) = rotate(b, (x, first.clone(), second.clone()), table, turned, i);
             b.store(out, first, p);
             b.store(out, second, q);
         });
+        if turned < head_dim {
+            b.for_each(Extent::constant(head_dim - turned), |b, d| {
+                let at = (head + Index::axis(d)).plus(turned);
+                let value = b.load(x, at.clone());
+                b.store(out, at, value);
+            });
+        }
     });
     Ok(Lowered {
         nest: b.finish(),
@@ -177,10 +185,11 @@ pub fn rope_append(
     style: RopeStyle,
     heads: u32,
     kv_heads: u32,
-    qkv: &TensorType,
+    operands: &[TensorType],
     layer: LayerState,
 ) -> Result<Lowered, String> {
-    let (rows, width) = activation(qkv)?;
+    let (rows, width) = activation(&operands[0])?;
+    let (_, turned) = activation(&operands[1])?;
     let head_dim = i64::from(layer.head_dim);
     let (q_width, k_width) = (i64::from(heads) * head_dim, i64::from(kv_heads) * head_dim);
     let mut b = NestBuilder::new("rope_append");
@@ -191,21 +200,28 @@ pub fn rope_append(
     let state = b.output("cache", ViewElem::Kv);
     let slot = Slot::load(&mut b, slots, layer);
     b.for_each(Extent::constant(i64::from(heads)), |b, h| {
-        b.for_each(Extent::constant(head_dim / 2), |b, i| {
-            let (first, second) = pair(style, head_dim, i);
-            let head = |width: i64| b_row(width) + Index::axis(h) * head_dim;
+        let head = |width: i64| b_row(width) + Index::axis(h) * head_dim;
+        b.for_each(Extent::constant(turned / 2), |b, i| {
+            let (first, second) = pair(style, turned, i);
             let from = (x, head(width) + first.clone(), head(width) + second.clone());
-            let (p, q) = rotate(b, from, table, head_dim, i);
+            let (p, q) = rotate(b, from, table, turned, i);
             b.store(out, head(q_width) + first, p);
             b.store(out, head(q_width) + second, q);
         });
+        if turned < head_dim {
+            b.for_each(Extent::constant(head_dim - turned), |b, d| {
+                let at = Index::axis(d).plus(turned);
+                let value = b.load(x, head(width) + at.clone());
+                b.store(out, head(q_width) + at, value);
+            });
+        }
     });
     b.for_each(Extent::constant(i64::from(kv_heads)), |b, h| {
-        b.for_each(Extent::constant(head_dim / 2), |b, i| {
-            let (first, second) = pair(style, head_dim, i);
-            let head = (b_row(width) + Index::axis(h) * head_dim).plus(q_width);
-            let (p, q) = rotate(b, (x, head.clone() + first, head + second), table, head_dim, i);
-            let half_dim = (head_dim / 2) as u32;
+        let head = (b_row(width) + Index::axis(h) * head_dim).plus(q_width);
+        b.for_each(Extent::constant(turned / 2), |b, i| {
+            let (first, second) = pair(style, turned, i);
+            let (p, q) = rotate(b, (x, head.clone() + first, head.clone() + second), table, turned, i);
+            let half_dim = (turned / 2) as u32;
             let (first, second) = match style {
                 RopeStyle::Interleaved => {
                     ((Index::axis(i), Index::constant(0)), (Index::axis(i), Index::constant(1)))
@@ -215,6 +231,13 @@ pub fn rope_append(
             b.store(state, slot.key(h, first.0, first.1), p);
             b.store(state, slot.key(h, second.0, second.1), q);
         });
+        if turned < head_dim {
+            b.for_each(Extent::constant(head_dim - turned), |b, d| {
+                let value = b.load(x, (head + Index::axis(d)).plus(turned));
+                let (half, parity) = halves(d, turned as u32);
+                b.store(state, slot.key(h, half, parity), value);
+            });
+        }
     });
     append_values(&mut b, state, &slot, (x, width, q_width + k_width));
     Ok(Lowered {

@@ -26,7 +26,10 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
         (Op::RopeTable { inv_freq: vec![1.0; 4], factor: 1.0 }, vec![ints]),
         (Op::Rope { style: RopeStyle::Half, heads: 2 }, vec![rows(16), rows(8)]),
         (Op::Append { kv_heads: 1 }, vec![TensorType::state(), rows(8), rows(8)]),
-        (Op::Attention { heads: 2, kv_heads: 1, scale: 0.5 }, vec![rows(16), TensorType::state()]),
+        (
+            Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: Some(40), softcap: Some(5.0) },
+            vec![rows(16), TensorType::state(), vector(2)],
+        ),
         (Op::Unary { kind: UnaryKind::Silu }, vec![rows(16)]),
         (Op::Binary { kind: BinaryKind::Add }, vec![rows(16), rows(16)]),
         (Op::SelectRows {}, vec![rows(16), TensorType::i32([Dim::LogitRows])]),

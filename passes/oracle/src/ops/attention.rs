@@ -2,7 +2,7 @@
 
 use super::{Context, head_dim, rope, same};
 use crate::oracle::Reading;
-use crate::value::Tensor;
+use crate::value::{Tensor, Weight};
 use bessemer_format::manifest::KvElem;
 use bessemer_ir::attr::RopeStyle;
 
@@ -56,13 +56,33 @@ fn columns(x: &Tensor, start: usize, width: usize) -> Tensor {
     Tensor { rows: x.rows, width, data }
 }
 
-/// `attention`: for each row and head, the values up to the row's own position, weighted by the softmax of `scale * q . k`.
+/// What is done to the product of a query and a key.
+#[derive(Clone, Copy)]
+pub struct Scores {
+    /// It is scaled,
+    pub scale: f32,
+    /// then capped: `softcap * tanh(s / softcap)`.
+    pub softcap: Option<f32>,
+    /// How many positions a row sees, its own included.
+    pub window: Option<u32>,
+}
+
+impl Scores {
+    fn of(&self, product: f64) -> f64 {
+        let score = product * f64::from(self.scale);
+        self.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
+    }
+}
+
+/// `attention`: for each row and head, the values up to the row's own position (and within the window), weighted by the softmax of
+/// their scores. A sink is one more score, whose value is zero.
 pub fn attention(
     heads: u32,
     kv_heads: u32,
-    scale: f32,
+    shape: Scores,
     q: &Tensor,
     layer: u32,
+    sinks: Option<&Weight>,
     cx: &Context<'_>,
 ) -> Result<Tensor, String> {
     let d = head_dim(q.width, heads)?;
@@ -78,16 +98,18 @@ pub fn attention(
         let held = held.ok_or_else(|| {
             format!("layer {layer} of sequence {sequence} holds fewer than {seen} positions")
         })?;
+        let first = shape.window.map_or(0, |window| seen.saturating_sub(window as usize));
         same("width of keys", held.keys[0].len(), kv_heads as usize * d)?;
         for (h, out) in out.row_mut(r).chunks_exact_mut(d).enumerate() {
             let query = &q.row(r)[h * d..][..d];
             let head = (h / queries_per_kv_head) * d..(h / queries_per_kv_head + 1) * d;
             let dot = |key: &Vec<f64>| query.iter().zip(&key[head.clone()]).map(|(a, b)| a * b).sum::<f64>();
-            let scores: Vec<f64> = held.keys[..seen].iter().map(|k| dot(k) * f64::from(scale)).collect();
-            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let scores: Vec<f64> = held.keys[first..seen].iter().map(|k| shape.of(dot(k))).collect();
+            let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks.data[h]));
+            let max = scores.iter().copied().fold(sink, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-            let total: f64 = weights.iter().sum();
-            for (weight, value) in weights.iter().zip(&held.values) {
+            let total = weights.iter().sum::<f64>() + (sink - max).exp();
+            for (weight, value) in weights.iter().zip(&held.values[first..]) {
                 for (o, v) in out.iter_mut().zip(&value[head.clone()]) {
                     *o += weight / total * v;
                 }

@@ -9,6 +9,13 @@ pub fn scalar_unary(kind: UnaryKind, x: f64) -> f64 {
     match kind {
         UnaryKind::Silu => x / (1.0 + (-x).exp()),
         UnaryKind::Neg => -x,
+        UnaryKind::Gelu => 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2),
+        UnaryKind::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            0.5 * x * (1.0 + u.tanh())
+        }
+        UnaryKind::Tanh => x.tanh(),
+        UnaryKind::Scale(factor) => x * f64::from(factor),
     }
 }
 

@@ -42,12 +42,12 @@ pub fn linear(
         (Epilogue::Residual, _) => {
             super::elementwise::binary(bessemer_ir::attr::BinaryKind::Add, &beside(&parts), next()?.tensor()?)
         }
-        (Epilogue::SwiGlu, [gate, up]) => {
+        (Epilogue::Gated(function), [gate, up]) => {
             same("gate and up", gate.width, up.width)?;
-            let swiglu = |(g, u): (&f64, &f64)| scalar_unary(UnaryKind::Silu, *g) * u;
-            Ok(Tensor { data: gate.data.iter().zip(&up.data).map(swiglu).collect(), ..*gate })
+            let gated = |(g, u): (&f64, &f64)| scalar_unary(UnaryKind::from(function), *g) * u;
+            Ok(Tensor { data: gate.data.iter().zip(&up.data).map(gated).collect(), ..*gate })
         }
-        (Epilogue::SwiGlu, _) => Err("the swiglu epilogue takes two segments".into()),
+        (Epilogue::Gated(_), _) => Err("a gated epilogue takes two segments".into()),
     }
 }
 

@@ -1,16 +1,18 @@
 //! Normalisation.
 
-use super::same;
 use crate::value::{Tensor, Weight};
 
-/// `rms_norm`: `x / sqrt(mean(x^2) + eps) * w`.
+/// `rms_norm`: `x / sqrt(mean(x^2) + eps) * w` of each `w.len()` elements.
 pub fn rms_norm(x: &Tensor, w: &Weight, eps: f32) -> Result<Tensor, String> {
-    same("width", x.width, w.data.len())?;
+    let n = w.data.len();
+    if n == 0 || !x.width.is_multiple_of(n) {
+        return Err(format!("rows of {} elements do not divide into parts of {n}", x.width));
+    }
     let mut out = Tensor::zeros(x.rows, x.width);
-    for (r, row) in x.each_row().enumerate() {
-        let mean_square = row.iter().map(|v| v * v).sum::<f64>() / row.len() as f64;
+    for (out, part) in out.data.chunks_exact_mut(n).zip(x.data.chunks_exact(n)) {
+        let mean_square = part.iter().map(|v| v * v).sum::<f64>() / n as f64;
         let rms = (mean_square + f64::from(eps)).sqrt();
-        for ((o, v), w) in out.row_mut(r).iter_mut().zip(row).zip(&w.data) {
+        for ((o, v), w) in out.iter_mut().zip(part).zip(&w.data) {
             *o = v / rms * f64::from(*w);
         }
     }

@@ -28,17 +28,20 @@ pub fn pair(style: RopeStyle, d: usize, j: usize) -> (usize, usize) {
     }
 }
 
-/// `rope`: rotates each pair `(a, b)` of each head by its angle: `(a cos - b sin, b cos + a sin)`.
+/// `rope`: rotates each pair `(a, b)` of the elements of each head that the table has angles for: `(a cos - b sin, b cos + a sin)`.
 pub fn rotate(style: RopeStyle, heads: u32, x: &Tensor, table: &Tensor) -> Result<Tensor, String> {
     let d = head_dim(x.width, heads)?;
-    same("table width", table.width, d)?;
+    let turned = table.width;
+    if turned > d {
+        return Err(format!("a table for {turned} elements of heads of {d}"));
+    }
     same("table rows", table.rows, x.rows)?;
     let mut out = x.clone();
     for r in 0..x.rows {
-        let (cos, sin) = table.row(r).split_at(d / 2);
+        let (cos, sin) = table.row(r).split_at(turned / 2);
         for head in out.row_mut(r).chunks_exact_mut(d) {
             for (j, (cos, sin)) in cos.iter().zip(sin).enumerate() {
-                let (i, k) = pair(style, d, j);
+                let (i, k) = pair(style, turned, j);
                 let (a, b) = (head[i], head[k]);
                 head[i] = a * cos - b * sin;
                 head[k] = b * cos + a * sin;

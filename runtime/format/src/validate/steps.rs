@@ -136,9 +136,12 @@ impl<'a> Checker<'a> {
         }
         let mut effects = Effects { reads: vec![l.input], ..Effects::default() };
         match l.epilogue {
-            Epilogue::SwiGlu => {
+            Epilogue::Gated(_) => {
                 let equal = matches!(columns[..], [gate, up] if gate == up);
-                ensure!(equal, "SwiGLU takes two segments of one shape and column, not {columns:?}");
+                ensure!(
+                    equal,
+                    "a gated epilogue takes two segments of one shape and column, not {columns:?}"
+                );
                 columns.truncate(1);
             }
             Epilogue::Residual(id) => {
@@ -176,6 +179,23 @@ impl<'a> Checker<'a> {
         let dim_fits = (2..=MAX_HEADS).contains(&a.head_dim) && a.head_dim.is_multiple_of(2);
         ensure!(dim_fits, "head_dim {} must be even and in 2..={MAX_HEADS}", a.head_dim);
         ensure!(a.scale.is_finite(), "scale {} is not finite", a.scale);
+        ensure!(a.window != Some(0), "a window of 0 positions");
+        let cap_fits = a.softcap.is_none_or(|cap| cap.is_finite() && cap > 0.0);
+        ensure!(cap_fits, "softcap {:?} is no number above 0", a.softcap);
+        if let Some(id) = a.sinks {
+            let sinks = self.weight(id)?;
+            let fits = sinks.layout == WeightLayout::Dense
+                && sinks.scheme == QuantScheme::F32
+                && (sinks.n, sinks.k) == (1, a.heads);
+            ensure!(
+                fits,
+                "sinks are {} x {} in {}, expected a dense f32[{}]",
+                sinks.n,
+                sinks.k,
+                sinks.scheme,
+                a.heads
+            );
+        }
         let chunk_fits = a.chunk > 0 && (a.chunk as usize).is_multiple_of(kv::TOKENS);
         ensure!(chunk_fits, "chunk {} is no multiple of {}", a.chunk, kv::TOKENS);
         let state = self.state(a.state)?;

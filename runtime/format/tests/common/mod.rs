@@ -189,6 +189,9 @@ pub fn plan() -> Plan {
         kv_heads: 1,
         head_dim: HEAD_DIM,
         scale: 0.25,
+        window: None,
+        softcap: None,
+        sinks: None,
         chunk: 32,
         scratch: Some(buffer::PARTIAL),
     };
@@ -243,7 +246,7 @@ pub fn plan() -> Plan {
     let residual = Epilogue::Residual(buffer::X);
     let out = linear(buffer::ATTENDED, token_rows, &[(weight::OUT, None, 0)], residual, buffer::X);
     let gate_up = [(weight::GATE, None, 0), (weight::UP, None, 0)];
-    let gate_up = linear(buffer::X, token_rows, &gate_up, Epilogue::SwiGlu, buffer::HIDDEN);
+    let gate_up = linear(buffer::X, token_rows, &gate_up, Epilogue::Gated(Gate::Silu), buffer::HIDDEN);
     let head = linear(buffer::LAST, logit_rows, &[(weight::TABLE, None, 0)], Epilogue::None, buffer::LOGITS);
     let nest = |nest, rows, args: Vec<Arg>| StepKind::Nest { nest, rows, args };
     let (b, w) = (Arg::Buffer, Arg::Weight);

@@ -53,9 +53,26 @@ pub struct Queries<'a> {
     pub q: &'a [f32],
     /// Factor of the scores, usually 1 / sqrt(head_dim).
     pub scale: f32,
+    /// A scaled score s becomes `softcap * tanh(s / softcap)`.
+    pub softcap: Option<f32>,
     /// For each query, how many tokens of the block it sees (0 to 32, from the block's start). Tokens beyond may
     /// hold any bytes.
     pub visible: &'a [u32],
+    /// For each query, how many of those it does not see though they are before its own token: a sliding window has left
+    /// them behind. Empty where no query has any. They may hold any bytes, too.
+    pub hidden: &'a [u32],
+}
+
+impl<'a> Queries<'a> {
+    /// Some of the queries, each of `head_dim` elements.
+    fn part(&self, head_dim: usize, some: std::ops::Range<usize>) -> Queries<'a> {
+        Queries {
+            q: &self.q[some.start * head_dim..some.end * head_dim],
+            visible: &self.visible[some.clone()],
+            hidden: if self.hidden.is_empty() { &[] } else { &self.hidden[some] },
+            ..*self
+        }
+    }
 }
 
 /// The running state of a softmax-weighted sum, for some queries.
@@ -124,6 +141,36 @@ impl OnlineSoftmax<'_> {
         }
     }
 
+    /// Some of the queries.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    pub fn part(&mut self, some: std::ops::Range<usize>) -> OnlineSoftmax<'_> {
+        let d = self.acc.len() / self.m.len().max(1);
+        OnlineSoftmax {
+            acc: &mut self.acc[some.start * d..some.end * d],
+            l: &mut self.l[some.clone()],
+            m: &mut self.m[some],
+        }
+    }
+
+    /// Adds to each query a token with that score and the value zero: an attention sink takes weight from all others.
+    /// As [`OnlineSoftmax::merge`] of the state of that token alone.
+    ///
+    /// # Panics
+    /// If there is not one score a query.
+    pub fn add_sinks(&mut self, sinks: &[f32]) {
+        assert_eq!(sinks.len(), self.m.len());
+        let d = self.acc.len() / self.m.len().max(1);
+        for (i, &sink) in sinks.iter().enumerate() {
+            let m = self.m[i].max(sink);
+            let (a, b) = (crate::math::exp(self.m[i] - base(m)), crate::math::exp(sink - base(m)));
+            self.m[i] = m;
+            self.l[i] = self.l[i] * a + b;
+            self.acc[i * d..][..d].iter_mut().for_each(|x| *x *= a);
+        }
+    }
+
     /// Writes `acc / l` to `out`, `[queries][head_dim]`; zeros for a query that saw no token.
     ///
     /// # Panics
@@ -160,13 +207,13 @@ impl Attention {
     /// Lets `queries` attend to the visible tokens of `block`, updating `state`:
     ///
     /// ```text
-    /// s[t] = scale * sum of q[d] * k[t][d] in ascending d
+    /// s[t] = scale * sum of q[d] * k[t][d] in ascending d, then capped
     /// m'   = max(m, max s[t]);  c = exp(m - m');  p[t] = exp(s[t] - m')
     /// l    = l * c + sum of p[t];  acc[d] = acc[d] * c + p[t] * v[t][d] in ascending t
     /// ```
     ///
     /// with [`math::exp`](crate::math::exp); products may be fused into sums, those inside of exp as well. Tokens beyond a
-    /// query's `visible` are never part of a sum. A NaN score makes the query's state NaN. The result of a query never
+    /// query's `visible` are never part of a sum, nor those that are `hidden`. A NaN score makes the query's state NaN. The result of a query never
     /// depends on others.
     ///
     /// # Panics
@@ -186,9 +233,41 @@ impl Attention {
             queries.visible.iter().all(|&v| v as usize <= kv::TOKENS),
             "more tokens visible than there are"
         );
-        // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths were
-        // checked above.
-        unsafe { (self.kernel)(block, queries, state) }
+        assert!(
+            queries.hidden.is_empty() || queries.hidden.len() == n,
+            "hidden tokens are not told for each query"
+        );
+        if queries.softcap.is_none() && queries.hidden.is_empty() {
+            // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths were
+            // checked above.
+            return unsafe { (self.kernel)(block, queries, state) };
+        }
+        // What is done to a query never depends on others: its own numbers alone choose its kernel.
+        let plain = |i: usize| queries.softcap.is_none() && queries.hidden.get(i).is_none_or(|&h| h == 0);
+        let mut first = 0;
+        while first < n {
+            let end = (first..n).find(|&i| plain(i) != plain(first)).unwrap_or(n);
+            let (some, mut state) = (queries.part(d, first..end), state.part(first..end));
+            match plain(first) {
+                // SAFETY: as above; a part of what was checked.
+                true => unsafe { (self.kernel)(block, &some, &mut state) },
+                false => self.masked(block, &some, &mut state),
+            }
+            first = end;
+        }
+    }
+
+    /// The portable kernel compiled for this kernel's instruction set: it alone hides and caps.
+    fn masked(&self, block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
+        match self.isa {
+            // SAFETY: the host runs the instruction set, as for `attend_block`.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { crate::x86_64::avx512::attention::masked(block, queries, state) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { crate::x86_64::avx2::attention::masked(block, queries, state) },
+            _ => portable::attend_block(block, queries, state),
+        }
     }
 
     /// [`OnlineSoftmax::merge`], compiled for this kernel's instruction set: the same bits.

@@ -1,7 +1,7 @@
 //! Attention over one block in plain Rust.
 
 use super::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
-use crate::math::exp;
+use crate::math::{exp, tanh};
 use bessemer_format::kv::{COLUMNS, TOKENS};
 
 /// Tokens by pairs of elements: what one line of a key panel holds.
@@ -14,16 +14,19 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
     for (i, &visible) in queries.visible.iter().enumerate() {
         let q = &queries.q[i * d..][..d];
         let acc = &mut state.acc[i * d..][..d];
-        let visible = visible as usize;
-        if visible == 0 {
+        let (hidden, visible) = (queries.hidden.get(i).map_or(0, |&h| h as usize), visible as usize);
+        if visible <= hidden {
             continue;
         }
         let mut p = match block.elem {
             KvElem::F32 => scores(block.keys, q, |b: &[u8; 4]| f32::from_le_bytes(*b)),
             KvElem::Bf16 => scores(block.keys, q, bf16),
         };
-        let p = &mut p[..visible];
+        let p = &mut p[hidden..visible];
         p.iter_mut().for_each(|s| *s *= queries.scale);
+        if let Some(cap) = queries.softcap {
+            p.iter_mut().for_each(|s| *s = cap * tanh(*s / cap));
+        }
         let m = p.iter().fold(state.m[i], |m, &s| m.max(s));
         let c = exp(state.m[i] - base(m));
         p.iter_mut().for_each(|s| *s = exp(*s - base(m)));
@@ -31,8 +34,8 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
         state.l[i] = state.l[i] * c + p.iter().sum::<f32>();
         acc.iter_mut().for_each(|a| *a *= c);
         match block.elem {
-            KvElem::F32 => weigh(block.values, p, acc, |b: &[u8; 4]| f32::from_le_bytes(*b)),
-            KvElem::Bf16 => weigh(block.values, p, acc, bf16),
+            KvElem::F32 => weigh(block.values, hidden, p, acc, |b: &[u8; 4]| f32::from_le_bytes(*b)),
+            KvElem::Bf16 => weigh(block.values, hidden, p, acc, bf16),
         }
     }
 }
@@ -59,14 +62,20 @@ fn scores<const B: usize>(keys: &[u8], q: &[f32], read: impl Fn(&[u8; B]) -> f32
     s
 }
 
-/// Adds the values of the first `p.len()` tokens, weighted by `p`.
+/// Adds the values of `p.len()` tokens from `first` on, weighted by `p`.
 #[inline(always)]
-fn weigh<const B: usize>(values: &[u8], p: &[f32], acc: &mut [f32], read: impl Fn(&[u8; B]) -> f32) {
-    for (p, line) in p.chunks(2).zip(values.as_chunks::<B>().0.chunks(2 * acc.len())) {
-        for (i, p) in p.iter().enumerate() {
-            for (a, v) in acc.iter_mut().zip(line.as_chunks::<2>().0) {
-                *a += p * read(&v[i]);
-            }
+fn weigh<const B: usize>(
+    values: &[u8],
+    first: usize,
+    p: &[f32],
+    acc: &mut [f32],
+    read: impl Fn(&[u8; B]) -> f32,
+) {
+    let pairs = 2 * acc.len();
+    for (token, p) in (first..).zip(p) {
+        let line = &values.as_chunks::<B>().0[token / 2 * pairs..][..pairs];
+        for (a, v) in acc.iter_mut().zip(line.as_chunks::<2>().0) {
+            *a += p * read(&v[token % 2]);
         }
     }
 }

@@ -8,6 +8,13 @@ use bessemer_format::kv::{self, TOKENS};
 
 const ELEMS: [KvElem; 2] = [KvElem::F32, KvElem::Bf16];
 
+/// What is done to a product of query and key.
+#[derive(Clone, Copy)]
+struct Scores {
+    scale: f32,
+    softcap: Option<f32>,
+}
+
 /// A sequence of blocks in natural order (`[token][d]`) and packed.
 struct Cache {
     elem: KvElem,
@@ -47,6 +54,19 @@ impl Cache {
 
     /// Queries that see `seen[i]` tokens from the start of the sequence.
     fn attend(&self, attention: &Attention, q: &[f32], scale: f32, seen: &[usize]) -> Vec<f32> {
+        self.attend_within(attention, q, Scores { scale, softcap: None }, seen, usize::MAX)
+    }
+
+    /// Those of them that are the last `window` ones.
+    fn attend_within(
+        &self,
+        attention: &Attention,
+        q: &[f32],
+        scores: Scores,
+        seen: &[usize],
+        window: usize,
+    ) -> Vec<f32> {
+        let Scores { scale, softcap } = scores;
         let n = seen.len();
         let (mut m, mut l, mut acc) = (vec![0.0; n], vec![0.0; n], vec![0.0; n * self.d]);
         let mut state = OnlineSoftmax { m: &mut m, l: &mut l, acc: &mut acc };
@@ -56,7 +76,14 @@ impl Cache {
                 seen.iter().map(|&s| s.saturating_sub(b * TOKENS).min(TOKENS) as u32).collect();
             let block =
                 KvBlock { elem: self.elem, head_dim: self.d, keys, values, next: Some((values, keys)) };
-            attention.attend_block(&block, &Queries { q, scale, visible: &visible }, &mut state);
+            let left = |s: usize| s.saturating_sub(window).saturating_sub(b * TOKENS).min(TOKENS) as u32;
+            let hidden: Vec<u32> = seen.iter().map(|&s| left(s)).collect();
+            let hidden = if hidden.iter().any(|&h| h > 0) { &hidden[..] } else { &[] };
+            attention.attend_block(
+                &block,
+                &Queries { q, scale, softcap, visible: &visible, hidden },
+                &mut state,
+            );
         }
         let mut out = vec![f32::NAN; n * self.d];
         state.finish(&mut out);
@@ -64,7 +91,11 @@ impl Cache {
     }
 
     fn check(&self, got: &[f32], q: &[f32], scale: f32, seen: &[usize]) {
-        let d = self.d;
+        self.check_within(got, q, Scores { scale, softcap: None }, seen, usize::MAX);
+    }
+
+    fn check_within(&self, got: &[f32], q: &[f32], scores: Scores, seen: &[usize], window: usize) {
+        let (d, Scores { scale, softcap }) = (self.d, scores);
         for (i, &seen) in seen.iter().enumerate() {
             if seen == 0 {
                 assert!(got[i * d..][..d].iter().all(|&v| v == 0.0), "a query that sees nothing gets zeros");
@@ -72,10 +103,14 @@ impl Cache {
             }
             let mut scores = Vec::new();
             let mut worst = 0.0f64;
-            for t in 0..seen {
+            let first = seen.saturating_sub(window);
+            for t in first..seen {
                 let terms = (0..d).map(|j| f64::from(q[i * d + j]) * f64::from(self.k[t * d + j]));
                 let (sum, size) = terms.fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()));
-                scores.push(sum * f64::from(scale));
+                let score = sum * f64::from(scale);
+                // Capping makes distances smaller, and rounds to 1e-7 of the cap.
+                scores.push(softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh()));
+                worst = worst.max(softcap.map_or(0.0, |cap| 4e-7 * f64::from(cap)));
                 worst = worst.max(gamma(d + 2) * size * f64::from(scale.abs()));
             }
             let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -84,7 +119,7 @@ impl Cache {
             for j in 0..d {
                 let (mut want, mut size) = (0.0, 0.0);
                 for (t, p) in p.iter().enumerate() {
-                    let term = p / l * f64::from(self.v[t * d + j]);
+                    let term = p / l * f64::from(self.v[(first + t) * d + j]);
                     want += term;
                     size += term.abs();
                 }
@@ -165,6 +200,38 @@ pub(crate) fn odd_shapes(row: &Row<AttentionFn>) {
     }
 }
 
+/// Sliding windows and capped scores: within the bound, alone and together alike, and blind to what is hidden.
+pub(crate) fn windows_and_caps(row: &Row<AttentionFn>) {
+    let attention = Attention { isa: row.isa, kernel: row.kernel };
+    let mut random = Random::new(45);
+    for elem in ELEMS {
+        for (d, window) in [(16, 1), (64, 7), (30, 32), (64, 33), (128, 50)] {
+            let cache = Cache::new(elem, d, 97, || random.float());
+            let seen: Vec<usize> = (0..=97).collect();
+            let q = random.floats(seen.len() * d);
+            for softcap in [None, Some(1.5)] {
+                let scores = Scores { scale: 0.4, softcap };
+                let got = cache.attend_within(&attention, &q, scores, &seen, window);
+                cache.check_within(&got, &q, scores, &seen, window);
+                for (i, &s) in seen.iter().enumerate() {
+                    let alone = cache.attend_within(&attention, &q[i * d..][..d], scores, &[s], window);
+                    assert_eq!(alone, got[i * d..][..d], "{elem:?} d={d}: query {i} depends on others");
+                }
+            }
+            // Token 10 is NaN: hidden from the query that sees 10 + window + 1 tokens, not from the one before.
+            let mut at = 0;
+            let cache = Cache::new(elem, d, 97, || {
+                at += 1;
+                if (10 * d + 1..=11 * d).contains(&at) { f32::NAN } else { random.float() }
+            });
+            let scores = Scores { scale: 0.4, softcap: None };
+            let seen = [10 + window, 11 + window];
+            let got = cache.attend_within(&attention, &q[..2 * d], scores, &seen, window);
+            assert!(got[..d].iter().all(|v| v.is_nan()) && got[d..].iter().all(|v| v.is_finite()));
+        }
+    }
+}
+
 /// No access outside of any buffer.
 pub(crate) fn guarded(row: &Row<AttentionFn>) {
     let attention = Attention { isa: row.isa, kernel: row.kernel };
@@ -194,7 +261,7 @@ pub(crate) fn guarded(row: &Row<AttentionFn>) {
                     };
                     attention.attend_block(
                         &block,
-                        &Queries { q: &q, scale: 0.2, visible: &visible },
+                        &Queries { q: &q, scale: 0.2, softcap: None, visible: &visible, hidden: &[] },
                         &mut state,
                     );
                     results.push(state.acc.to_vec());

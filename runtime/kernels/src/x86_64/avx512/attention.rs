@@ -24,6 +24,12 @@ pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, st
     }
 }
 
+/// The portable kernel, compiled for these instructions: for queries that hide tokens or cap scores.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(crate) fn masked(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
+    crate::attention::portable::attend_block(block, queries, state);
+}
+
 /// Splits the queries into runs that see the same tokens and share every load.
 ///
 /// # Safety
