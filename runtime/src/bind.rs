@@ -13,7 +13,7 @@ use bessemer_format::plan::{
     self, Arg, BufferId, Home, Plan, Program, RowCount, StepKind, WeightId, WeightLayout,
 };
 use bessemer_format::{Compute, PanelLayout, kv};
-use bessemer_kernels::{Attention, KernelSet, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16};
+use bessemer_kernels::{Attention, Gated, KernelSet, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16};
 use std::ops::Range;
 
 /// A program whose steps are ready to run.
@@ -91,7 +91,7 @@ pub(crate) enum LinearKernel {
 pub(crate) enum BoundEpilogue {
     None,
     Residual(BoundBuffer),
-    Gated(plan::Gate),
+    Gated(Gated),
 }
 
 pub(crate) struct BoundAttention {
@@ -276,7 +276,9 @@ impl Binder<'_> {
             plan::Epilogue::None => BoundEpilogue::None,
             plan::Epilogue::Residual(id) => BoundEpilogue::Residual(self.buffer(program, id)?),
             plan::Epilogue::Gated(function) => match &segments[..] {
-                [gate, up] if (gate.n, gate.column) == (up.n, up.column) => BoundEpilogue::Gated(function),
+                [gate, up] if (gate.n, gate.column) == (up.n, up.column) => {
+                    BoundEpilogue::Gated(self.kernels.gated(function))
+                }
                 _ => return Err("a gated epilogue takes two segments of one shape and column".into()),
             },
         };

@@ -38,7 +38,7 @@ fn main() {
             let weight = random_weight(&layout);
             for &isa in Isa::ALL {
                 let Some(set) = KernelSet::for_isa(isa) else { continue };
-                for rows in [1, 64, 512] {
+                for rows in [1, 8, 64, 512] {
                     // Large products by slow kernels tell nothing new.
                     if rows == 512 && n * k > 1 << 20 || isa == Isa::Portable && rows * n * k > 1 << 27 {
                         continue;
@@ -67,7 +67,7 @@ fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, compu
     let k = layout.k();
     let x: Vec<f32> = noise().take(rows * k).map(|v| v as f32 / u32::MAX as f32 - 0.5).collect();
     let mut out = vec![0.0f32; rows * layout.panels() * COLUMNS];
-    let mut store = |panel: usize, first: usize, tile: &[[f32; COLUMNS]]| {
+    let mut store = |panel: usize, first: usize, tile: &mut [[f32; COLUMNS]]| {
         for (i, lane) in tile.iter().enumerate() {
             let at = (first + i) * layout.panels() * COLUMNS + panel * COLUMNS;
             out[at..][..COLUMNS].copy_from_slice(lane);

@@ -3,8 +3,9 @@
 use crate::Isa;
 use crate::attention::{self, Attention, AttentionFn};
 use crate::linear::{self, LinearBf16, LinearBf16Fn, LinearF32, LinearF32Fn, LinearInt8, LinearInt8Fn};
-use crate::linear::{Quantise, QuantiseFn, RoundBf16, RoundBf16Fn};
+use crate::linear::{Gated, GatedFn, LinearInt8PairFn, Quantise, QuantiseFn, RoundBf16, RoundBf16Fn};
 use bessemer_format::act::Int8Layout;
+use bessemer_format::plan::Gate;
 use bessemer_format::{Elem, PanelLayout};
 
 /// The weight elements that a kernel reads.
@@ -187,6 +188,19 @@ kernels! {
             linear_int8_i8mm: I8mm, ANY, i8mm::linear_int8;
         }
     }
+    /// [`LinearInt8`] with two panels at once.
+    LINEAR_INT8_PAIR: LinearInt8PairFn, tests (linear_int8: pair_is_two, pair_guarded) {
+        everywhere {}
+        x86_64 {
+            linear_int8_pair_u2_avx512: Avx512, U2, avx512::linear_int8::pair::u2;
+            linear_int8_pair_u3_avx512: Avx512, U3, avx512::linear_int8::pair::u3;
+            linear_int8_pair_u4_avx512: Avx512, U4, avx512::linear_int8::pair::u4;
+            linear_int8_pair_u5_avx512: Avx512, U5, avx512::linear_int8::pair::u5;
+            linear_int8_pair_u6_avx512: Avx512, U6, avx512::linear_int8::pair::u6;
+            linear_int8_pair_s8_avx512: Avx512, S8, avx512::linear_int8::pair::s8;
+        }
+        aarch64 {}
+    }
     /// [`Quantise`].
     QUANTISE: QuantiseFn, tests (quantise: exact, guarded) {
         everywhere {
@@ -199,6 +213,17 @@ kernels! {
         aarch64 {
             quantise_neon: Neon, ANY, neon::quantise::quantise;
         }
+    }
+    /// [`Gated`].
+    GATED: GatedFn, tests (gated: exact, guarded) {
+        everywhere {
+            gated_portable: Portable, ANY, linear::gate::gated;
+        }
+        x86_64 {
+            gated_avx2: Avx2, ANY, avx2::any::gated;
+            gated_avx512: Avx512, ANY, avx512::any::gated;
+        }
+        aarch64 {}
     }
     /// [`Attention`].
     ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes, windows_and_caps) {
@@ -284,13 +309,27 @@ impl KernelSet {
         }
         let act = Int8Layout::new(layout, group)?;
         let row = self.newest(LINEAR_INT8, elem);
-        Ok(LinearInt8 { layout: layout.clone(), act, isa: row.isa, kernel: row.kernel })
+        // A pair of an older set may be slower than this set's kernel twice.
+        let pair = LINEAR_INT8_PAIR.iter().find(|pair| pair.isa == row.isa && pair.family.covers(elem));
+        Ok(LinearInt8 {
+            layout: layout.clone(),
+            act,
+            isa: row.isa,
+            kernel: row.kernel,
+            pair: pair.map(|pair| pair.kernel),
+        })
     }
 
     /// The kernel that rounds activations to signed bytes.
     pub fn quantise(&self) -> Quantise {
         let row = self.newest(QUANTISE, Elem::F32);
         Quantise { isa: row.isa, kernel: row.kernel }
+    }
+
+    /// The kernel that applies the gates of a SwiGLU.
+    pub fn gated(&self, function: Gate) -> Gated {
+        let row = self.newest(GATED, Elem::F32);
+        Gated { function, isa: row.isa, kernel: row.kernel }
     }
 
     /// The kernel that attends to a block of the KV cache, for either element type.

@@ -1,11 +1,11 @@
 //! Linears: convert the activations once, then every thread multiplies them with its panels of the weights.
 
 use super::{Pass, Stop, Thread};
-use crate::bind::{BoundEpilogue, BoundLinear, BoundSegment, Convert, Converted, LinearKernel};
+use crate::bind::{BoundBuffer, BoundEpilogue, BoundLinear, BoundSegment, Convert, Converted, LinearKernel};
+use crate::pool::SharedBytes;
 use bessemer_format::panel::COLUMNS;
-use bessemer_format::plan::Gate;
+use bessemer_kernels::Gated;
 use bessemer_kernels::linear::{Lane, RowsF32};
-use bessemer_kernels::math::{gelu, gelu_tanh, silu};
 use std::ops::Range;
 
 impl Pass<'_> {
@@ -18,8 +18,8 @@ impl Pass<'_> {
         if rows == 0 {
             return Ok(());
         }
-        if let (BoundEpilogue::Gated(function), [gate, up]) = (&linear.epilogue, &linear.segments[..]) {
-            self.gated(linear, *function, gate, up, rows, thread.share(gate.panels));
+        if let (BoundEpilogue::Gated(kernel), [gate, up]) = (&linear.epilogue, &linear.segments[..]) {
+            self.gated(linear, *kernel, [gate, up], rows, thread.share(gate.panels));
             return Ok(());
         }
         // A thread's share is a range of the panels of all segments, one behind the other.
@@ -52,18 +52,22 @@ impl Pass<'_> {
 
     fn segment(&self, linear: &BoundLinear, segment: &BoundSegment, rows: usize, panels: Range<usize>) {
         let weight = &self.file[segment.weight.clone()];
-        let finish = |panel: usize, first_row: usize, tile: &[Lane]| {
+        let residual = match &linear.epilogue {
+            BoundEpilogue::Residual(residual) => Some(residual),
+            _ => None,
+        };
+        let finish = |panel: usize, first_row: usize, tile: &mut [Lane]| {
             let (width, bias) = self.panel_columns(segment, panel);
-            let column = segment.column + panel * COLUMNS;
-            for (i, lane) in tile.iter().enumerate() {
-                let row = first_row + i;
-                let mut lane = *lane;
-                add(&mut lane, bias);
-                if let BoundEpilogue::Residual(residual) = &linear.epilogue {
+            let columns = segment.column + panel * COLUMNS..segment.column + panel * COLUMNS + width;
+            let residual = residual.map(|residual| self.columns(residual, columns.clone()));
+            let out = self.columns(&linear.out, columns);
+            for (i, lane) in tile.iter_mut().enumerate() {
+                add(lane, bias);
+                if let Some(residual) = &residual {
                     // `residual + result`; read before the row is written: it may be the output itself.
-                    add(&mut lane, self.row(residual, row, column..column + width));
+                    add(lane, residual.read(first_row + i));
                 }
-                self.row_mut(&linear.out, row, column..column + width).copy_from_slice(&lane[..width]);
+                out.write(first_row + i, lane);
             }
         };
         match &segment.kernel {
@@ -82,28 +86,22 @@ impl Pass<'_> {
     fn gated(
         &self,
         linear: &BoundLinear,
-        function: Gate,
-        gate: &BoundSegment,
-        up: &BoundSegment,
+        kernel: Gated,
+        [gate, up]: [&BoundSegment; 2],
         rows: usize,
         panels: Range<usize>,
     ) {
         let weights = [gate, up].map(|s| &self.file[s.weight.clone()]);
-        let finish = |panel: usize, first_row: usize, gates: &[Lane], ups: &[Lane]| {
+        let finish = |panel: usize, first_row: usize, gates: &mut [Lane], ups: &mut [Lane]| {
             let (width, gate_bias) = self.panel_columns(gate, panel);
             let (_, up_bias) = self.panel_columns(up, panel);
             let column = gate.column + panel * COLUMNS;
-            for (i, (g, u)) in gates.iter().zip(ups).enumerate() {
-                let (mut g, mut u) = (*g, *u);
-                add(&mut g, gate_bias);
-                add(&mut u, up_bias);
-                // All lanes, so that the loop has a fixed length and no branch.
-                match function {
-                    Gate::Silu => gate_lanes(&mut g, &u, silu),
-                    Gate::Gelu => gate_lanes(&mut g, &u, gelu),
-                    Gate::GeluTanh => gate_lanes(&mut g, &u, gelu_tanh),
-                }
-                self.row_mut(&linear.out, first_row + i, column..column + width).copy_from_slice(&g[..width]);
+            gates.iter_mut().for_each(|lane| add(lane, gate_bias));
+            ups.iter_mut().for_each(|lane| add(lane, up_bias));
+            kernel.tile(gates, ups);
+            let out = self.columns(&linear.out, column..column + width);
+            for (i, lane) in gates.iter().enumerate() {
+                out.write(first_row + i, lane);
             }
         };
         match (&gate.kernel, &up.kernel) {
@@ -125,9 +123,14 @@ impl Pass<'_> {
         let first = panel * COLUMNS;
         let width = COLUMNS.min(segment.n - first);
         let bias = segment.bias.as_ref().map_or(&[][..], |range| {
-            crate::pool::SharedBytes::read_only(&self.file[range.clone()]).get(first..first + width)
+            SharedBytes::read_only(&self.file[range.clone()]).get(first..first + width)
         });
         (width, bias)
+    }
+
+    /// `columns` of a buffer of floats: what a panel is stored in.
+    fn columns(&self, buffer: &BoundBuffer, columns: Range<usize>) -> Columns<'_> {
+        Columns { buffer: self.buffer(buffer), row_elems: buffer.row_elems, columns }
     }
 
     fn floats(&self, linear: &BoundLinear, rows: usize) -> RowsF32<'_> {
@@ -144,16 +147,45 @@ impl Pass<'_> {
     }
 }
 
-#[inline(always)]
-fn gate_lanes(gate: &mut Lane, up: &Lane, function: impl Fn(f32) -> f32) {
-    for (g, u) in gate.iter_mut().zip(up) {
-        *g = function(*g) * u;
+/// At most [`COLUMNS`] columns of a buffer: found once a tile, not once a row.
+struct Columns<'a> {
+    buffer: SharedBytes<'a>,
+    row_elems: usize,
+    columns: Range<usize>,
+}
+
+impl Columns<'_> {
+    #[inline(always)]
+    fn place(&self, row: usize) -> Range<usize> {
+        row * self.row_elems + self.columns.start..row * self.row_elems + self.columns.end
+    }
+
+    #[inline(always)]
+    fn read(&self, row: usize) -> &[f32] {
+        self.buffer.get(self.place(row))
+    }
+
+    #[inline(always)]
+    fn write(&self, row: usize, lane: &Lane) {
+        let out = self.buffer.get_mut::<f32>(self.place(row));
+        match <&mut Lane>::try_from(&mut *out) {
+            // A length that is known, so that no call copies 64 bytes.
+            Ok(out) => *out = *lane,
+            Err(_) => out.copy_from_slice(&lane[..out.len()]),
+        }
     }
 }
 
 /// Adds as many lanes as there are numbers.
 #[inline(always)]
 fn add(lane: &mut Lane, numbers: &[f32]) {
+    if let Ok(numbers) = <&Lane>::try_from(numbers) {
+        // Of known length: two instructions.
+        for (a, b) in lane.iter_mut().zip(numbers) {
+            *a += b;
+        }
+        return;
+    }
     for (a, b) in lane.iter_mut().zip(numbers) {
         *a += b;
     }

@@ -17,6 +17,9 @@ impl SharedMemory {
             0 => None,
             len => Some(MmapOptions::new().len(len).no_reserve_swap().map_anon()?.into()),
         };
+        if let Some(map) = &map {
+            prefer_huge_pages(map);
+        }
         Ok(Self { map })
     }
 
@@ -29,6 +32,16 @@ impl SharedMemory {
         SharedBytes { ptr, len, writable: true, life: PhantomData }
     }
 }
+
+/// Activations and a cache of keys and values are read in strides that small pages make slow. Only a wish: an operating
+/// system without huge pages has none to give.
+#[cfg(target_os = "linux")]
+fn prefer_huge_pages(map: &MmapRaw) {
+    let _ = map.advise(memmap2::Advice::HugePage);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn prefer_huge_pages(_: &MmapRaw) {}
 
 /// A range of memory that the threads of a job share.
 ///

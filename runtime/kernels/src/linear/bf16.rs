@@ -70,7 +70,7 @@ impl LinearBf16 {
         weight: &[u8],
         panels: Range<usize>,
         x: &[u8],
-        mut finished: impl FnMut(usize, usize, &[Lane]),
+        mut finished: impl FnMut(usize, usize, &mut [Lane]),
     ) {
         let row_bytes = self.act().row_bytes();
         let mut out = [[0.0; COLUMNS]; TILE_ROWS];
@@ -91,7 +91,7 @@ impl LinearBf16 {
         other: (&LinearBf16, &[u8]),
         panels: Range<usize>,
         x: &[u8],
-        mut finished: impl FnMut(usize, usize, &[Lane], &[Lane]),
+        mut finished: impl FnMut(usize, usize, &mut [Lane], &mut [Lane]),
     ) {
         let row_bytes = self.act().row_bytes();
         let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];

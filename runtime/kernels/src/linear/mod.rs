@@ -9,10 +9,13 @@
 //! finite, and are to be ignored.
 
 mod bf16;
+pub(crate) mod gate;
 pub(crate) mod portable;
 
 pub use bf16::{LinearBf16, RoundBf16};
 pub(crate) use bf16::{LinearBf16Fn, RoundBf16Fn};
+pub use gate::Gated;
+pub(crate) use gate::GatedFn;
 
 use crate::Isa;
 use bessemer_format::act::Int8Layout;
@@ -21,7 +24,10 @@ use std::ops::Range;
 
 /// Rows of the largest tile that one kernel call computes. A multiple of every kernel's register block, and small
 /// enough for the activations of a tile to stay in the L2 cache while the panels stream by.
-pub const TILE_ROWS: usize = 48;
+pub const TILE_ROWS: usize = 60;
+
+/// From how many rows on two panels are multiplied in one call.
+const PAIR_ROWS: usize = 4;
 
 /// The 16 outputs of one row in one panel.
 pub type Lane = [f32; COLUMNS];
@@ -40,6 +46,12 @@ pub(crate) type LinearF32Fn = unsafe fn(&PanelLayout, &[u8], &[f32], usize, &mut
 /// was made for the weight layout, `panel.len() == layout.panel_bytes()`, and
 /// `x.len() == out.len() * act.row_bytes()`.
 pub(crate) type LinearInt8Fn = unsafe fn(&PanelLayout, &Int8Layout, &[u8], &[u8], &mut [Lane]);
+
+/// As [`LinearInt8Fn`] for two panels of one layout and the same activations.
+///
+/// # Safety
+/// That of [`LinearInt8Fn`] for either panel; both outputs are equally long.
+pub(crate) type LinearInt8PairFn = unsafe fn(&PanelLayout, &Int8Layout, [&[u8]; 2], &[u8], [&mut [Lane]; 2]);
 
 /// Arguments: layout, one row of floats, one row of the layout.
 ///
@@ -110,7 +122,7 @@ impl LinearF32 {
         weight: &[u8],
         panels: Range<usize>,
         x: RowsF32<'_>,
-        mut finished: impl FnMut(usize, usize, &[Lane]),
+        mut finished: impl FnMut(usize, usize, &mut [Lane]),
     ) {
         let mut out = [[0.0; COLUMNS]; TILE_ROWS];
         for first in (0..x.rows).step_by(TILE_ROWS) {
@@ -130,7 +142,7 @@ impl LinearF32 {
         other: (&LinearF32, &[u8]),
         panels: Range<usize>,
         x: RowsF32<'_>,
-        mut finished: impl FnMut(usize, usize, &[Lane], &[Lane]),
+        mut finished: impl FnMut(usize, usize, &mut [Lane], &mut [Lane]),
     ) {
         let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
         for first in (0..x.rows).step_by(TILE_ROWS) {
@@ -160,6 +172,8 @@ pub struct LinearInt8 {
     pub(crate) act: Int8Layout,
     pub(crate) isa: Isa,
     pub(crate) kernel: LinearInt8Fn,
+    /// The kernel of two panels, where it is faster than two calls.
+    pub(crate) pair: Option<LinearInt8PairFn>,
 }
 
 impl LinearInt8 {
@@ -185,15 +199,33 @@ impl LinearInt8 {
     /// If `weight` or `x` has another length than the shapes say, or `panel` is out of range.
     #[inline]
     pub fn tile(&self, weight: &[u8], panel: usize, x: &[u8], out: &mut [Lane]) {
-        assert_eq!(
-            Some(x.len()),
-            out.len().checked_mul(self.act.row_bytes()),
-            "activation bytes do not match the rows"
-        );
+        self.check(x, out);
         let panel = panel_of(&self.layout, weight, panel);
         // SAFETY: a kernel is only handed out by a `KernelSet`, which exists only for what the host runs, picks by
         // family and makes the activation layout itself; the lengths were checked above.
         unsafe { (self.kernel)(&self.layout, &self.act, panel, x, out) }
+    }
+
+    /// Two tiles of the same rows, each `(weight, panel)` of this layout.
+    pub(crate) fn tiles(&self, of: [(&[u8], usize); 2], x: &[u8], [a, b]: [&mut [Lane]; 2]) {
+        match self.pair {
+            Some(pair) if a.len() >= PAIR_ROWS => {
+                self.check(x, a);
+                self.check(x, b);
+                let panels = of.map(|(weight, panel)| panel_of(&self.layout, weight, panel));
+                // SAFETY: as in `tile`.
+                unsafe { pair(&self.layout, &self.act, panels, x, [a, b]) }
+            }
+            _ => {
+                self.tile(of[0].0, of[0].1, x, a);
+                self.tile(of[1].0, of[1].1, x, b);
+            }
+        }
+    }
+
+    fn check(&self, x: &[u8], out: &[Lane]) {
+        let needed = out.len().checked_mul(self.act.row_bytes());
+        assert_eq!(Some(x.len()), needed, "activation bytes do not match the rows");
     }
 
     /// All rows of `x` by a range of panels, in an order that keeps activations in cache while weights stream:
@@ -203,14 +235,26 @@ impl LinearInt8 {
         weight: &[u8],
         panels: Range<usize>,
         x: &[u8],
-        mut finished: impl FnMut(usize, usize, &[Lane]),
+        mut finished: impl FnMut(usize, usize, &mut [Lane]),
     ) {
-        let mut out = [[0.0; COLUMNS]; TILE_ROWS];
+        let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
         for (i, x) in x.chunks(TILE_ROWS * self.act.row_bytes()).enumerate() {
-            let out = &mut out[..x.len() / self.act.row_bytes()];
-            for panel in panels.clone() {
-                self.tile(weight, panel, x, out);
-                finished(panel, i * TILE_ROWS, out);
+            let rows = x.len() / self.act.row_bytes();
+            let first = i * TILE_ROWS;
+            let [a, b] = tiles.each_mut().map(|tile| &mut tile[..rows]);
+            let mut panels = panels.clone();
+            while let Some(panel) = panels.next() {
+                match panels.next() {
+                    Some(next) => {
+                        self.tiles([(weight, panel), (weight, next)], x, [&mut *a, &mut *b]);
+                        finished(panel, first, a);
+                        finished(next, first, b);
+                    }
+                    None => {
+                        self.tile(weight, panel, x, a);
+                        finished(panel, first, a);
+                    }
+                }
             }
         }
     }
@@ -223,14 +267,19 @@ impl LinearInt8 {
         other: (&LinearInt8, &[u8]),
         panels: Range<usize>,
         x: &[u8],
-        mut finished: impl FnMut(usize, usize, &[Lane], &[Lane]),
+        mut finished: impl FnMut(usize, usize, &mut [Lane], &mut [Lane]),
     ) {
+        let alike = self.layout == other.0.layout;
         let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
         for (i, x) in x.chunks(TILE_ROWS * self.act.row_bytes()).enumerate() {
             let [a, b] = tiles.each_mut().map(|t| &mut t[..x.len() / self.act.row_bytes()]);
             for panel in panels.clone() {
-                self.tile(weight, panel, x, a);
-                other.0.tile(other.1, panel, x, b);
+                if alike {
+                    self.tiles([(weight, panel), (other.1, panel)], x, [&mut *a, &mut *b]);
+                } else {
+                    self.tile(weight, panel, x, a);
+                    other.0.tile(other.1, panel, x, b);
+                }
                 finished(panel, i * TILE_ROWS, a, b);
             }
         }

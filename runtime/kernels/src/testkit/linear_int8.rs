@@ -2,7 +2,7 @@
 
 use super::data::{Random, code_range, exact_rows, packed, random_rows, schemes};
 use super::{gamma, guard::Guarded};
-use crate::linear::{Lane, LinearInt8, LinearInt8Fn};
+use crate::linear::{Lane, LinearInt8, LinearInt8Fn, LinearInt8PairFn};
 use crate::table::{KernelSet, Row};
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::COLUMNS;
@@ -16,11 +16,11 @@ fn linears(row: &Row<LinearInt8Fn>, layout: &PanelLayout) -> Vec<LinearInt8> {
     [16, 32, 48, 64, 512]
         .into_iter()
         .filter_map(|group| Int8Layout::new(layout, group).ok())
-        .map(|act| LinearInt8 { layout: layout.clone(), act, isa: row.isa, kernel: row.kernel })
+        .map(|act| LinearInt8 { layout: layout.clone(), act, isa: row.isa, kernel: row.kernel, pair: None })
         .collect()
 }
 
-fn integer_schemes(row: &Row<LinearInt8Fn>) -> impl Iterator<Item = bessemer_format::QuantScheme> {
+fn integer_schemes<F>(row: &Row<F>) -> impl Iterator<Item = bessemer_format::QuantScheme> {
     schemes(row.family).filter(|s| !s.elem.is_float())
 }
 
@@ -185,6 +185,77 @@ pub(crate) fn guarded(row: &Row<LinearInt8Fn>) {
                         (Guarded::at_start(&weight), Guarded::at_start(&data), Guarded::at_start(&lanes));
                     linear.tile(&w, 0, &x, &mut out);
                     assert_eq!(bits(end.as_flattened()), bits(out.as_flattened()));
+                }
+            }
+        }
+    }
+}
+
+/// The kernel of two panels under test, beside the portable kernel that gives what it ought to.
+fn pairs(row: &Row<LinearInt8PairFn>, layout: &PanelLayout) -> Vec<LinearInt8> {
+    let portable = KernelSet::for_isa(crate::Isa::Portable).unwrap();
+    [16, 32, 48, 64, 512]
+        .into_iter()
+        .filter_map(|group| portable.linear_int8(layout, group).ok())
+        .map(|linear| LinearInt8 { pair: Some(row.kernel), ..linear })
+        .collect()
+}
+
+/// Two panels at once have the bits of either alone: two of one weight, and one of each of two weights.
+pub(crate) fn pair_is_two(row: &Row<LinearInt8PairFn>) {
+    let mut random = Random::new(26);
+    for scheme in integer_schemes(row) {
+        for (n, k) in [(32, 64), (48, 200), (20, 90), (33, 135), (64, 544)] {
+            let (layout, weight) = packed(&random_rows(&mut random, scheme, n, k));
+            let (_, other) = packed(&random_rows(&mut random, scheme, n, k));
+            for pair in pairs(row, &layout) {
+                let single = LinearInt8 { pair: None, ..pair.clone() };
+                for rows in [1, 4, 5, 6, 7, 8, 13, 60, 67] {
+                    let x = quantised(pair.act(), &random.floats(rows * k));
+                    let (got, want) = (product(&pair, &weight, &x), product(&single, &weight, &x));
+                    assert_eq!(bits(&got), bits(&want), "{scheme} n={n} k={k} rows={rows}");
+                    let both = |linear: &LinearInt8| {
+                        let mut found = Vec::new();
+                        let panels = 0..layout.panels();
+                        linear.for_each_tile_pair(&weight, (linear, &other), panels, &x, |p, first, a, b| {
+                            found.push((p, first, bits(a.as_flattened()), bits(b.as_flattened())));
+                        });
+                        found
+                    };
+                    assert_eq!(both(&pair), both(&single), "{scheme} n={n} k={k} rows={rows}: two weights");
+                }
+            }
+        }
+    }
+}
+
+/// No access outside of any buffer.
+pub(crate) fn pair_guarded(row: &Row<LinearInt8PairFn>) {
+    let mut random = Random::new(27);
+    for scheme in integer_schemes(row) {
+        for k in [1, 31, 50, 96, 530] {
+            let weights = [0, 1].map(|_| packed(&random_rows(&mut random, scheme, 16, k)));
+            let layout = &weights[0].0;
+            for pair in pairs(row, layout) {
+                for rows in 4..=13 {
+                    let data = quantised(pair.act(), &random.floats(rows * k));
+                    let lanes: Vec<Lane> = vec![[0.0; COLUMNS]; rows];
+                    let run = |[a, b]: [Guarded<u8>; 2], x: Guarded<u8>, mut out: [Guarded<Lane>; 2]| {
+                        let [out_a, out_b] = &mut out;
+                        pair.tiles([(&a, 0), (&b, 0)], &x, [out_a, out_b]);
+                        out.map(|out| bits(out.as_flattened()))
+                    };
+                    let end = run(
+                        weights.each_ref().map(|(_, weight)| Guarded::at_end(weight)),
+                        Guarded::at_end(&data),
+                        [Guarded::at_end(&lanes), Guarded::at_end(&lanes)],
+                    );
+                    let start = run(
+                        weights.each_ref().map(|(_, weight)| Guarded::at_start(weight)),
+                        Guarded::at_start(&data),
+                        [Guarded::at_start(&lanes), Guarded::at_start(&lanes)],
+                    );
+                    assert_eq!(end, start);
                 }
             }
         }

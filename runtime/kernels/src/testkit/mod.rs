@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod data;
+pub(crate) mod gated;
 pub(crate) mod guard;
 pub(crate) mod linear_bf16;
 pub(crate) mod linear_f32;

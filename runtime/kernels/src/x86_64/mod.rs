@@ -15,9 +15,10 @@ macro_rules! portable_with {
     ($features:literal) => {
         /// The portable kernels for every scheme with this instruction set's vectors and fused multiply-add.
         pub(crate) mod any {
-            use crate::linear::{Lane, portable};
+            use crate::linear::{Lane, gate, portable};
             use bessemer_format::PanelLayout;
             use bessemer_format::act::Int8Layout;
+            use bessemer_format::plan::Gate;
 
             /// [`crate::linear::LinearF32Fn`] for every scheme.
             #[target_feature(enable = $features)]
@@ -41,6 +42,12 @@ macro_rules! portable_with {
                 out: &mut [Lane],
             ) {
                 portable::linear_int8(layout, act, panel, x, out);
+            }
+
+            /// [`crate::linear::GatedFn`].
+            #[target_feature(enable = $features)]
+            pub(crate) fn gated(function: Gate, gates: &mut [Lane], ups: &[Lane]) {
+                gate::gated(function, gates, ups);
             }
         }
     };

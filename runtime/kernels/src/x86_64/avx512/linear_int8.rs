@@ -9,25 +9,56 @@ use bessemer_format::panel::{K_STEP, LINE};
 use bessemer_format::scheme::Offset;
 use std::arch::x86_64::*;
 
-/// Rows that share the unpacked weights: their i32 and f32 accumulators, an unpacked pair of atoms and the scales fill the
+/// Rows of a block that multiplies one panel: their i32 and f32 accumulators, an unpacked pair of atoms and the scales fill the
 /// registers. As many independent sums hide the latency of `vpdpbusd`.
 const BLOCK: usize = 12;
+/// Rows of a block that multiplies two panels. Fewer rows, but a broadcast activation serves two products: with one panel
+/// every `vpdpbusd` needs a load of its own, and the two load ports limit it.
+const PAIR_BLOCK: usize = 5;
+
 /// Declares the kernels, each for the codes of so many bits (8: signed bytes; fewer: unsigned).
 macro_rules! kernels {
-    ($($name:ident: $bits:literal;)*) => {$(
-        /// [`crate::linear::LinearInt8Fn`] for the element of this name.
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-        pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
-            // SAFETY: the caller's promises are those of `linear`.
-            unsafe {
-                if even_groups(act) {
-                    linear::<$bits, EVEN_STEPS>(l, act, panel, x, out)
-                } else {
-                    linear::<$bits, 0>(l, act, panel, x, out)
+    ($($name:ident: $bits:literal;)*) => {
+        $(
+            /// [`crate::linear::LinearInt8Fn`] for the element of this name.
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+            pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
+                // SAFETY: the caller's promises are those of `linear`.
+                unsafe {
+                    if even_groups(act) {
+                        linear::<$bits, EVEN_STEPS>(l, act, panel, x, out)
+                    } else {
+                        linear::<$bits, 0>(l, act, panel, x, out)
+                    }
                 }
             }
+        )*
+
+        /// Kernels of two panels.
+        pub(crate) mod pair {
+            use super::*;
+            $(
+                /// [`crate::linear::LinearInt8PairFn`] for the element of this name.
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+                pub(crate) unsafe fn $name(
+                    l: &PanelLayout,
+                    act: &Int8Layout,
+                    panels: [&[u8]; 2],
+                    x: &[u8],
+                    out: [&mut [Lane]; 2],
+                ) {
+                    // SAFETY: the caller's promises are those of `linear_pair`.
+                    unsafe {
+                        if even_groups(act) {
+                            linear_pair::<$bits, EVEN_STEPS>(l, act, panels, x, out)
+                        } else {
+                            linear_pair::<$bits, 0>(l, act, panels, x, out)
+                        }
+                    }
+                }
+            )*
         }
-    )*};
+    };
 }
 kernels! {
     u2: 2;
@@ -63,12 +94,12 @@ unsafe fn linear<const BITS: usize, const STEPS: usize>(
         // SAFETY: `block` and the rows of `x` before its end are `rows` long; the rest is the caller's promise.
         unsafe {
             match rows {
-                BLOCK if first => tile::<BITS, STEPS, BLOCK, true>(layout, act, panel, x, block),
-                BLOCK => tile::<BITS, STEPS, BLOCK, false>(layout, act, panel, x, block),
-                8 => tile::<BITS, STEPS, 8, true>(layout, act, panel, x, block),
-                4 => tile::<BITS, STEPS, 4, true>(layout, act, panel, x, block),
-                2 => tile::<BITS, STEPS, 2, true>(layout, act, panel, x, block),
-                _ => tile::<BITS, STEPS, 1, true>(layout, act, panel, x, block),
+                BLOCK if first => tile::<BITS, STEPS, BLOCK, 1, true>(layout, act, [panel], x, [block]),
+                BLOCK => tile::<BITS, STEPS, BLOCK, 1, false>(layout, act, [panel], x, [block]),
+                8 => tile::<BITS, STEPS, 8, 1, true>(layout, act, [panel], x, [block]),
+                4 => tile::<BITS, STEPS, 4, 1, true>(layout, act, [panel], x, [block]),
+                2 => tile::<BITS, STEPS, 2, 1, true>(layout, act, [panel], x, [block]),
+                _ => tile::<BITS, STEPS, 1, 1, true>(layout, act, [panel], x, [block]),
             }
         }
         first = false;
@@ -78,15 +109,63 @@ unsafe fn linear<const BITS: usize, const STEPS: usize>(
 }
 
 /// # Safety
-/// As [`linear`], with `out.len() == ROWS` and at least as many rows in `x`.
+/// As [`crate::linear::LinearInt8PairFn`], for codes as [`linear`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const PREFETCH: bool>(
+unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
     layout: &PanelLayout,
     act: &Int8Layout,
-    panel: &[u8],
+    panels: [&[u8]; 2],
+    mut x: &[u8],
+    mut out: [&mut [Lane]; 2],
+) {
+    let mut first = true;
+    while !out[0].is_empty() {
+        let rows = match out[0].len() {
+            // Three and three, rather than five and one.
+            6 => 3,
+            PAIR_BLOCK.. => PAIR_BLOCK,
+            few => few,
+        };
+        let [(a, rest_a), (b, rest_b)] = out.map(|out| out.split_at_mut(rows));
+        let block = [a, b];
+        // SAFETY: as in `linear`.
+        unsafe {
+            match rows {
+                PAIR_BLOCK if first => {
+                    tile::<BITS, STEPS, PAIR_BLOCK, 2, true>(layout, act, panels, x, block);
+                }
+                PAIR_BLOCK => tile::<BITS, STEPS, PAIR_BLOCK, 2, false>(layout, act, panels, x, block),
+                4 => tile::<BITS, STEPS, 4, 2, true>(layout, act, panels, x, block),
+                3 => tile::<BITS, STEPS, 3, 2, true>(layout, act, panels, x, block),
+                2 => tile::<BITS, STEPS, 2, 2, true>(layout, act, panels, x, block),
+                _ => tile::<BITS, STEPS, 1, 2, true>(layout, act, panels, x, block),
+            }
+        }
+        first = false;
+        x = &x[rows * act.row_bytes()..];
+        out = [rest_a, rest_b];
+    }
+}
+
+/// `ROWS` rows by `PANELS` panels.
+///
+/// # Safety
+/// As [`linear`], with every `out` and at least as many rows in `x` of length `ROWS`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile<
+    const BITS: usize,
+    const STEPS: usize,
+    const ROWS: usize,
+    const PANELS: usize,
+    const PREFETCH: bool,
+>(
+    layout: &PanelLayout,
+    act: &Int8Layout,
+    panels: [&[u8]; PANELS],
     x: &[u8],
-    out: &mut [Lane],
+    out: [&mut [Lane]; PANELS],
 ) {
     let Some(levels) = layout.scheme().scale else { return };
     let (constant, float) = match layout.scheme().offset {
@@ -103,8 +182,8 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
     let mut scales_x = x.as_ptr().wrapping_add(act.scales_at());
     let mut products_x = x.as_ptr().wrapping_add(act.products_at());
     let mut x = x.as_ptr();
-    let mut codes = panel.as_ptr();
-    let mut acc = [_mm512_setzero_ps(); ROWS];
+    let mut codes = panels.map(<[u8]>::as_ptr);
+    let mut acc = [[_mm512_setzero_ps(); PANELS]; ROWS];
     let broadcast_i32 = |p: *const u8, row: usize| {
         // SAFETY: called for four codes of a row only.
         unsafe { _mm512_set1_epi32(p.add(row * row_bytes).cast::<i32>().read_unaligned()) }
@@ -113,71 +192,92 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
         // SAFETY: called for a scale or product of a row only.
         unsafe { _mm512_set1_ps(p.add(row * row_bytes).cast::<f32>().read_unaligned()) }
     };
-    for r in 0..layout.runs() {
-        // SAFETY: every run, with its codes, scales and offsets, lies inside the panel. A group lies inside a row of
+    // Runs are as long as the first, but for the last. What a run is is not asked again within the loop.
+    let runs = layout.runs();
+    let run = |r: usize| (layout.run_code_bytes(r), layout.run_len(r).div_ceil(K_STEP));
+    let (whole, last) = (run(0), run(runs - 1));
+    let side_bytes = layout.scale_bytes() + layout.offset_bytes();
+    for r in 0..runs {
+        let (code_bytes, steps) = if r + 1 < runs { whole } else { last };
+        // SAFETY: every run, with its codes, scales and offsets, lies inside its panel. A group lies inside a row of
         // `x`, and so do its scale, sum and product; `ROWS` rows are there.
         unsafe {
-            let side = codes.add(layout.run_code_bytes(r));
-            let scale = load16(levels.inner.ty, side);
-            let offset = match float {
+            let side = codes.map(|codes| codes.add(code_bytes));
+            let scale = side.map(|side| load16(levels.inner.ty, side));
+            let offset = side.map(|side| match float {
                 Some(ty) => load16(ty, side.add(layout.scale_bytes())),
                 None => _mm512_setzero_ps(),
-            };
+            });
             if PREFETCH {
-                prefetch(side);
+                for side in side {
+                    prefetch(side);
+                }
             }
-            let steps = layout.run_len(r).div_ceil(K_STEP);
             let mut step = 0;
             while step < steps {
-                let mut isum = [_mm512_setzero_si512(); ROWS];
+                let mut isum = [[_mm512_setzero_si512(); PANELS]; ROWS];
                 if constant != 0 {
                     for row in 0..ROWS {
                         let sum = broadcast_i32(sums_x, row);
-                        isum[row] = if STEPS > 0 {
+                        let start = if STEPS > 0 {
                             // The sums of 32 codes fit 16 bits: the low half of each lane times -constant; the high
                             // half times zero.
-                            _mm512_dpwssd_epi32(isum[row], minus_constant_low, sum)
+                            _mm512_dpwssd_epi32(_mm512_setzero_si512(), minus_constant_low, sum)
                         } else {
                             _mm512_mullo_epi32(minus_constant, sum)
                         };
+                        isum[row] = [start; PANELS];
                     }
                 }
                 let group_steps = if STEPS > 0 { STEPS } else { (steps - step).min(act.group / K_STEP) };
                 for step in step..step + group_steps {
                     if PREFETCH {
                         for line in 0..BITS.div_ceil(2) {
-                            prefetch(codes.add(step * BITS * LINE / 2 + line * LINE));
+                            for codes in codes {
+                                prefetch(codes.add(step * BITS * LINE / 2 + line * LINE));
+                            }
                         }
                     }
-                    let atoms = four_atoms::<BITS>(codes, steps, step);
-                    for (i, atom) in atoms.into_iter().enumerate() {
+                    let atoms = codes.map(|codes| four_atoms::<BITS>(codes, steps, step));
+                    for i in 0..4 {
                         for row in 0..ROWS {
-                            isum[row] =
-                                _mm512_dpbusd_epi32(isum[row], atom, broadcast_i32(x.add(4 * i), row));
+                            let x = broadcast_i32(x.add(4 * i), row);
+                            for panel in 0..PANELS {
+                                isum[row][panel] = _mm512_dpbusd_epi32(isum[row][panel], atoms[panel][i], x);
+                            }
                         }
                     }
                     x = x.add(K_STEP);
                 }
                 step += group_steps;
                 for row in 0..ROWS {
-                    let t = _mm512_mul_ps(scale, broadcast_f32(scales_x, row));
-                    acc[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[row]), t, acc[row]);
+                    let scale_x = broadcast_f32(scales_x, row);
+                    for panel in 0..PANELS {
+                        let t = _mm512_mul_ps(scale[panel], scale_x);
+                        acc[row][panel] =
+                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[row][panel]), t, acc[row][panel]);
+                    }
                 }
                 if float.is_some() {
                     for row in 0..ROWS {
-                        acc[row] = _mm512_fmadd_ps(offset, broadcast_f32(products_x, row), acc[row]);
+                        let product_x = broadcast_f32(products_x, row);
+                        for panel in 0..PANELS {
+                            acc[row][panel] = _mm512_fmadd_ps(offset[panel], product_x, acc[row][panel]);
+                        }
                     }
                 }
                 scales_x = scales_x.wrapping_add(4);
                 products_x = products_x.wrapping_add(4);
                 sums_x = sums_x.wrapping_add(4);
             }
-            codes = side.add(layout.scale_bytes() + layout.offset_bytes());
+            codes = side.map(|side| side.add(side_bytes));
         }
     }
-    for (out, acc) in out.iter_mut().zip(acc) {
-        // SAFETY: a lane is 16 floats.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), acc) };
+    for (panel, out) in out.into_iter().enumerate() {
+        for (out, acc) in out.iter_mut().zip(acc) {
+            // SAFETY: a lane is 16 floats.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), acc[panel]) };
+        }
     }
 }
 
