@@ -141,6 +141,7 @@ const ISLANDS: &[&str] = &[
     // Where a kernel of a set is called: the set exists only on hosts that run it.
     "runtime/kernels/src/attention/mod.rs",
     "runtime/kernels/src/linear/bf16.rs",
+    "runtime/kernels/src/linear/gate.rs",
     "runtime/kernels/src/linear/mod.rs",
     "runtime/kernels/src/testkit/",
     "runtime/src/code.rs",
