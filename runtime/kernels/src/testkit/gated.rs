@@ -8,7 +8,8 @@ use crate::table::Row;
 use bessemer_format::panel::COLUMNS;
 use bessemer_format::plan::Gate;
 
-const FUNCTIONS: [(Gate, fn(f32) -> f32); 3] =
+type Definition = fn(f32) -> f32;
+const FUNCTIONS: [(Gate, Definition); 3] =
     [(Gate::Silu, silu), (Gate::Gelu, gelu), (Gate::GeluTanh, gelu_tanh)];
 
 fn kernel(row: &Row<GatedFn>, function: Gate) -> Gated {
