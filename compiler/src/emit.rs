@@ -1,7 +1,7 @@
 //! Text for people: the plan and the graph.
 
 use bessemer_format::nest::{Base, Extent, Index, Nest, Stmt, Sym};
-use bessemer_format::plan::{Arg, Buffer, Home, Plan, Program, RowCount, StepKind};
+use bessemer_format::plan::{Arg, Buffer, Home, Output, Plan, Program, RowCount, StepKind};
 use bessemer_ir::{Graph, Op};
 use std::fmt::Write as _;
 
@@ -39,6 +39,10 @@ pub fn plan(plan: &Plan) -> String {
         "model vocab {} context {} hidden {} layers {}",
         m.vocab, m.context, m.hidden, m.layers
     );
+    if m.output != Output::Logits {
+        let _ =
+            writeln!(out, "gives {:?} of {} sequences", m.output, if m.whole { "whole" } else { "growing" });
+    }
     for (i, state) in plan.states.iter().enumerate() {
         let _ = writeln!(out, "state {i} {state:?}");
     }

@@ -17,6 +17,8 @@ pub struct Batch<'a> {
 pub(crate) struct Entry<'a> {
     pub(crate) sequence: &'a mut Sequence,
     pub(crate) tokens: &'a [u32],
+    /// Which part of a pair each token belongs to; empty where there is no pair.
+    pub(crate) types: &'a [u32],
     pub(crate) want: Want<'a>,
 }
 
@@ -27,7 +29,7 @@ pub enum Want<'a> {
     None,
     /// Of the last token.
     Last,
-    /// Of every token. A row of logits is as long as the vocabulary.
+    /// Of every token. A row of logits is as long as the vocabulary (or as what else the model gives).
     All,
     /// Of the tokens whose flag is set; a flag for each token.
     Mask(&'a [bool]),
@@ -61,7 +63,18 @@ impl<'a> Batch<'a> {
 
     /// Adds `tokens` that follow what `sequence` holds. Gives the number of the entry, which [`Logits::of`] takes.
     pub fn push(&mut self, sequence: &'a mut Sequence, tokens: &'a [u32], want: Want<'a>) -> usize {
-        self.entries.push(Entry { sequence, tokens, want });
+        self.push_pair(sequence, tokens, &[], want)
+    }
+
+    /// As [`Batch::push`] for a pair of texts: `types` says for each token whether it belongs to the first (0) or the second (1).
+    pub fn push_pair(
+        &mut self,
+        sequence: &'a mut Sequence,
+        tokens: &'a [u32],
+        types: &'a [u32],
+        want: Want<'a>,
+    ) -> usize {
+        self.entries.push(Entry { sequence, tokens, types, want });
         self.entries.len() - 1
     }
 
@@ -106,11 +119,11 @@ impl CancelHandle {
     }
 }
 
-/// The logits of a forward pass, borrowed from the worker until the next one.
+/// The results of a forward pass (logits, or what else the model gives), borrowed from the worker until the next one.
 #[derive(Clone, Copy, Debug)]
 pub struct Logits<'a> {
     pub(crate) data: &'a [f32],
-    pub(crate) vocab: usize,
+    pub(crate) width: usize,
     pub(crate) entries: &'a [Range<usize>],
 }
 
@@ -121,26 +134,26 @@ impl<'a> Logits<'a> {
     /// If the batch had no such entry.
     pub fn of(&self, entry: usize) -> Rows<'a> {
         let Range { start, end } = self.entries[entry];
-        Rows { data: &self.data[start * self.vocab..end * self.vocab], vocab: self.vocab }
+        Rows { data: &self.data[start * self.width..end * self.width], width: self.width }
     }
 
     /// Rows of all entries.
     pub fn all(&self) -> Rows<'a> {
-        Rows { data: self.data, vocab: self.vocab }
+        Rows { data: self.data, width: self.width }
     }
 }
 
-/// Rows of logits, each as long as the vocabulary.
+/// Rows of results, of logits each as long as the vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rows<'a> {
     data: &'a [f32],
-    vocab: usize,
+    width: usize,
 }
 
 impl<'a> Rows<'a> {
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.data.len() / self.vocab
+        self.data.len() / self.width
     }
 
     /// Whether there is no row.
@@ -155,7 +168,7 @@ impl<'a> Rows<'a> {
 
     /// Row after row.
     pub fn iter(&self) -> std::slice::ChunksExact<'a, f32> {
-        self.data.chunks_exact(self.vocab)
+        self.data.chunks_exact(self.width)
     }
 
     /// All rows, one behind the other.
@@ -167,7 +180,7 @@ impl<'a> Rows<'a> {
 impl std::ops::Index<usize> for Rows<'_> {
     type Output = [f32];
     fn index(&self, row: usize) -> &[f32] {
-        &self.data[row * self.vocab..(row + 1) * self.vocab]
+        &self.data[row * self.width..(row + 1) * self.width]
     }
 }
 

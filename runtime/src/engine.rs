@@ -172,7 +172,7 @@ impl Engine {
         MemoryEstimate {
             cache: state::block_bytes(plan, kv).saturating_mul(blocks),
             arena: arena.unwrap_or(0),
-            logits: 4 * u64::from(plan.model.vocab),
+            logits: 4 * u64::from(plan.model.output_width()),
         }
     }
 

@@ -3,6 +3,7 @@
 //! * [`Engine`]: an opened engine file, immutable and shared.
 //! * [`Worker`]: threads, activations and the KV cache; runs one [`Batch`] at a time.
 //! * [`Sequence`]: the state of one text; can be forked, truncated, saved and loaded.
+//! * [`Embedder`]: vectors and scores of texts.
 //! * [`Session`]: one text on a shared worker, and [generation](Session::generate) as an iterator.
 //!
 //! Whatever the number of threads and however tokens are cut into batches, the logits of a sequence are the same bit
@@ -14,6 +15,7 @@
 mod batch;
 mod bind;
 mod code;
+mod embed;
 mod engine;
 mod error;
 mod exec;
@@ -30,8 +32,9 @@ mod worker;
 
 pub use batch::{Batch, CancelHandle, Logits, Rows, Want};
 pub use bessemer_format::manifest::{Hash, KvElem, Manifest};
-pub use bessemer_format::plan::Plan;
+pub use bessemer_format::plan::{Output, Plan};
 pub use bessemer_kernels::Isa;
+pub use embed::{EmbedError, EmbedInput, Embedder};
 pub use engine::{Engine, MemoryEstimate, NestPath};
 pub use error::{EngineError, RunError, SnapshotError};
 pub use exec::{Profile, StepResult, StepTime};

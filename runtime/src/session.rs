@@ -5,6 +5,7 @@ use crate::error::RunError;
 use crate::generate::{Generate, Generation};
 use crate::state::Sequence;
 use crate::worker::Worker;
+use bessemer_format::plan::Output;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -43,7 +44,13 @@ pub struct Session {
 impl Session {
     /// A session without tokens.
     pub fn new(worker: &Arc<Mutex<Worker>>) -> Result<Self, RunError> {
-        let sequence = lock(worker)?.sequence();
+        let sequence = {
+            let worker = lock(worker)?;
+            if worker.engine().plan().model.output != Output::Logits {
+                return Err(RunError::NoLogits);
+            }
+            worker.sequence()
+        };
         Ok(Self { worker: Arc::clone(worker), sequence, tokens: Vec::new(), logits: Vec::new() })
     }
 

@@ -252,13 +252,14 @@ impl Worker {
             entry.sequence.trim();
         }
         result?;
-        let vocab = self.vocab();
+        let width = self.width();
         let rows = self.logit_entries.last().map_or(0, |r| r.end);
-        Ok(Logits { data: &self.logits[..rows * vocab], vocab, entries: &self.logit_entries })
+        Ok(Logits { data: &self.logits[..rows * width], width, entries: &self.logit_entries })
     }
 
-    fn vocab(&self) -> usize {
-        self.engine.plan().model.vocab as usize
+    /// Elements of a row of results.
+    fn width(&self) -> usize {
+        self.engine.plan().model.output_width() as usize
     }
 
     /// Everything that a caller can get wrong, before anything is changed.
@@ -277,6 +278,12 @@ impl Worker {
             if let Some((index, &token)) = e.tokens.iter().enumerate().find(|(_, t)| **t >= model.vocab) {
                 return Err(RunError::Token { token, entry, index, vocab: model.vocab });
             }
+            if model.whole && (len > 0 || tokens > self.max_rows) {
+                return Err(RunError::Whole { entry, len, tokens, rows: self.max_rows });
+            }
+            if !e.types.is_empty() && (e.types.len() != tokens || e.types.iter().any(|t| *t > 1)) {
+                return Err(RunError::Types { entry, found: e.types.len(), tokens });
+            }
             if let crate::batch::Want::Mask(mask) = e.want
                 && mask.len() != tokens
             {
@@ -294,14 +301,15 @@ impl Worker {
             entry.sequence.reserve(entry.tokens.len())?;
         }
         let rows = self.logit_entries.last().map_or(0, |r| r.end);
-        if self.logits.len() < rows * self.vocab() {
-            self.logits.resize(rows * self.vocab(), 0.0);
+        if self.logits.len() < rows * self.width() {
+            self.logits.resize(rows * self.width(), 0.0);
         }
         Ok(())
     }
 
     /// Cuts the batch into passes of at most `max_rows` rows and runs them.
     fn passes(&mut self, batch: &mut Batch<'_>, watch: &mut Option<Watch<'_>>) -> Result<(), RunError> {
+        let whole = self.engine.plan().model.whole;
         let (mut entry, mut first, mut logits) = (0, 0, 0);
         loop {
             self.pieces.clear();
@@ -310,6 +318,9 @@ impl Worker {
                 && let Some(e) = batch.entries.get(entry)
             {
                 let tokens = room.min(e.tokens.len() - first);
+                if whole && tokens < e.tokens.len() {
+                    break; // It fits into the next pass: `check` made sure.
+                }
                 if tokens > 0 {
                     self.pieces.push(Piece { entry, first, tokens });
                 }
@@ -338,7 +349,7 @@ impl Worker {
         done: usize,
         watch: &mut Option<Watch<'_>>,
     ) -> Result<(), RunError> {
-        let vocab = self.vocab();
+        let width = self.width();
         let inputs = &self.inputs;
         let (rows, logit_rows) = (inputs.tokens.len(), inputs.logit_rows.len());
         let programs = self.engine.programs_for(rows);
@@ -349,7 +360,7 @@ impl Worker {
             file: self.engine.bytes(),
             nests: &self.nests,
             arena: self.arena.bytes(),
-            logits: SharedBytes::read_write(&mut self.logits[done * vocab..(done + logit_rows) * vocab]),
+            logits: SharedBytes::read_write(&mut self.logits[done * width..(done + logit_rows) * width]),
             inputs,
             syms: [rows, logit_rows, inputs.spans.len(), inputs.table_stride].map(|n| n as i64),
             state: &self.state,
@@ -372,6 +383,9 @@ impl Inputs {
             &mut self.logit_rows,
             &mut self.block_table,
             &mut self.table_starts,
+            &mut self.token_types,
+            &mut self.first_rows,
+            &mut self.last_positions,
         ] {
             array.clear();
         }
@@ -385,6 +399,7 @@ impl Inputs {
             let first_row = self.tokens.len();
             self.spans.push(Span { first_row, rows: piece.tokens, sequence, position });
             for i in 0..piece.tokens {
+                self.last_positions.push((position + piece.tokens - 1) as i32);
                 let position = position + i;
                 self.tokens.push(entry.tokens[piece.first + i] as i32);
                 self.positions.push(position as i32);
@@ -392,6 +407,8 @@ impl Inputs {
                 self.slots.push((table[position / TOKENS] as usize * TOKENS + position % TOKENS) as i32);
                 self.sequences.push(sequence as i32);
                 self.table_starts.push((sequence * self.table_stride) as i32);
+                self.token_types.push(entry.types.get(piece.first + i).copied().unwrap_or(0) as i32);
+                self.first_rows.push(first_row as i32);
                 if entry.want.of(piece.first + i, entry.tokens.len()) {
                     self.logit_rows.push((first_row + i) as i32);
                 }

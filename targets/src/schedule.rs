@@ -16,7 +16,7 @@ use bessemer_format::plan::{
 use bessemer_format::{Compute, PanelLayout, QuantScheme, kv};
 use bessemer_ir::attr;
 use bessemer_ir::{DType, Dim, Graph, Layout, NodeId, Op, Recipe, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Tokens of an attention chunk. Small enough that one decode row over 512 tokens keeps two threads busy.
 const ATTENTION_CHUNK: u32 = 128;
@@ -122,6 +122,8 @@ impl Shared {
             state_elems: 0,
         };
         let mut offset = 0u64;
+        let kept = kept_layers(graph);
+        let mut passing = 0;
         for &node in order {
             match graph.op(node) {
                 Op::Const { recipe } => {
@@ -140,11 +142,20 @@ impl Shared {
                         block_elems: 0,
                     };
                     shared.layers.insert(*layer, state);
-                    shared.state_elems += elems;
+                    if kept.contains(layer) {
+                        shared.state_elems += elems;
+                    } else {
+                        passing = elems.max(passing);
+                    }
                 }
                 _ => {}
             }
         }
+        // What no pass leaves behind is needed by its own layer only: one place serves all, behind what is kept.
+        for (_, state) in shared.layers.iter_mut().filter(|(layer, _)| !kept.contains(layer)) {
+            state.first_elem = shared.state_elems;
+        }
+        shared.state_elems += passing;
         for state in shared.layers.values_mut() {
             state.block_elems = shared.state_elems;
         }
@@ -180,6 +191,22 @@ impl Shared {
         self.nests.push(nest);
         self.nests.len() as u32 - 1
     }
+}
+
+/// The layers whose state is an operand of the output: what a pass leaves behind.
+fn kept_layers(graph: &Graph) -> BTreeSet<u32> {
+    let mut kept = BTreeSet::new();
+    let outputs = graph.output().map(|output| graph.operands(output)).unwrap_or_default();
+    for value in outputs.into_iter().filter(|v| graph.ty(*v).dtype == DType::State) {
+        let mut value = Some(value);
+        while let Some(v) = value {
+            if let Op::State { layer, .. } = graph.op(v.node) {
+                kept.insert(*layer);
+            }
+            value = graph.operands(v.node).into_iter().find(|o| graph.ty(*o).dtype == DType::State);
+        }
+    }
+    kept
 }
 
 fn weight_slice(
@@ -341,7 +368,8 @@ impl<'a> ProgramBuilder<'a> {
                 self.state_of.insert(node.into(), *layer);
                 Ok(())
             }
-            Op::Embed {} if self.options.kernels => {
+            // The kernel gathers rows of tokens; tables of positions and the like are small.
+            Op::Embed {} if self.options.kernels && self.is_input(operands[0], Input::Tokens) => {
                 let (tokens, table) = (self.value(operands[0])?, self.weight(operands[1])?);
                 let out = self.result(node.into())?;
                 self.draft(
@@ -364,6 +392,10 @@ impl<'a> ProgramBuilder<'a> {
             Op::Attention { .. } if self.options.kernels => self.attention(node, &operands),
             _ => self.nest(node, &operands),
         }
+    }
+
+    fn is_input(&self, value: Value, input: Input) -> bool {
+        *self.graph.op(value.node) == Op::Input { input }
     }
 
     fn linear(
@@ -530,7 +562,7 @@ impl<'a> ProgramBuilder<'a> {
                         let id = self.value(operands[i])?;
                         reads.push(id);
                         // Rows picked by index cross the row partition.
-                        if matches!(op, Op::SelectRows {}) {
+                        if matches!(op, Op::SelectRows {} | Op::Pool { .. }) {
                             by_row = None;
                         }
                         Arg::Buffer(id)

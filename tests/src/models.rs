@@ -11,6 +11,9 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
+/// Fixtures of the families beside Llama, and their goldens.
+pub const FAMILIES: &[(&str, &str)] = &[("gpt2", "gpt2"), ("gpt2.f32.gguf", "gpt2")];
+
 /// A fixture model: a directory or a `.gguf` file.
 pub fn fixture(name: &str) -> PathBuf {
     root().join("fixtures/models").join(name)

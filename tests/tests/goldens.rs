@@ -3,7 +3,9 @@
 use bessemer_compiler::options::CompileOptions;
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{Batch, KvElem, NestPath, Want, Worker, WorkerOptions};
-use bessemer_tests::models::{Golden, engine, forward, golden, logits, relative_error, trusted_engine};
+use bessemer_tests::models::{
+    FAMILIES, Golden, engine, forward, golden, logits, relative_error, trusted_engine,
+};
 
 /// Fixture and its golden.
 const MODELS: &[(&str, &str)] = &[
@@ -42,7 +44,7 @@ fn prefill_then_steps(worker: &mut Worker, g: &Golden) -> Vec<Vec<f32>> {
 }
 
 fn holds(precision: PrecisionPolicy, kv: KvElem, bound: f64) {
-    for (model, name) in MODELS {
+    for (model, name) in MODELS.iter().chain(FAMILIES) {
         let g = golden(name, "");
         let engine = engine(model, &options(precision));
         let mut worker = Worker::new(&engine, f32_worker().kv(kv)).unwrap();
@@ -68,10 +70,11 @@ fn bf16_engines() {
 
 #[test]
 fn a_mixed_batch_gives_what_its_sequences_give_alone_and_again_after_truncation() {
-    for name in ["gqa_tied", "rope_llama3"] {
+    let families = FAMILIES.iter().filter(|(model, _)| !model.ends_with(".gguf")).map(|(model, _)| *model);
+    for name in ["gqa_tied", "rope_llama3"].into_iter().chain(families) {
         let engine = engine(name, &options(PrecisionPolicy::F32));
         let goldens: Vec<Golden> = (0..3).map(|i| golden(name, &format!("batch.{i}."))).collect();
-        let mut worker = Worker::new(&engine, f32_worker()).unwrap();
+        let mut worker = Worker::new(&engine, f32_worker().max_tokens(256)).unwrap();
         let [mut a, mut b, mut c] = [worker.sequence(), worker.sequence(), worker.sequence()];
         // Before the mixed pass: a is empty, b has all but one token, c all but four.
         let (tb, tc) = (&goldens[1].tokens, &goldens[2].tokens);
@@ -103,7 +106,7 @@ fn a_mixed_batch_gives_what_its_sequences_give_alone_and_again_after_truncation(
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for (model, name) in MODELS {
+    for (model, name) in MODELS.iter().chain(FAMILIES) {
         for precision in [PrecisionPolicy::Source, PrecisionPolicy::F32] {
             let g = golden(name, "");
             let engine = engine(model, &options(precision));
@@ -124,7 +127,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn generated_code_gives_the_bits_of_the_nests() {
-    for (model, name) in MODELS {
+    for (model, name) in MODELS.iter().chain(FAMILIES) {
         for kv in [KvElem::F32, KvElem::Bf16] {
             let g = golden(name, "");
             let options = options(PrecisionPolicy::Source);

@@ -12,7 +12,7 @@ use bessemer_ir::{Graph, Phase};
 use bessemer_oracle::{Oracle, Reading};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{KvElem, WorkerOptions};
-use bessemer_tests::models::{engine, fixture, golden, logits, relative_error};
+use bessemer_tests::models::{FAMILIES, engine, fixture, golden, logits, relative_error};
 
 /// Fixture and its golden.
 const MODELS: &[(&str, &str)] = &[
@@ -47,7 +47,7 @@ fn rows(logits: Logits) -> Vec<Vec<f32>> {
 
 #[test]
 fn exact_reading_and_eager_executor_give_what_transformers_gives() {
-    for (model, name) in MODELS {
+    for (model, name) in MODELS.iter().chain(FAMILIES) {
         let g = golden(name, "");
         let checkpoint = Checkpoint::open(fixture(model)).unwrap();
         let options = CompileOptions::default();
@@ -99,7 +99,7 @@ fn engines_compute_what_their_graph_declares() {
         PrecisionPolicy::Int4 { group: 32 },
     ];
     let (mut rounded, mut tight) = (0, 0);
-    for (model, name) in MODELS {
+    for (model, name) in MODELS.iter().chain(FAMILIES) {
         let g = golden(name, "");
         let checkpoint = Checkpoint::open(fixture(model)).unwrap();
         for precision in policies {

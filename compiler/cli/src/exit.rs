@@ -3,7 +3,7 @@
 use bessemer_format::FormatError;
 use bessemer_runtime::sample::SampleError;
 use bessemer_runtime::text::TextError;
-use bessemer_runtime::{EngineError, GenerateError, RunError};
+use bessemer_runtime::{EmbedError, EngineError, GenerateError, RunError};
 use std::fmt;
 
 /// What `--help` says about exit codes.
@@ -100,12 +100,27 @@ impl From<EngineError> for Failure {
 impl From<RunError> for Failure {
     fn from(e: RunError) -> Self {
         let code = match &e {
-            RunError::Context { .. } | RunError::CacheFull { .. } => Code::Usage,
+            RunError::Context { .. }
+            | RunError::CacheFull { .. }
+            | RunError::Whole { .. }
+            | RunError::NoLogits => Code::Usage,
             RunError::Nest { .. } => Code::Engine,
             RunError::Cancelled => Code::Interrupted,
             _ => Code::Internal,
         };
         Self::new(code, e)
+    }
+}
+
+impl From<EmbedError> for Failure {
+    fn from(e: EmbedError) -> Self {
+        match e {
+            EmbedError::Run(e) => e.into(),
+            EmbedError::Engine(e) => e.into(),
+            EmbedError::Text(e) => e.into(),
+            EmbedError::Logits | EmbedError::NoTokenizer => Self::new(Code::Usage, e),
+            other => Self::new(Code::Internal, other),
+        }
     }
 }
 

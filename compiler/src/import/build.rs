@@ -5,7 +5,8 @@ use super::rope::{Rope, RopePairing, RopeScaling};
 use super::source::{Checkpoint, StoredType};
 use bessemer_format::Compute;
 use bessemer_format::plan::{Input, ModelFacts};
-use bessemer_ir::attr::{BinaryKind, Epilogue, RopeStyle, Segment, UnaryKind};
+use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Segment, UnaryKind};
+use bessemer_ir::recipe::Part;
 use bessemer_ir::{Graph, Op, Recipe, Stored, Value};
 
 /// A model as a graph in phase `Imported`.
@@ -47,8 +48,21 @@ impl<'a> Builder<'a> {
 
     /// A tensor of the checkpoint, as it is stored.
     pub fn weight(&mut self, name: &str) -> Result<Value, ImportError> {
+        let shape: Vec<u64> = self.checkpoint.tensor(name)?.shape.iter().map(|d| *d as u64).collect();
+        let stored = self.stored(name)?;
+        self.add(name, Op::Const { recipe: Recipe::tensor(name, stored, &shape) }, &[])
+    }
+
+    /// A part of a tensor, of shape `shape`, under a name of its own.
+    pub fn part(&mut self, name: &str, part: Part, shape: &[usize], of: &str) -> Result<Value, ImportError> {
+        let shape: Vec<u64> = shape.iter().map(|d| *d as u64).collect();
+        let recipe = Recipe::part(of, self.stored(of)?, part, &shape);
+        self.add(name, Op::Const { recipe }, &[])
+    }
+
+    fn stored(&self, name: &str) -> Result<Stored, ImportError> {
         let info = self.checkpoint.tensor(name)?;
-        let stored = match info.stored {
+        Ok(match info.stored {
             StoredType::F32 => Stored::F32,
             StoredType::F16 => Stored::F16,
             StoredType::BF16 => Stored::Bf16,
@@ -62,9 +76,7 @@ impl<'a> Builder<'a> {
                     .err()
                     .unwrap_or_else(|| unreachable!("an encoding that is not read has no bytes")));
             }
-        };
-        let shape: Vec<u64> = info.shape.iter().map(|d| *d as u64).collect();
-        self.add(name, Op::Const { recipe: Recipe::tensor(name, stored, &shape) }, &[])
+        })
     }
 
     /// A row of `table` for each token.
@@ -86,11 +98,20 @@ impl<'a> Builder<'a> {
         name: &str,
         bias: Option<&str>,
     ) -> Result<Value, ImportError> {
+        let bias = bias.map(|bias| self.weight(bias)).transpose()?;
+        self.linear_of(x, w, name, bias)
+    }
+
+    /// As [`Builder::linear`] for a weight and a bias that are in the graph already.
+    pub fn linear_of(
+        &mut self,
+        x: Value,
+        w: Value,
+        name: &str,
+        bias: Option<Value>,
+    ) -> Result<Value, ImportError> {
         let width = self.graph.ty(w).const_dim(0).unwrap_or(0);
-        let mut operands = vec![x, w];
-        if let Some(bias) = bias {
-            operands.push(self.weight(bias)?);
-        }
+        let operands: Vec<Value> = [x, w].into_iter().chain(bias).collect();
         let segments = vec![Segment { name: name.into(), width, bias: bias.is_some() }];
         // Imported linears compute in f32; the precision pass declares otherwise where weights are integers.
         self.add(name, Op::Linear { segments, epilogue: Epilogue::None, compute: Compute::F32 }, &operands)
@@ -100,6 +121,27 @@ impl<'a> Builder<'a> {
     pub fn rms_norm(&mut self, x: Value, weight: &str, eps: f64) -> Result<Value, ImportError> {
         let w = self.weight(weight)?;
         self.add(weight, Op::RmsNorm { eps: eps as f32 }, &[x, w])
+    }
+
+    /// LayerNorm with tensor `weight` and, where the family has one, tensor `bias`.
+    pub fn layer_norm(
+        &mut self,
+        x: Value,
+        weight: &str,
+        bias: Option<&str>,
+        eps: f64,
+    ) -> Result<Value, ImportError> {
+        let mut operands = vec![x, self.weight(weight)?];
+        if let Some(bias) = bias {
+            operands.push(self.weight(bias)?);
+        }
+        self.add(weight, Op::LayerNorm { eps: eps as f32 }, &operands)
+    }
+
+    /// A row of tensor `table` for each position (or other id).
+    pub fn lookup(&mut self, ids: Value, table: &str) -> Result<Value, ImportError> {
+        let w = self.weight(table)?;
+        self.add(format!("{table}[]"), Op::Embed {}, &[ids, w])
     }
 
     /// Cosines and sines for the rows of this pass.
@@ -178,6 +220,19 @@ impl<'a> Builder<'a> {
         b: Value,
     ) -> Result<Value, ImportError> {
         self.add(name, Op::Binary { kind }, &[a, b])
+    }
+
+    /// One row for each wanted one: its sequence's rows up to it, pooled.
+    pub fn pool(&mut self, x: Value, rows: Value, kind: PoolKind) -> Result<Value, ImportError> {
+        self.add("pool", Op::Pool { kind }, &[x, rows])
+    }
+
+    /// Scales rows of `width` elements to length 1: their root mean square to `1 / sqrt(width)`.
+    pub fn l2_norm(&mut self, x: Value, width: usize) -> Result<Value, ImportError> {
+        let unit = (1.0 / (width as f64).sqrt()) as f32;
+        let w = self.add("unit", Op::Const { recipe: Recipe::values(vec![unit; width]) }, &[])?;
+        // Only a row of zeros is near enough to zero to notice what is added.
+        self.add("l2_norm", Op::RmsNorm { eps: 1e-30 }, &[x, w])
     }
 
     /// The rows whose logits are wanted.

@@ -9,6 +9,8 @@ pub mod config;
 mod error;
 pub mod gguf;
 mod map;
+pub mod names;
+pub mod pooling;
 pub mod rope;
 mod safetensors;
 mod source;

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use super::error::{ImportError, excerpt};
 use super::gguf::{self, GgufMetadata};
 use super::map::map_file;
+use super::pooling;
 use super::safetensors;
 
 const CONFIG: &str = "config.json";
@@ -18,11 +19,14 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// The files beside config and weights that change what an engine does. Together with those they are the content
 /// of a Hugging Face directory; a README is not.
-const COMPANIONS: [&str; 8] = [
+const COMPANIONS: [&str; 11] = [
+    pooling::POOLING,
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    pooling::MODULES,
+    pooling::SENTENCES,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",

@@ -230,6 +230,10 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
         }
         Op::Embed {} => ops::embed(at.index(0)?, at.constant(1)?),
         Op::RmsNorm { eps } => ops::rms_norm(at.tensor(0)?, at.constant(1)?.vector()?, *eps),
+        Op::LayerNorm { eps } => {
+            let b = if at.node.operands.len() > 2 { Some(at.constant(2)?.vector()?) } else { None };
+            ops::layer_norm(at.tensor(0)?, at.constant(1)?.vector()?, b, *eps)
+        }
         Op::Linear { segments, .. } => {
             let (x, w) = (at.tensor(0)?, at.constant(1)?);
             let bias = segments.first().is_some_and(|s| s.bias);
@@ -256,6 +260,13 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
             let (x, rows) = (at.tensor(0)?, at.index(1)?);
             let width = x.len().checked_div(batch.rows()).unwrap_or(0);
             rows.iter().flat_map(|r| &x[*r as usize * width..(*r as usize + 1) * width]).copied().collect()
+        }
+        Op::Pool { kind } => {
+            let (x, rows) = (at.tensor(0)?, at.index(1)?);
+            let width = x.len().checked_div(batch.rows()).unwrap_or(0);
+            rows.iter()
+                .flat_map(|r| ops::pool(*kind, x, width, batch.first_row(*r as usize), *r as usize))
+                .collect()
         }
         op @ (Op::Const { .. }
         | Op::Output {}

@@ -1,8 +1,8 @@
 //! The ops beside linear, threaded where there is work enough to share.
 
-use crate::vector::{dot, exp, vectorised};
+use crate::vector::{dot, exp, sum, vectorised};
 use crate::weights::Matrix;
-use bessemer_ir::attr::{BinaryKind, RopeStyle, UnaryKind};
+use bessemer_ir::attr::{BinaryKind, PoolKind, RopeStyle, UnaryKind};
 use rayon::prelude::*;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
@@ -46,6 +46,26 @@ pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
             let x = &x[r * w.len()..][..w.len()];
             let factor = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
             out.iter_mut().zip(x).zip(w).for_each(|((o, x), w)| *o = x * factor * w);
+        },
+    );
+    out
+}
+
+pub(crate) fn layer_norm(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32) -> Vec<f32> {
+    let mut out = vec![0f32; x.len()];
+    for_rows(
+        &mut out,
+        w.len(),
+        #[inline(always)]
+        |r, out| {
+            let x = &x[r * w.len()..][..w.len()];
+            let mean = sum(x) / x.len() as f32;
+            out.iter_mut().zip(x).for_each(|(o, x)| *o = x - mean);
+            let factor = 1.0 / (dot(out, out) / x.len() as f32 + eps).sqrt();
+            out.iter_mut().zip(w).for_each(|(o, w)| *o = *o * factor * w);
+            if let Some(b) = b {
+                out.iter_mut().zip(b).for_each(|(o, b)| *o += b);
+            }
         },
     );
     out
@@ -97,6 +117,19 @@ pub(crate) fn binary(kind: BinaryKind, mut a: Vec<f32>, b: &[f32]) -> Vec<f32> {
         },
     );
     a
+}
+
+/// The mean, or the first, of rows `first..=last`.
+pub(crate) fn pool(kind: PoolKind, x: &[f32], width: usize, first: usize, last: usize) -> Vec<f32> {
+    let mut out = x[first * width..(first + 1) * width].to_vec();
+    if kind == PoolKind::Mean {
+        for row in x[(first + 1) * width..(last + 1) * width].chunks_exact(width) {
+            out.iter_mut().zip(row).for_each(|(o, v)| *o += v);
+        }
+        let count = (last - first + 1) as f32;
+        out.iter_mut().for_each(|o| *o /= count);
+    }
+    out
 }
 
 pub(crate) fn rope_table(positions: &[u32], inv_freq: &[f32], factor: f32) -> Vec<f32> {

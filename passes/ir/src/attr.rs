@@ -2,7 +2,7 @@
 //!
 //! An attribute prints as it parses; the op table calls [`Attr`] for every field, so a new op has text at once.
 
-use crate::recipe::{Origin, Recipe, Transform};
+use crate::recipe::{Origin, Part, Recipe, Transform};
 use crate::stored::Stored;
 use crate::text::Cursor;
 use bessemer_format::plan::{Gate, Input};
@@ -45,6 +45,15 @@ pub enum RopeStyle {
     Half,
     /// Element 2i with 2i + 1.
     Interleaved,
+}
+
+/// How the rows of a sequence become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolKind {
+    /// Their mean.
+    Mean,
+    /// The first of them.
+    First,
 }
 
 /// A scalar function of one number.
@@ -189,11 +198,13 @@ words!(Epilogue {
     "geglu" => Epilogue::Gated(Gate::Gelu), "geglu_tanh" => Epilogue::Gated(Gate::GeluTanh),
 });
 words!(RopeStyle { "half" => RopeStyle::Half, "interleaved" => RopeStyle::Interleaved });
+words!(PoolKind { "mean" => PoolKind::Mean, "first" => PoolKind::First });
 words!(BinaryKind { "add" => BinaryKind::Add, "mul" => BinaryKind::Mul });
 words!(Input {
     "tokens" => Input::Tokens, "positions" => Input::Positions, "slots" => Input::Slots,
     "sequences" => Input::Sequences, "logit_rows" => Input::LogitRows, "block_table" => Input::BlockTable,
-    "table_starts" => Input::TableStarts,
+    "table_starts" => Input::TableStarts, "token_types" => Input::TokenTypes, "first_rows" => Input::FirstRows,
+    "last_positions" => Input::LastPositions,
 });
 words!(Stored {
     "F32" => Stored::F32, "F16" => Stored::F16, "BF16" => Stored::Bf16,
@@ -315,18 +326,47 @@ impl Attr for Scalar {
     }
 }
 
-/// `tensor "name" Q4_1 [576, 576]`, `random 7 0.5 [64, 64]`, `values [1.0, 2.0] [2]`, then `| transform` …
+/// Nothing for the whole, else `rows 64 by 32 every 96` or `columns 0 by 64 every 64 of 192`.
+impl Attr for Part {
+    fn print(&self, out: &mut String) {
+        match self {
+            Part::Whole => {}
+            Part::Rows { first, block, stride } => {
+                out.push_str(&format!(" rows {first} by {block} every {stride}"));
+            }
+            Part::Columns { first, block, stride, width } => {
+                out.push_str(&format!(" columns {first} by {block} every {stride} of {width}"));
+            }
+        }
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let columns = c.eat("columns");
+        if !columns && !c.eat("rows") {
+            return Ok(Part::Whole);
+        }
+        let first = u64::parse(c)?;
+        c.expect_word("by")?;
+        let block = u64::parse(c)?;
+        c.expect_word("every")?;
+        let stride = u64::parse(c)?;
+        if !columns {
+            return Ok(Part::Rows { first, block, stride });
+        }
+        c.expect_word("of")?;
+        Ok(Part::Columns { first, block, stride, width: u64::parse(c)? })
+    }
+}
+
+/// `tensor "name" Q4_1 [576, 576]`, `tensor "name" F32 rows 0 by 64 every 192 [64, 64]`, `random 7 0.5 [64, 64]`, `values [1.0, 2.0] [2]`, then `| transform` …
 impl Attr for Recipe {
     fn print(&self, out: &mut String) {
         match &self.origin {
-            Origin::Tensor { name, stored, first_row } => {
+            Origin::Tensor { name, stored, part } => {
                 out.push_str("tensor ");
                 name.print(out);
                 out.push(' ');
                 stored.print(out);
-                if *first_row > 0 {
-                    out.push_str(&format!(" from {first_row}"));
-                }
+                part.print(out);
             }
             Origin::Random { seed, scale } => out.push_str(&format!("random {seed} {scale:?}")),
             Origin::Values(values) => {
@@ -353,15 +393,7 @@ impl Attr for Recipe {
     fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
         let origin = match c.word() {
             "tensor" => {
-                let (name, stored, rest) = (c.string()?, Stored::parse(c)?, c.clone());
-                let first_row = match c.word() {
-                    "from" => u64::parse(c)?,
-                    _ => {
-                        *c = rest;
-                        0
-                    }
-                };
-                Origin::Tensor { name, stored, first_row }
+                Origin::Tensor { name: c.string()?, stored: Stored::parse(c)?, part: Part::parse(c)? }
             }
             "random" => Origin::Random { seed: u64::parse(c)?, scale: f32::parse(c)? },
             "values" => Origin::Values(Vec::parse(c)?),

@@ -71,6 +71,8 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Sequence of each row.
     pub sequences: Vec<u32>,
+    /// Part of a pair that each row belongs to: 0, for texts that are none.
+    pub token_types: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
 }
@@ -94,6 +96,7 @@ impl Batch {
             batch.tokens.extend(part.tokens);
             batch.positions.extend(start as u32..end as u32);
             batch.sequences.resize(batch.tokens.len(), sequence as u32);
+            batch.token_types.resize(batch.tokens.len(), 0);
             let end_row = batch.tokens.len() as u32;
             match part.logits {
                 Wanted::None => {}
@@ -109,6 +112,11 @@ impl Batch {
         self.tokens.len()
     }
 
+    /// The first row of the sequence that row `r` belongs to.
+    pub fn first_row(&self, r: usize) -> usize {
+        self.sequences[..r].iter().rposition(|s| *s != self.sequences[r]).map_or(0, |before| before + 1)
+    }
+
     /// The array of an input; `None` for those that speak of memory, which only a plan has.
     pub fn input(&self, input: Input) -> Option<&[u32]> {
         match input {
@@ -116,7 +124,12 @@ impl Batch {
             Input::Positions => Some(&self.positions),
             Input::Sequences => Some(&self.sequences),
             Input::LogitRows => Some(&self.logit_rows),
-            Input::Slots | Input::BlockTable | Input::TableStarts => None,
+            Input::TokenTypes => Some(&self.token_types),
+            Input::Slots
+            | Input::BlockTable
+            | Input::TableStarts
+            | Input::FirstRows
+            | Input::LastPositions => None,
         }
     }
 }

@@ -16,11 +16,14 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             arity(0)?;
             match input {
                 Input::LogitRows => Ok(vec![TensorType::i32([Dim::LogitRows])]),
-                Input::Tokens | Input::Positions | Input::Slots | Input::Sequences => {
+                Input::Tokens | Input::Positions | Input::Slots | Input::Sequences | Input::TokenTypes => {
                     Ok(vec![TensorType::i32([Dim::Rows])])
                 }
                 Input::BlockTable | Input::TableStarts => {
                     Err("the block table is no value of the graph; states stand for it".into())
+                }
+                Input::FirstRows | Input::LastPositions => {
+                    Err("the extent of a sequence is no value of the graph; ops that need it know it".into())
                 }
             }
         }
@@ -42,13 +45,22 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
         }
         Op::Embed {} => {
             arity(2)?;
-            let rows = index_rows(&operands[0], "tokens")?;
+            let rows = index_rows(&operands[0], "ids")?;
             let (_, k) = matrix(&operands[1], "table")?;
             Ok(vec![TensorType::f32([rows, Dim::Const(k)])])
         }
         Op::RmsNorm { eps } => {
             arity(2)?;
             norm(*eps, &operands[0], &operands[1])?;
+            Ok(vec![operands[0].clone()])
+        }
+        Op::LayerNorm { eps } => {
+            if !(2..=3).contains(&operands.len()) {
+                return Err(format!("takes 2 or 3 operands, has {}", operands.len()));
+            }
+            let (_, width) = activation(&operands[0], "x")?;
+            norm(*eps, &operands[0], &operands[1])?;
+            operands.get(2).map_or(Ok(()), |b| expect_vector(b, width, "b"))?;
             Ok(vec![operands[0].clone()])
         }
         Op::AddRmsNorm { eps } => {
@@ -149,7 +161,7 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             }
             Ok(vec![first.clone()])
         }
-        Op::SelectRows {} => {
+        Op::SelectRows {} | Op::Pool { .. } => {
             arity(2)?;
             let (_, width) = activation(&operands[0], "x")?;
             let rows = index_rows(&operands[1], "rows")?;

@@ -1,6 +1,6 @@
 //! The op table: every op of the IR, once. The macro makes the enum, the names, and the text form of the attributes.
 
-use crate::attr::{Attr, BinaryKind, Epilogue, RopeStyle, Scalar, Segment, UnaryKind};
+use crate::attr::{Attr, BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
 use crate::recipe::Recipe;
 use crate::text::Cursor;
 use bessemer_format::Compute;
@@ -84,12 +84,17 @@ ops! {
         /// Where its numbers come from.
         recipe: Recipe,
     }
-    /// `embed(tokens i32[R], table f32[V, k]) -> f32[R, k]`: a row of the table for each token.
+    /// `embed(ids i32[R], table f32[V, k]) -> f32[R, k]`: a row of the table for each token (or position).
     Embed = "embed" {}
     /// `rms_norm(x f32[R, m n], w f32[n]) -> f32[R, m n]`: `x / sqrt(mean(x^2) + eps) * w` of each n elements: of a row, or of each
     /// of its heads.
     RmsNorm = "rms_norm" {
         /// Added to the mean square.
+        eps: f32,
+    }
+    /// `layer_norm(x f32[R, n], w f32[n] [, b f32[n]]) -> f32[R, n]`: `(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * w + b`.
+    LayerNorm = "layer_norm" {
+        /// Added to the variance.
         eps: f32,
     }
     /// `linear(x f32[R, k], (w f32[n, k] [, bias f32[n]])… [, residual f32[R, n]]) -> f32[R, sum n]`:
@@ -148,6 +153,11 @@ ops! {
     }
     /// `select_rows(x f32[R, n], rows i32[L]) -> f32[L, n]`: the rows whose logits are wanted.
     SelectRows = "select_rows" {}
+    /// `pool(x f32[R, n], rows i32[L]) -> f32[L, n]`: for each wanted row, its sequence's rows of this pass up to it become one.
+    Pool = "pool" {
+        /// How.
+        kind: PoolKind,
+    }
     /// `output(logits f32[L, V], state…) -> ()`: what a forward pass leaves behind.
     Output = "output" {}
     /// `add_rms_norm(a f32[R, n], b f32[R, n], w f32[n]) -> (f32[R, n], f32[R, n])`: `s = a + b` and its RMS norm.

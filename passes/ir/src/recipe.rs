@@ -4,6 +4,7 @@
 use crate::stored::Stored;
 use bessemer_format::rows::Rows;
 use bessemer_format::{Elem, Offset, QuantScheme};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Bytes of a checkpoint's tensors.
@@ -30,8 +31,8 @@ pub enum Origin {
         name: String,
         /// Its encoding there.
         stored: Stored,
-        /// The first of its rows (of a vector: elements) that are meant: one tensor may hold several weights, one below the other.
-        first_row: u64,
+        /// Which of its elements.
+        part: Part,
     },
     /// Uniform pseudo-random numbers in `-scale..scale`, for tests and for shapes without weights.
     Random {
@@ -42,6 +43,97 @@ pub enum Origin {
     },
     /// Literal numbers.
     Values(Vec<f32>),
+}
+
+/// Which elements of a stored tensor a constant is. Fused projections are cut apart here, and what is stored transposed is turned.
+/// Of a vector, elements count as rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// All, as they lie.
+    #[default]
+    Whole,
+    /// Row `r` is stored row `first + r / block * stride + r % block`: a slice, or one of several matrices whose rows alternate in blocks.
+    Rows {
+        /// Stored row of row 0.
+        first: u64,
+        /// Consecutive rows.
+        block: u64,
+        /// Stored rows from the start of a block to that of the next.
+        stride: u64,
+    },
+    /// Row `r` is a stored column, counted in the same way.
+    Columns {
+        /// Stored column of row 0.
+        first: u64,
+        /// Consecutive columns.
+        block: u64,
+        /// Stored columns from the start of a block to that of the next.
+        stride: u64,
+        /// Elements of a stored row.
+        width: u64,
+    },
+}
+
+impl Part {
+    /// `count` rows from `first` on.
+    pub const fn rows(first: u64, count: u64) -> Self {
+        Self::Rows { first, block: count, stride: count }
+    }
+
+    /// `count` columns from `first` on of stored rows of `width`.
+    pub const fn columns(first: u64, count: u64, width: u64) -> Self {
+        Self::Columns { first, block: count, stride: count, width }
+    }
+
+    /// The stored bytes of rows `rows` of `k` elements, row-major; `None` where `bytes` does not hold them.
+    fn take<'a>(
+        self,
+        bytes: &'a [u8],
+        stored: Stored,
+        k: usize,
+        rows: Range<usize>,
+    ) -> Result<Cow<'a, [u8]>, String> {
+        let at = |row: usize, first: u64, block: u64, stride: u64| {
+            let (row, block) = (row as u64, block.max(1));
+            (row / block).checked_mul(stride)?.checked_add(row % block)?.checked_add(first)?.try_into().ok()
+        };
+        let outside = || format!("{} bytes do not hold {self:?} of {k} elements", bytes.len());
+        let blocks = || format!("rows of {k} elements do not divide into {stored:?} blocks");
+        let row_bytes = stored.row_bytes(k).ok_or_else(blocks)?;
+        let slice = |row: Option<usize>, count: usize, len: usize| {
+            let start = row?.checked_mul(len)?;
+            bytes.get(start..start.checked_add(count.checked_mul(len)?)?)
+        };
+        match self {
+            Self::Whole => {
+                slice(Some(rows.start), rows.len(), row_bytes).map(Cow::Borrowed).ok_or_else(outside)
+            }
+            Self::Rows { first, block, stride } => {
+                let mut out = Vec::with_capacity(rows.len() * row_bytes);
+                for row in rows {
+                    out.extend_from_slice(
+                        slice(at(row, first, block, stride), 1, row_bytes).ok_or_else(outside)?,
+                    );
+                }
+                Ok(Cow::Owned(out))
+            }
+            Self::Columns { first, block, stride, width } => {
+                let (1, size) = stored.block() else {
+                    return Err(format!("{stored:?} blocks cannot be transposed"));
+                };
+                let mut out = vec![0; rows.len() * row_bytes];
+                for (r, row) in rows.enumerate() {
+                    let column = at(row, first, block, stride).filter(|c: &usize| (*c as u64) < width);
+                    for i in 0..k {
+                        let element = column.and_then(|c| i.checked_mul(width as usize)?.checked_add(c));
+                        let from = slice(element, 1, size).ok_or_else(outside)?;
+                        out[r * row_bytes + i * size..][..size].copy_from_slice(from);
+                    }
+                }
+                Ok(Cow::Owned(out))
+            }
+        }
+    }
 }
 
 /// A change of the numbers on the way into the engine.
@@ -67,13 +159,19 @@ pub struct Recipe {
 impl Recipe {
     /// A tensor as it stands in the checkpoint.
     pub fn tensor(name: impl Into<String>, stored: Stored, shape: &[u64]) -> Self {
-        Self::tensor_rows(name, stored, 0, shape)
+        Self::part(name, stored, Part::Whole, shape)
     }
 
     /// Rows of a tensor from `first_row` on, as many as `shape` says.
     pub fn tensor_rows(name: impl Into<String>, stored: Stored, first_row: u64, shape: &[u64]) -> Self {
+        let count = shape.first().copied().unwrap_or(0);
+        Self::part(name, stored, Part::rows(first_row, count), shape)
+    }
+
+    /// A part of a tensor, of shape `shape`.
+    pub fn part(name: impl Into<String>, stored: Stored, part: Part, shape: &[u64]) -> Self {
         Self {
-            origin: Origin::Tensor { name: name.into(), stored, first_row },
+            origin: Origin::Tensor { name: name.into(), stored, part },
             shape: shape.to_vec(),
             transforms: Vec::new(),
         }
@@ -132,24 +230,15 @@ impl Recipe {
             return Err(format!("rows {rows:?} of a constant of {n}"));
         }
         let mut out = match &self.origin {
-            Origin::Tensor { name, stored, first_row } => {
+            Origin::Tensor { name, stored, part } => {
                 let bytes =
                     source.tensor(name).ok_or_else(|| format!("the source has no tensor `{name}`"))?;
-                let row_bytes = stored.row_bytes(k).ok_or_else(|| {
-                    format!("`{name}`: rows of {k} elements do not divide into {stored:?} blocks")
-                })?;
-                // A vector is one row, and a part of it starts between its elements.
-                let first = match self.shape.len() {
-                    1 => stored.row_bytes(*first_row as usize),
-                    _ => row_bytes.checked_mul(*first_row as usize),
-                };
-                let at = |row: usize| first?.checked_add(row.checked_mul(row_bytes)?);
-                let range = at(rows.start).zip(at(rows.end)).map(|(start, end)| start..end);
-                let slice = range.and_then(|range| bytes.get(range)).ok_or_else(|| {
-                    let len = bytes.len();
-                    format!("`{name}`: {len} bytes where {n} rows of {row_bytes} from row {first_row} are expected")
-                })?;
-                stored.rows(slice, k).map_err(|why| format!("`{name}`: {why}"))?
+                let error = |why| format!("`{name}`: {why}");
+                // A part of a vector is cut by elements; as a constant it is one row all the same.
+                let one_row = self.shape.len() == 1 && *part != Part::Whole;
+                let (rows, width) = if one_row { (0..k, 1) } else { (rows.clone(), k) };
+                let taken = part.take(bytes, *stored, width, rows).map_err(error)?;
+                stored.rows(&taken, k).map_err(error)?
             }
             Origin::Random { seed, scale } => {
                 let value = |i: usize| uniform(*seed, i as u64) * scale;

@@ -4,7 +4,7 @@ use bessemer_format::manifest::KvElem;
 use bessemer_format::plan::Gate;
 use bessemer_format::plan::Input;
 use bessemer_format::{Compute, QuantScheme};
-use bessemer_ir::attr::{BinaryKind, Epilogue, RopeStyle, Scalar, Segment, UnaryKind};
+use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
 use bessemer_ir::{Op, Recipe};
 use bessemer_oracle::ops::{Context, run_node};
 use bessemer_oracle::{Batch, Caches, Reading, Tensor, Val, Weight};
@@ -30,6 +30,7 @@ fn batch(rows: u32) -> Batch {
         tokens: (0..rows).collect(),
         positions: (0..rows).collect(),
         sequences: vec![0; rows as usize],
+        token_types: vec![0; rows as usize],
         logit_rows: vec![rows - 1],
     }
 }
@@ -90,6 +91,13 @@ fn by_hand(name: &str) {
             // The mean square of 1 and 7 is 25; with eps 11 the root is 6.
             let out = run(1, Op::RmsNorm { eps: 11.0 }, &[&tensor(2, &[1.0, 7.0]), &weight(1, &[6.0, -3.0])]);
             assert_near(&out[0], &[1.0, -3.5]);
+        }
+        "layer_norm" => {
+            // The mean of 1 and 7 is 4, the variance 9; with eps 7 the deviation is 4.
+            let (x, w) = (tensor(2, &[1.0, 7.0]), weight(1, &[6.0, -4.0]));
+            let op = Op::LayerNorm { eps: 7.0 };
+            assert_near(&run(1, op.clone(), &[&x, &w])[0], &[-4.5, -3.0]);
+            assert_near(&run(1, op, &[&x, &w, &weight(1, &[0.5, 1.0])])[0], &[-4.0, -2.0]);
         }
         "linear" => {
             let op = linear(vec![segment(3, true)], Epilogue::None, Compute::F32);
@@ -176,6 +184,18 @@ fn by_hand(name: &str) {
             let (a, b) = (tensor(2, &[1.5, 2.0]), tensor(2, &[4.0, -3.0]));
             assert_near(&run(1, Op::Binary { kind: BinaryKind::Add }, &[&a, &b])[0], &[5.5, -1.0]);
             assert_near(&run(1, Op::Binary { kind: BinaryKind::Mul }, &[&a, &b])[0], &[6.0, -6.0]);
+        }
+        "pool" => {
+            // Rows 0 and 1 belong to one sequence, row 2 to another.
+            let x = tensor(2, &[1.0, 2.0, 3.0, 6.0, 5.0, 7.0]);
+            let batch = Batch { sequences: vec![4, 4, 2], logit_rows: vec![1, 2], ..batch(3) };
+            let pool = |kind| {
+                let mut caches = Caches::default();
+                let mut cx = Context { reading: Reading::Exact, batch: &batch, caches: &mut caches };
+                run_node(&Op::Pool { kind }, &[&x, &Val::Index(vec![1, 2])], &mut cx).unwrap()
+            };
+            assert_near(&pool(PoolKind::Mean)[0], &[2.0, 4.0, 5.0, 7.0]);
+            assert_near(&pool(PoolKind::First)[0], &[1.0, 2.0, 5.0, 7.0]);
         }
         "select_rows" => {
             let x = tensor(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);

@@ -6,6 +6,7 @@ pub mod quantise;
 
 pub use policy::PrecisionPolicy;
 
+use bessemer_format::plan::Input;
 use bessemer_ir::{Graph, NodeId, Op, Value};
 
 /// How a constant is read.
@@ -15,6 +16,8 @@ pub enum Use {
     Matrix,
     /// As numbers that are added in f32: the bias of a linear, the sinks of attention.
     Bias,
+    /// As a table of positions or of types of tokens: small, and read by a nest.
+    Lookup,
     /// As anything else: the weight of a norm.
     Other,
 }
@@ -22,7 +25,10 @@ pub enum Use {
 /// How operand `index` of `reader` is read.
 pub fn role(graph: &Graph, reader: NodeId, index: usize) -> Use {
     match graph.op(reader) {
-        Op::Embed {} if index == 1 => Use::Matrix,
+        Op::Embed {} if index == 1 => match graph.op(graph.operands(reader)[0].node) {
+            Op::Input { input: Input::Tokens } => Use::Matrix,
+            _ => Use::Lookup,
+        },
         Op::Linear { segments, .. } => {
             let mut next = 1;
             for s in segments {

@@ -20,6 +20,9 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
         } else if uses.contains(&Use::Bias) {
             // They are added to f32 sums.
             QuantScheme::F32
+        } else if uses.contains(&Use::Lookup) && !recipe.scheme().elem.is_float() {
+            // A dense table has no place for scales.
+            QuantScheme::F32
         } else {
             continue;
         };

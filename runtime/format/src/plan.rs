@@ -35,7 +35,7 @@ pub struct Plan {
 /// Facts about the model that the runtime must know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// Size of the vocabulary: the length of a logits row.
+    /// Size of the vocabulary.
     pub vocab: u32,
     /// Positions that the model was made for; longer sequences are refused.
     pub context: u32,
@@ -43,6 +43,38 @@ pub struct ModelFacts {
     pub hidden: u32,
     /// Number of layers.
     pub layers: u32,
+    /// What a row of results is.
+    pub output: Output,
+    /// Whether a pass takes sequences whole, from their first token to their last: where rows see tokens behind them, or are pooled.
+    pub whole: bool,
+}
+
+/// What a model gives for a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Logits of the next token, one for each token of the vocabulary.
+    Logits,
+    /// A vector that stands for the text up to the row.
+    Embedding {
+        /// Its elements.
+        width: u32,
+    },
+    /// Scores of a text (or of a pair of texts), before any activation.
+    Scores {
+        /// How many.
+        labels: u32,
+    },
+}
+
+impl ModelFacts {
+    /// Elements of a row of results.
+    pub fn output_width(&self) -> u32 {
+        match self.output {
+            Output::Logits => self.vocab,
+            Output::Embedding { width } => width,
+            Output::Scores { labels } => labels,
+        }
+    }
 }
 
 /// How a weight's bytes lie.
@@ -158,7 +190,7 @@ pub enum Home {
     },
     /// An array that the runtime fills before the first step.
     Input(Input),
-    /// The logits, `[logit rows][vocab]`.
+    /// The results, `[logit rows][output width]`.
     Logits,
 }
 
@@ -180,6 +212,12 @@ pub enum Input {
     /// `i32[R]`: index of the first block table entry of the row's sequence (`sequence * TableStride`), for nests, whose indices
     /// cannot multiply two numbers that are known only at run time.
     TableStarts,
+    /// `i32[R]`: which part of a pair of texts a token belongs to, 0 or 1.
+    TokenTypes,
+    /// `i32[R]`: the first row of this pass that belongs to the row's sequence.
+    FirstRows,
+    /// `i32[R]`: the last position that the row's sequence holds after this pass.
+    LastPositions,
 }
 
 /// One step of a program.

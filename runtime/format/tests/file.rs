@@ -7,7 +7,7 @@ use bessemer_format::codec;
 use bessemer_format::header::{HEADER_BYTES, SectionKind};
 use bessemer_format::manifest::{Hash, Report};
 use bessemer_format::nest::{Base, Index, Term};
-use bessemer_format::plan::{ModelFacts, Regime};
+use bessemer_format::plan::{ModelFacts, Output, Regime};
 use bessemer_format::{FormatError, PanelLayout, QuantScheme};
 use common::*;
 
@@ -22,7 +22,14 @@ fn the_small_engine_opens() {
 
 #[test]
 fn codec_bytes_are_golden() {
-    let model = ModelFacts { vocab: 300, context: 64, hidden: 70000, layers: 1 };
+    let model = ModelFacts {
+        vocab: 300,
+        context: 64,
+        hidden: 70000,
+        layers: 1,
+        output: Output::Logits,
+        whole: false,
+    };
     assert_eq!(codec::encode(&model).unwrap(), [0xfb, 0x2c, 1, 64, 0xfc, 0x70, 0x11, 1, 0, 1]);
     assert_eq!(codec::encode(&Regime { min_rows: 1, max_rows: 250 }).unwrap(), [1, 250]);
     // Enum variants are numbers, signed integers are zigzag, options have a tag.

@@ -46,6 +46,9 @@ pub(crate) struct Inputs {
     pub(crate) logit_rows: Vec<i32>,
     pub(crate) block_table: Vec<i32>,
     pub(crate) table_starts: Vec<i32>,
+    pub(crate) token_types: Vec<i32>,
+    pub(crate) first_rows: Vec<i32>,
+    pub(crate) last_positions: Vec<i32>,
     pub(crate) table_stride: usize,
     pub(crate) spans: Vec<Span>,
 }
@@ -207,6 +210,9 @@ impl Pass<'_> {
                 Input::LogitRows => &self.inputs.logit_rows,
                 Input::BlockTable => &self.inputs.block_table,
                 Input::TableStarts => &self.inputs.table_starts,
+                Input::TokenTypes => &self.inputs.token_types,
+                Input::FirstRows => &self.inputs.first_rows,
+                Input::LastPositions => &self.inputs.last_positions,
             }),
         }
     }

@@ -110,6 +110,8 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
             context: s.context as u32,
             hidden: s.hidden() as u32,
             layers: s.layers as u32,
+            output: Output::Logits,
+            whole: false,
         },
         weights: weights.slices,
         states: vec![StateDecl::Blocks { elems: block_elems as u64 }],

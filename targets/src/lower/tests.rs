@@ -1,10 +1,11 @@
 //! Every op of the table has a nest, or is a place.
 
 use super::*;
-use bessemer_ir::attr::{BinaryKind, Epilogue, RopeStyle, Scalar, Segment, UnaryKind};
+use bessemer_format::plan::Output;
+use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
 
 fn facts() -> ModelFacts {
-    ModelFacts { vocab: 32, context: 64, hidden: 16, layers: 1 }
+    ModelFacts { vocab: 32, context: 64, hidden: 16, layers: 1, output: Output::Logits, whole: false }
 }
 
 fn layer() -> LayerState {
@@ -22,6 +23,7 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
     vec![
         (Op::Embed {}, vec![ints.clone(), matrix(32, 16)]),
         (Op::RmsNorm { eps: 1e-5 }, vec![rows(16), vector(16)]),
+        (Op::LayerNorm { eps: 1e-5 }, vec![rows(16), vector(16), vector(16)]),
         (linear, vec![rows(32), matrix(8, 32)]),
         (Op::RopeTable { inv_freq: vec![1.0; 4], factor: 1.0 }, vec![ints]),
         (Op::Rope { style: RopeStyle::Half, heads: 2 }, vec![rows(16), rows(8)]),
@@ -32,6 +34,7 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
         ),
         (Op::Unary { kind: UnaryKind::Silu }, vec![rows(16)]),
         (Op::Binary { kind: BinaryKind::Add }, vec![rows(16), rows(16)]),
+        (Op::Pool { kind: PoolKind::Mean }, vec![rows(16), TensorType::i32([Dim::LogitRows])]),
         (Op::SelectRows {}, vec![rows(16), TensorType::i32([Dim::LogitRows])]),
         (Op::AddRmsNorm { eps: 1e-5 }, vec![rows(16), rows(16), vector(16)]),
         (

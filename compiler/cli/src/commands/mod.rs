@@ -9,6 +9,7 @@ mod completions;
 #[cfg(feature = "compile")]
 mod demo;
 mod doctor;
+mod embed;
 #[cfg(feature = "compile")]
 mod eval;
 mod first_token;
@@ -43,6 +44,7 @@ pub enum Command {
     #[cfg(feature = "compile")]
     Compile(compile::Args),
     Run(run::Args),
+    Embed(embed::Args),
     Bench(bench::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
@@ -66,6 +68,7 @@ impl Command {
             #[cfg(feature = "compile")]
             Self::Compile(args) => args.run(),
             Self::Run(args) => args.run(),
+            Self::Embed(args) => args.run(),
             Self::Bench(args) => args.run(),
             Self::Inspect(args) => args.run(),
             Self::Verify(args) => args.run(),

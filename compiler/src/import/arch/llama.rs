@@ -1,6 +1,6 @@
 //! Llama: Llama 2 and 3, SmolLM, TinyLlama, and Mistral without a sliding window.
 
-use bessemer_format::plan::{Input, ModelFacts};
+use bessemer_format::plan::{Input, ModelFacts, Output};
 use bessemer_ir::attr::{BinaryKind, UnaryKind};
 use serde_json::{Map, Value};
 
@@ -198,6 +198,8 @@ impl LlamaConfig {
             context: self.context as u32,
             hidden: self.hidden as u32,
             layers: self.layers as u32,
+            output: Output::Logits,
+            whole: false,
         };
         Ok(Model { graph: b.finish(logits, &states)?, facts, architecture: ARCHITECTURE.name })
     }

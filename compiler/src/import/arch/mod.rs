@@ -1,5 +1,6 @@
 //! Model families. Each is one file here and one line in [`ARCHITECTURES`].
 
+pub mod gpt2;
 pub mod llama;
 
 use serde_json::Value;
@@ -22,7 +23,7 @@ pub struct Architecture {
 }
 
 /// All families that are built.
-pub const ARCHITECTURES: &[&Architecture] = &[&llama::ARCHITECTURE];
+pub const ARCHITECTURES: &[&Architecture] = &[&gpt2::ARCHITECTURE, &llama::ARCHITECTURE];
 
 /// The family of a checkpoint.
 pub fn detect(checkpoint: &Checkpoint) -> Result<&'static Architecture, ImportError> {

@@ -49,7 +49,12 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
         }
         Op::Embed {} => one(rows::embed(at(0)?.index()?, weight(1)?)?),
         Op::SelectRows {} => one(rows::select(tensor(0)?, at(1)?.index()?)?),
+        Op::Pool { kind } => one(rows::pool(*kind, tensor(0)?, at(1)?.index()?, cx.batch)?),
         Op::RmsNorm { eps } => one(norm::rms_norm(tensor(0)?, weight(1)?, *eps)?),
+        Op::LayerNorm { eps } => {
+            let b = if operands.len() > 2 { Some(weight(2)?) } else { None };
+            one(norm::layer_norm(tensor(0)?, weight(1)?, b, *eps)?)
+        }
         Op::AddRmsNorm { eps } => {
             let sum = elementwise::binary(bessemer_ir::attr::BinaryKind::Add, tensor(0)?, tensor(1)?)?;
             // The sum is a result, hence stored, and the norm reads what is stored.

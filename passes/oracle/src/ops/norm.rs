@@ -1,5 +1,6 @@
 //! Normalisation.
 
+use super::same;
 use crate::value::{Tensor, Weight};
 
 /// `rms_norm`: `x / sqrt(mean(x^2) + eps) * w` of each `w.len()` elements.
@@ -14,6 +15,23 @@ pub fn rms_norm(x: &Tensor, w: &Weight, eps: f32) -> Result<Tensor, String> {
         let rms = (mean_square + f64::from(eps)).sqrt();
         for ((o, v), w) in out.iter_mut().zip(part).zip(&w.data) {
             *o = v / rms * f64::from(*w);
+        }
+    }
+    Ok(out)
+}
+
+/// `layer_norm`: `(x - mean) / sqrt(variance + eps) * w + b`.
+pub fn layer_norm(x: &Tensor, w: &Weight, b: Option<&Weight>, eps: f32) -> Result<Tensor, String> {
+    same("width", x.width, w.data.len())?;
+    b.map_or(Ok(()), |b| same("width", x.width, b.data.len()))?;
+    let mut out = Tensor::zeros(x.rows, x.width);
+    for (r, row) in x.each_row().enumerate() {
+        let mean = row.iter().sum::<f64>() / row.len() as f64;
+        let variance = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / row.len() as f64;
+        let deviation = (variance + f64::from(eps)).sqrt();
+        for (i, (o, v)) in out.row_mut(r).iter_mut().zip(row).enumerate() {
+            let shift = b.map_or(0.0, |b| f64::from(b.data[i]));
+            *o = (v - mean) / deviation * f64::from(w.data[i]) + shift;
         }
     }
     Ok(out)

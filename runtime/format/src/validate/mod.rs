@@ -81,8 +81,11 @@ pub fn validate(plan: &Plan, manifest: &Manifest, weights: u64, code: u64) -> Re
 }
 
 fn model(plan: &Plan) -> Check {
-    let crate::plan::ModelFacts { vocab, context, hidden, layers } = plan.model;
-    for (what, value) in [("vocab", vocab), ("context", context), ("hidden", hidden), ("layers", layers)] {
+    let crate::plan::ModelFacts { vocab, context, hidden, layers, output: _, whole: _ } = plan.model;
+    let output = plan.model.output_width();
+    for (what, value) in
+        [("vocab", vocab), ("context", context), ("hidden", hidden), ("layers", layers), ("output", output)]
+    {
         ensure!((1..=i32::MAX as u32).contains(&value), "{what} is {value} and must lie in 1..=2147483647");
     }
     ensure!(plan.nests.len() <= MAX_NESTS, "{} nests, at most {MAX_NESTS}", plan.nests.len());

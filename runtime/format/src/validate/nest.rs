@@ -340,7 +340,10 @@ impl Prover<'_> {
                 let rest = match &own_rest {
                     Some(rest) => Some(rest.clone()),
                     None if store => None,
-                    None => self.without(index, |p, t| p.picks_row(t, count, elems)),
+                    None => {
+                        let rest = self.without_run(index, count, elems);
+                        rest.or_else(|| self.without(index, |p, t| p.picks_row(t, count, elems)))
+                    }
                 };
                 let rest = rest.ok_or("the index has no term that picks a row of the buffer")?;
                 let (low, high) = self.inside(&rest, elems)?;
@@ -360,6 +363,25 @@ impl Prover<'_> {
         let mut rest = index.clone();
         rest.terms.remove(at);
         Some(rest)
+    }
+
+    /// `index` without two terms that pick a row together: a row of the batch, and an axis that counts on from it up to the last one.
+    fn without_run(&self, index: &Index, count: RowCount, elems: i128) -> Option<Index> {
+        index.terms.iter().filter(|t| count == RowCount::Tokens && self.picks_row(t, count, elems)).find_map(
+            |first| {
+                let left = [
+                    Term { base: Base::Sym(Sym::Rows), div: 1, rem: 0, coef: 1 },
+                    Term { base: first.base, div: 1, rem: 0, coef: -1 },
+                ];
+                let counts_on = |p: &Self, t: &Term| match t.base {
+                    Base::Axis(a) if is_plain(t, elems) => p.axes.get(a as usize).is_some_and(|axis| {
+                        axis.extent.0.iter().any(|bound| bound.terms == left && bound.constant == 0)
+                    }),
+                    _ => false,
+                };
+                self.without(&self.without(index, |_, t| t == first)?, counts_on)
+            },
+        )
     }
 
     /// Whether row `r` of axis 0 is a row of a buffer sized by `count`: there are never more logit rows than token rows.

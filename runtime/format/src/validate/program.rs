@@ -85,9 +85,10 @@ fn buffer(plan: &Plan, program: &Program, b: &Buffer) -> Check {
             );
         }
         Home::Logits => ensure!(
-            (b.elem, b.row_elems, b.rows) == (BufferElem::F32, u64::from(plan.model.vocab), RowCount::Logits),
+            (b.elem, b.row_elems, b.rows)
+                == (BufferElem::F32, u64::from(plan.model.output_width()), RowCount::Logits),
             "logits are {} f32 for each of Logits, not {} {:?} for each of {:?}",
-            plan.model.vocab,
+            plan.model.output_width(),
             b.row_elems,
             b.elem,
             b.rows

@@ -272,7 +272,14 @@ pub fn plan() -> Plan {
     let program =
         Program { regime: Regime { min_rows: 1, max_rows: MAX_ROWS }, arena_bytes: arena, buffers, steps };
     Plan {
-        model: ModelFacts { vocab: VOCAB, context: CONTEXT, hidden: HIDDEN, layers: 1 },
+        model: ModelFacts {
+            vocab: VOCAB,
+            context: CONTEXT,
+            hidden: HIDDEN,
+            layers: 1,
+            output: Output::Logits,
+            whole: false,
+        },
         weights,
         states: vec![StateDecl::Blocks { elems: state_elems() }],
         nests: nests(),
