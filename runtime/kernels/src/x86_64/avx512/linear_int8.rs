@@ -1,8 +1,8 @@
 //! Integer linears by `vpdpbusd`: unsigned weight codes times a broadcast of four signed activation codes.
 
-use super::{load16, prefetch};
+use super::load16;
 use crate::linear::Lane;
-use crate::x86_64::{EVEN_STEPS, even_groups};
+use crate::x86_64::{EVEN_STEPS, even_groups, prefetch_to_l2};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
@@ -80,8 +80,7 @@ unsafe fn linear<const BITS: usize, const STEPS: usize>(
     mut x: &[u8],
     mut out: &mut [Lane],
 ) {
-    // The first block brings the panel into the cache.
-    let mut first = true;
+    let mut ahead = Ahead::of(1, panel.len());
     while !out.is_empty() {
         let rows = match out.len() {
             BLOCK.. => BLOCK,
@@ -91,20 +90,51 @@ unsafe fn linear<const BITS: usize, const STEPS: usize>(
             _ => 1,
         };
         let (block, rest) = out.split_at_mut(rows);
+        let prefetch = ahead.block(rest.is_empty());
         // SAFETY: `block` and the rows of `x` before its end are `rows` long; the rest is the caller's promise.
         unsafe {
             match rows {
-                BLOCK if first => tile::<BITS, STEPS, BLOCK, 1, true>(layout, act, [panel], x, [block]),
-                BLOCK => tile::<BITS, STEPS, BLOCK, 1, false>(layout, act, [panel], x, [block]),
-                8 => tile::<BITS, STEPS, 8, 1, true>(layout, act, [panel], x, [block]),
-                4 => tile::<BITS, STEPS, 4, 1, true>(layout, act, [panel], x, [block]),
-                2 => tile::<BITS, STEPS, 2, 1, true>(layout, act, [panel], x, [block]),
-                _ => tile::<BITS, STEPS, 1, 1, true>(layout, act, [panel], x, [block]),
+                BLOCK => tile::<BITS, STEPS, BLOCK, 1>(layout, act, [panel], x, [block], prefetch),
+                8 => tile::<BITS, STEPS, 8, 1>(layout, act, [panel], x, [block], prefetch),
+                4 => tile::<BITS, STEPS, 4, 1>(layout, act, [panel], x, [block], prefetch),
+                2 => tile::<BITS, STEPS, 2, 1>(layout, act, [panel], x, [block], prefetch),
+                _ => tile::<BITS, STEPS, 1, 1>(layout, act, [panel], x, [block], prefetch),
             }
         }
-        first = false;
         x = &x[rows * act.row_bytes()..];
         out = rest;
+    }
+}
+
+/// What the blocks of a call bring into the cache.
+struct Ahead {
+    /// From a panel to the one that is multiplied next.
+    next_panel: usize,
+    first: bool,
+}
+
+/// A prefetch of a block: how far ahead of its reads, or none.
+#[derive(Clone, Copy, PartialEq)]
+enum Prefetch {
+    None,
+    /// The stream of a block that is alone: each line is read once, so it comes from memory just in time.
+    Stream,
+    /// The panel that is so many bytes ahead: while the last block reads its own from the cache, memory would be idle.
+    Next(usize),
+}
+
+impl Ahead {
+    /// For `panels` neighbours of so many bytes. Whoever calls goes through the panels in ascending order.
+    fn of(panels: usize, panel_bytes: usize) -> Self {
+        Self { next_panel: panels * panel_bytes, first: true }
+    }
+
+    fn block(&mut self, last: bool) -> Prefetch {
+        match (std::mem::replace(&mut self.first, false), last) {
+            (true, true) => Prefetch::Stream,
+            (_, true) => Prefetch::Next(self.next_panel),
+            (_, false) => Prefetch::None,
+        }
     }
 }
 
@@ -119,32 +149,59 @@ unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
     mut x: &[u8],
     mut out: [&mut [Lane]; 2],
 ) {
-    let mut first = true;
+    let neighbours = panels[0].as_ptr_range().end == panels[1].as_ptr();
+    let mut ahead = Ahead::of(1 + usize::from(neighbours), panels[0].len());
     while !out[0].is_empty() {
         let rows = match out[0].len() {
-            // Three and three, rather than five and one.
+            // Three and three, rather than five and one; four and four, rather than five and three.
             6 => 3,
+            8 => 4,
             PAIR_BLOCK.. => PAIR_BLOCK,
             few => few,
         };
         let [(a, rest_a), (b, rest_b)] = out.map(|out| out.split_at_mut(rows));
-        let block = [a, b];
+        let (block, prefetch) = ([a, b], ahead.block(rest_a.is_empty()));
         // SAFETY: as in `linear`.
         unsafe {
             match rows {
-                PAIR_BLOCK if first => {
-                    tile::<BITS, STEPS, PAIR_BLOCK, 2, true>(layout, act, panels, x, block);
-                }
-                PAIR_BLOCK => tile::<BITS, STEPS, PAIR_BLOCK, 2, false>(layout, act, panels, x, block),
-                4 => tile::<BITS, STEPS, 4, 2, true>(layout, act, panels, x, block),
-                3 => tile::<BITS, STEPS, 3, 2, true>(layout, act, panels, x, block),
-                2 => tile::<BITS, STEPS, 2, 2, true>(layout, act, panels, x, block),
-                _ => tile::<BITS, STEPS, 1, 2, true>(layout, act, panels, x, block),
+                PAIR_BLOCK => tile::<BITS, STEPS, PAIR_BLOCK, 2>(layout, act, panels, x, block, prefetch),
+                4 => tile::<BITS, STEPS, 4, 2>(layout, act, panels, x, block, prefetch),
+                3 => tile::<BITS, STEPS, 3, 2>(layout, act, panels, x, block, prefetch),
+                2 => tile::<BITS, STEPS, 2, 2>(layout, act, panels, x, block, prefetch),
+                _ => tile::<BITS, STEPS, 1, 2>(layout, act, panels, x, block, prefetch),
             }
         }
-        first = false;
         x = &x[rows * act.row_bytes()..];
         out = [rest_a, rest_b];
+    }
+}
+
+/// [`tile_with`] for what a block prefetches: within its loops nothing is asked.
+///
+/// # Safety
+/// As [`tile_with`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const PANELS: usize>(
+    layout: &PanelLayout,
+    act: &Int8Layout,
+    panels: [&[u8]; PANELS],
+    x: &[u8],
+    out: [&mut [Lane]; PANELS],
+    prefetch: Prefetch,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match prefetch {
+            Prefetch::None => tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, |_| {}),
+            Prefetch::Stream => {
+                tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, |p| super::prefetch(p));
+            }
+            Prefetch::Next(distance) => {
+                let next = |p: *const u8| prefetch_to_l2(p.wrapping_add(distance));
+                tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, next);
+            }
+        }
     }
 }
 
@@ -154,18 +211,13 @@ unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
 /// As [`linear`], with every `out` and at least as many rows in `x` of length `ROWS`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<
-    const BITS: usize,
-    const STEPS: usize,
-    const ROWS: usize,
-    const PANELS: usize,
-    const PREFETCH: bool,
->(
+unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, const PANELS: usize>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panels: [&[u8]; PANELS],
     x: &[u8],
     out: [&mut [Lane]; PANELS],
+    prefetch: impl Fn(*const u8),
 ) {
     let Some(levels) = layout.scheme().scale else { return };
     let (constant, float) = match layout.scheme().offset {
@@ -208,10 +260,8 @@ unsafe fn tile<
                 Some(ty) => load16(ty, side.add(layout.scale_bytes())),
                 None => _mm512_setzero_ps(),
             });
-            if PREFETCH {
-                for side in side {
-                    prefetch(side);
-                }
+            for side in side {
+                prefetch(side);
             }
             let mut step = 0;
             while step < steps {
@@ -231,11 +281,9 @@ unsafe fn tile<
                 }
                 let group_steps = if STEPS > 0 { STEPS } else { (steps - step).min(act.group / K_STEP) };
                 for step in step..step + group_steps {
-                    if PREFETCH {
-                        for line in 0..BITS.div_ceil(2) {
-                            for codes in codes {
-                                prefetch(codes.add(step * BITS * LINE / 2 + line * LINE));
-                            }
+                    for line in 0..BITS.div_ceil(2) {
+                        for codes in codes {
+                            prefetch(codes.add(step * BITS * LINE / 2 + line * LINE));
                         }
                     }
                     let atoms = codes.map(|codes| four_atoms::<BITS>(codes, steps, step));
