@@ -210,19 +210,21 @@ impl Arith<'_, '_> {
         self.cast(ty, value)
     }
 
-    /// The bfloat16 nearest to the f32 `x` (ties to even, NaNs quiet), in the low bits of an i32.
+    /// The bfloat16 nearest to each f32 of `x` (ties to even, NaNs quiet), in the low bits of as many i32.
     pub(super) fn narrow_bf16(&mut self, x: Value) -> Value {
         use cranelift_codegen::ir::condcodes::FloatCC;
-        let bits = self.cast(types::I32, x);
+        let ty = int_of(self.ty(x));
+        let bits = self.cast(ty, x);
+        // Vectors are shifted by one number.
         let sixteen = self.b.ins().iconst(types::I32, 16);
         let top = self.b.ins().ushr(bits, sixteen);
-        let one = self.b.ins().iconst(types::I32, 1);
+        let one = self.int(ty, 1);
         let odd = self.b.ins().band(top, one);
-        let half = self.b.ins().iconst(types::I32, 0x7fff);
+        let half = self.int(ty, 0x7fff);
         let bias = self.b.ins().iadd(odd, half);
         let rounded = self.b.ins().iadd(bits, bias);
         let rounded = self.b.ins().ushr(rounded, sixteen);
-        let quiet = self.b.ins().iconst(types::I32, 0x40);
+        let quiet = self.int(ty, 0x40);
         let nan = self.b.ins().bor(top, quiet);
         self.select(FloatCC::Unordered, x, x, nan, rounded)
     }

@@ -2,7 +2,7 @@
 
 use super::CodegenError;
 use super::arith::Arith;
-use super::memory::{resolve, stride, vectorises};
+use super::memory::{contiguous, lanes, resolve, stride, vectorises};
 use bessemer_format::manifest::KvElem;
 use bessemer_format::nest::{
     Base, Extent, Index, LANES, MAX_AXES, MAX_REGS, Nest, Op, ReduceKind, Stmt, ViewElem,
@@ -356,10 +356,10 @@ impl Emitter<'_, '_> {
                 let elem = resolve(self.nest.views[usize::from(view.0)].elem, self.kv);
                 let address = self.address(usize::from(view.0), elem, index)?;
                 match (mode, elem) {
-                    (Mode::Vector(_), _) => {
-                        for (p, v) in self.many(usize::from(src.0))?.into_iter().enumerate() {
-                            self.b.ins().store(plain(), v, address, 16 * p as i32);
-                        }
+                    (Mode::Vector(axis), _) => {
+                        let lanes = lanes(index, axis).ok_or(CodegenError::Unsupported("such a store"))?;
+                        let values = self.many(usize::from(src.0))?;
+                        self.store_lanes(elem, address, &lanes, values)?;
                     }
                     (Mode::Scalar, ViewElem::F32) => {
                         let v = self.one(usize::from(src.0))?;
@@ -392,6 +392,39 @@ impl Emitter<'_, '_> {
             }
             Stmt::LoadWeight { .. } => return Err(CodegenError::Unsupported("a load from a packed matrix")),
             Stmt::For { .. } | Stmt::Reduce { .. } | Stmt::End => {}
+        }
+        Ok(())
+    }
+
+    /// Stores sixteen numbers, each at its distance from `address`.
+    fn store_lanes(
+        &mut self,
+        elem: ViewElem,
+        address: Value,
+        lanes: &[i64; LANES],
+        values: [Value; PARTS],
+    ) -> Result<(), CodegenError> {
+        let bytes = if elem == ViewElem::F32 { 4 } else { 2 };
+        let at = |lane: usize| {
+            i32::try_from(lanes[lane] * bytes).map_err(|_| CodegenError::Unsupported("so wide a store"))
+        };
+        for (p, v) in values.into_iter().enumerate() {
+            if elem == ViewElem::F32 && contiguous(lanes) {
+                self.b.ins().store(plain(), v, address, at(4 * p)?);
+                continue;
+            }
+            let v = match elem {
+                ViewElem::Bf16 => Arith { b: &mut self.b }.narrow_bf16(v),
+                _ => v,
+            };
+            for lane in 0..4 {
+                let one = self.b.ins().extractlane(v, lane as u8);
+                let place = at(4 * p + lane)?;
+                match elem {
+                    ViewElem::Bf16 => self.b.ins().istore16(plain(), one, address, place),
+                    _ => self.b.ins().store(plain(), one, address, place),
+                };
+            }
         }
         Ok(())
     }
