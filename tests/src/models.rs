@@ -12,7 +12,36 @@ pub fn root() -> PathBuf {
 }
 
 /// Fixtures of the families beside Llama, and their goldens.
-pub const FAMILIES: &[(&str, &str)] = &[("gpt2", "gpt2"), ("gpt2.f32.gguf", "gpt2")];
+pub const FAMILIES: &[(&str, &str)] = &[
+    ("gpt2", "gpt2"),
+    ("gpt2.f32.gguf", "gpt2"),
+    ("qwen3", "qwen3"),
+    ("qwen3_yarn", "qwen3_yarn"),
+    ("qwen2", "qwen2"),
+    ("qwen2_tied", "qwen2_tied"),
+    ("mistral", "mistral"),
+    ("gemma2", "gemma2"),
+    ("gemma2_gguf", "gemma2_gguf"),
+    ("gemma3", "gemma3"),
+    ("gemma3_six", "gemma3_six"),
+    ("phi3", "phi3"),
+    ("phi3_short", "phi3_short"),
+    ("smollm3", "smollm3"),
+    ("granite", "granite"),
+    ("olmo2", "olmo2"),
+    ("glm4", "glm4"),
+    ("rope_dynamic", "rope_dynamic"),
+    ("qwen3.f32.gguf", "qwen3"),
+    ("qwen3_yarn.f32.gguf", "qwen3_yarn"),
+    ("qwen2_tied.f32.gguf", "qwen2_tied"),
+    ("gemma2_gguf.f32.gguf", "gemma2_gguf"),
+    ("gemma3_six.f32.gguf", "gemma3_six"),
+    ("phi3.f32.gguf", "phi3"),
+    ("smollm3.f32.gguf", "smollm3"),
+    ("granite.f32.gguf", "granite"),
+    ("olmo2.f32.gguf", "olmo2"),
+    ("glm4.f32.gguf", "glm4"),
+];
 
 /// A fixture model: a directory or a `.gguf` file.
 pub fn fixture(name: &str) -> PathBuf {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bessemer_compiler::import::{Checkpoint, ImportError, arch};
 use bessemer_tests::checkpoints::*;
+use bessemer_tests::models::{FAMILIES, fixture};
 use bessemer_tests::mutate::Mutator;
+use serde_json::{Value, json};
 
 /// Everything that import does with a checkpoint.
 fn import(path: &Path) -> Result<(), ImportError> {
@@ -74,6 +76,7 @@ fn damage_never_panics_hangs_or_allocates_without_bound() {
     damage("config.json", &hf, &hf.join("config.json"), config.as_bytes(), config.len(), 2000);
     std::fs::write(hf.join("config.json"), &config).unwrap();
     values(&hf);
+    families(folder.path());
 
     std::fs::remove_file(hf.join("model.safetensors")).unwrap();
     std::fs::write(hf.join("a.safetensors"), &weights).unwrap();
@@ -94,9 +97,38 @@ fn damage_never_panics_hangs_or_allocates_without_bound() {
     }
 }
 
-/// Every key of the configuration with every kind of value.
+/// The configurations of all families: mutated, and each key with every kind of value.
+fn families(folder: &Path) {
+    for (name, _) in FAMILIES {
+        let source = fixture(name);
+        let Ok(config) = std::fs::read(source.join("config.json")) else { continue };
+        let copy = folder.join(name);
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::copy(source.join("model.safetensors"), copy.join("model.safetensors")).unwrap();
+        let original: Value = serde_json::from_slice(&config).unwrap();
+        let compact = original.to_string();
+        damage(name, &copy, &copy.join("config.json"), compact.as_bytes(), compact.len(), 300);
+        std::fs::write(copy.join("config.json"), &compact).unwrap();
+        import(&copy).unwrap();
+        each_value(&copy, &original, &[]);
+    }
+}
+
+/// Every key of the tiny configuration with every kind of value.
 fn values(folder: &Path) {
-    use serde_json::{Value, json};
+    let more = [
+        "head_dim",
+        "rope_scaling",
+        "rope_parameters",
+        "sliding_window",
+        "quantization_config",
+        "layer_types",
+        "unheard_of",
+    ];
+    each_value(folder, &tiny_config(), &more);
+}
+
+fn each_value(folder: &Path, original: &Value, more: &[&str]) {
     let kinds = [
         json!(null),
         json!(true),
@@ -119,18 +151,14 @@ fn values(folder: &Path) {
         json!({ "rope_type": "llama3", "factor": 1e308, "low_freq_factor": 1, "high_freq_factor": 2,
             "original_max_position_embeddings": 1 }),
         json!({ "type": {} }),
+        json!({ "rope_type": "yarn", "factor": 1e-300, "original_max_position_embeddings": 2147483647 }),
+        json!({ "rope_type": "longrope", "short_factor": [], "long_factor": [1e300],
+            "original_max_position_embeddings": 1 }),
+        json!({ "full_attention": { "rope_type": "linear", "factor": 5e-324 }, "sliding_attention": {} }),
+        json!([0, 1]),
+        json!(["sliding_attention", "full_attention"]),
     ];
-    let original = tiny_config();
-    let more = [
-        "head_dim",
-        "rope_scaling",
-        "rope_parameters",
-        "sliding_window",
-        "quantization_config",
-        "layer_types",
-        "unheard_of",
-    ];
-    let keys = original.as_object().unwrap().keys().map(String::as_str).chain(more);
+    let keys = original.as_object().unwrap().keys().map(String::as_str).chain(more.iter().copied());
     let mut count = 0;
     for key in keys {
         for value in &kinds {

@@ -427,6 +427,19 @@ fn inspect_verify_doctor_and_completions_answer() {
 /// Ctrl-C while an answer comes: what is there stays, and the exit code says what happened.
 #[cfg(target_os = "linux")]
 #[test]
+fn archs_lists_families() {
+    let user = User::new();
+    let listed = user.ok(&["archs"]);
+    let families = user.json(&["archs", "--json"])["families"].as_array().unwrap().clone();
+    assert!(families.len() >= 11 && listed.lines().count() == families.len(), "{listed}");
+    for family in families {
+        for key in ["name", "models", "files", "hugging_face", "gguf", "features"] {
+            assert!(family.get(key).is_some(), "{family}");
+        }
+    }
+}
+
+#[test]
 fn an_interrupt_ends_an_answer_cleanly() {
     use std::io::Read;
     let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/models/stories15M");

@@ -1,13 +1,14 @@
 //! Building blocks of graphs: what architecture files share.
 
 use super::error::ImportError;
-use super::rope::{Rope, RopePairing, RopeScaling};
+use super::rope::{Rope, RopePairing};
 use super::source::{Checkpoint, StoredType};
 use bessemer_format::Compute;
 use bessemer_format::plan::{Input, ModelFacts};
 use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Segment, UnaryKind};
 use bessemer_ir::recipe::Part;
 use bessemer_ir::{Graph, Op, Recipe, Stored, Value};
+use std::ops::Range;
 
 /// A model as a graph in phase `Imported`.
 pub struct Model {
@@ -17,6 +18,28 @@ pub struct Model {
     pub facts: ModelFacts,
     /// Name of the family.
     pub architecture: &'static str,
+}
+
+/// What an attention does.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Factor of the scores.
+    pub scale: f64,
+    /// Positions that a row sees, its own included.
+    pub window: Option<usize>,
+    /// A scaled score s becomes `softcap * tanh(s / softcap)`.
+    pub softcap: Option<f64>,
+}
+
+impl Attention {
+    /// Scores scaled by the root of the head's width, and nothing else.
+    pub fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self { heads, kv_heads, scale: 1.0 / (head_dim as f64).sqrt(), window: None, softcap: None }
+    }
 }
 
 /// Adds nodes for the tensors of a checkpoint. Names of nodes are names of tensors where a node reads one.
@@ -117,9 +140,36 @@ impl<'a> Builder<'a> {
         self.add(name, Op::Linear { segments, epilogue: Epilogue::None, compute: Compute::F32 }, &operands)
     }
 
-    /// RMSNorm with tensor `weight`.
-    pub fn rms_norm(&mut self, x: Value, weight: &str, eps: f64) -> Result<Value, ImportError> {
-        let w = self.weight(weight)?;
+    /// `x` times `rows` of tensor `weight`, plus those of tensor `bias`: one of several projections in one tensor. It is called
+    /// `weight[name]`.
+    pub fn linear_rows(
+        &mut self,
+        x: Value,
+        weight: &str,
+        bias: Option<&str>,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<Value, ImportError> {
+        let part = Part::rows(rows.start as u64, rows.len() as u64);
+        let columns = self.checkpoint.tensor(weight)?.shape.get(1).copied().unwrap_or(0);
+        let name = format!("{weight}[{name}]");
+        let w = self.part(&name, part, &[rows.len(), columns], weight)?;
+        let bias =
+            bias.map(|bias| self.part(&format!("{name}.bias"), part, &[rows.len()], bias)).transpose()?;
+        self.linear_of(x, w, &name, bias)
+    }
+
+    /// RMSNorm with tensor `weight`, to which `offset` is added.
+    pub fn rms_norm(&mut self, x: Value, weight: &str, eps: f64, offset: f32) -> Result<Value, ImportError> {
+        let w = match offset {
+            0.0 => self.weight(weight)?,
+            offset => {
+                let shape: Vec<u64> =
+                    self.checkpoint.tensor(weight)?.shape.iter().map(|d| *d as u64).collect();
+                let recipe = Recipe::tensor(weight, self.stored(weight)?, &shape).plus(offset);
+                self.add(weight, Op::Const { recipe }, &[])?
+            }
+        };
         self.add(weight, Op::RmsNorm { eps: eps as f32 }, &[x, w])
     }
 
@@ -145,13 +195,9 @@ impl<'a> Builder<'a> {
     }
 
     /// Cosines and sines for the rows of this pass.
-    pub fn rope_table(
-        &mut self,
-        positions: Value,
-        rope: &Rope,
-        head_dim: usize,
-    ) -> Result<Value, ImportError> {
-        self.add("rope", Op::RopeTable { inv_freq: rope.inv_freq(head_dim), factor: 1.0 }, &[positions])
+    pub fn rope_table(&mut self, name: String, positions: Value, rope: &Rope) -> Result<Value, ImportError> {
+        let op = Op::RopeTable { inv_freq: rope.inv_freq(), factor: rope.attention_factor() };
+        self.add(name, op, &[positions])
     }
 
     /// Rotates `x` of `heads` heads.
@@ -182,28 +228,22 @@ impl<'a> Builder<'a> {
         self.add(name, Op::Append { kv_heads: kv_heads as u32 }, &[state, k, v])
     }
 
-    /// Causal attention with scores scaled by `1 / sqrt(head_dim)`.
+    /// Causal attention.
     pub fn attention(
         &mut self,
         name: String,
         q: Value,
         state: Value,
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
+        shape: Attention,
     ) -> Result<Value, ImportError> {
-        let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
-        self.add(
-            name,
-            Op::Attention {
-                heads: heads as u32,
-                kv_heads: kv_heads as u32,
-                scale,
-                window: None,
-                softcap: None,
-            },
-            &[q, state],
-        )
+        let op = Op::Attention {
+            heads: shape.heads as u32,
+            kv_heads: shape.kv_heads as u32,
+            scale: shape.scale as f32,
+            window: shape.window.map(|window| window as u32),
+            softcap: shape.softcap.map(|cap| cap as f32),
+        };
+        self.add(name, op, &[q, state])
     }
 
     /// A scalar function of each element.
@@ -246,30 +286,5 @@ impl<'a> Builder<'a> {
         self.graph.add("output", Op::Output {}, &operands)?;
         bessemer_ir::verify::verify(&self.graph)?;
         Ok(self.graph)
-    }
-}
-
-impl Rope {
-    /// The inverse frequencies after scaling, for `head_dim / 2` pairs, computed in f64 and rounded once.
-    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
-        let scale = |i: usize, f: f64| match &self.scaling {
-            RopeScaling::None => f,
-            RopeScaling::Linear { factor } => f / factor,
-            RopeScaling::Factors(factors) => f / f64::from(factors.get(i).copied().unwrap_or(1.0)),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                let wavelength = 2.0 * std::f64::consts::PI / f;
-                let context = *original_context as f64;
-                if wavelength < context / high_freq_factor {
-                    f
-                } else if wavelength > context / low_freq_factor {
-                    f / factor
-                } else {
-                    let s = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    (1.0 - s) * f / factor + s * f
-                }
-            }
-        };
-        let base = |i: usize| self.theta.powf(-2.0 * i as f64 / head_dim as f64);
-        (0..head_dim / 2).map(|i| scale(i, base(i)) as f32).collect()
     }
 }

@@ -171,6 +171,18 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// A whole number that may be 0.
+    pub fn whole(&self, key: &str) -> Result<Option<usize>, ImportError> {
+        self.typed(key, "a whole number from 0 to 2147483647", |value| {
+            value.as_u64().filter(|n| *n <= 0x7fff_ffff).and_then(|n| usize::try_from(n).ok())
+        })
+    }
+
+    /// Whether `key` is there, be it null.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
     /// A count that must be there.
     pub fn required_count(&self, key: &str) -> Result<usize, ImportError> {
         self.required(key, COUNT, self.count(key)?)
@@ -184,6 +196,45 @@ impl<'a> Fields<'a> {
     /// A positive number that must be there.
     pub fn required_positive(&self, key: &str) -> Result<f64, ImportError> {
         self.required(key, POSITIVE, self.positive(key)?)
+    }
+
+    /// A positive number, or `default` where none stands.
+    pub fn positive_or(&self, key: &str, default: f64) -> Result<f64, ImportError> {
+        Ok(self.positive(key)?.unwrap_or(default))
+    }
+
+    /// `count` numbers above 0.
+    pub fn positives(&self, key: &str, count: usize) -> Result<Vec<f32>, ImportError> {
+        let expected = format!("{count} numbers above 0");
+        let read = |value: &Value| {
+            let number = |v: &Value| v.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && *x > 0.0);
+            let numbers = value.as_array()?.iter().map(number).collect::<Option<Vec<_>>>()?;
+            (numbers.len() == count).then_some(numbers)
+        };
+        self.required(key, &expected, self.typed(key, &expected, read)?)
+    }
+
+    /// Numbers 0 and 1, or truth values, of which there are at least `count`.
+    pub fn switches(&self, key: &str, count: usize) -> Result<Option<Vec<bool>>, ImportError> {
+        self.typed(key, &format!("at least {count} times 0 or 1"), |value| {
+            let switch = |v: &Value| v.as_bool().or(v.as_u64().filter(|n| *n < 2).map(|n| n == 1));
+            let switches = value.as_array()?.iter().map(switch).collect::<Option<Vec<_>>>()?;
+            (switches.len() >= count).then_some(switches)
+        })
+    }
+
+    /// A choice among words.
+    pub fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, ImportError> {
+        let Some(found) = self.value(key) else { return Ok(None) };
+        let words: Vec<String> = choices.iter().map(|(word, _)| format!("`{word}`")).collect();
+        match choices.iter().find(|(word, _)| found == word) {
+            Some((_, choice)) => Ok(Some(*choice)),
+            None => Err(self.error(
+                key,
+                words.join(" or "),
+                "this arithmetic is not built; use a model without it",
+            )),
+        }
     }
 
     /// A truth value.
@@ -200,6 +251,11 @@ impl<'a> Fields<'a> {
     pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>, ImportError> {
         let map = self.typed(key, "an object", Value::as_object)?;
         Ok(map.map(|map| Fields::new(self.path, format!("{}{key}.", self.prefix), map)))
+    }
+
+    /// Whether somebody asked for `key`.
+    pub fn was_read(&self, key: &str) -> bool {
+        self.read.borrow().contains(key)
     }
 
     /// Accepts `key` only when it is absent or holds a value of which `is_neutral` says that it changes nothing.

@@ -6,6 +6,7 @@
 pub mod arch;
 pub mod build;
 pub mod config;
+pub mod decoder;
 mod error;
 pub mod gguf;
 mod map;

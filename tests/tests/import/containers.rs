@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use bessemer_compiler::import::arch::llama::LlamaConfig;
 use bessemer_compiler::import::{Checkpoint, ImportError, Metadata, StoredType};
 use bessemer_tests::checkpoints::*;
 use serde_json::{Value, json};
@@ -234,7 +233,7 @@ fn weight_map() -> Value {
 fn shards_are_held_against_their_index() {
     let folder = sharded(weight_map());
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    LlamaConfig::read(&checkpoint).unwrap();
+    crate::llama(&checkpoint).unwrap();
     let second = checkpoint.bytes("lm_head.weight").unwrap();
     assert_eq!(second.len(), 8 * 32 * 4);
 

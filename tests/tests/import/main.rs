@@ -3,7 +3,8 @@
 mod containers;
 mod models;
 
-use bessemer_compiler::import::{Checkpoint, ImportError};
+use bessemer_compiler::import::decoder::Decoder;
+use bessemer_compiler::import::{Checkpoint, ImportError, arch};
 use bessemer_tests::checkpoints::write_directory;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -34,4 +35,11 @@ fn refused<T>(result: Result<T, ImportError>, parts: &[&str]) -> ImportError {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
     error
+}
+
+/// The configuration of a Llama whose tensors fit it.
+fn llama(checkpoint: &Checkpoint) -> Result<Decoder, ImportError> {
+    let decoder = arch::llama::read(checkpoint)?;
+    decoder.model(checkpoint, "llama")?;
+    Ok(decoder)
 }

@@ -2,20 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use bessemer_compiler::import::arch::{self, llama::LlamaConfig};
+use bessemer_compiler::import::arch::{self, mistral};
+use bessemer_compiler::import::decoder::{Biases, Decoder};
 use bessemer_compiler::import::rope::{RopePairing, RopeScaling};
 use bessemer_compiler::import::{Checkpoint, ImportError};
 use bessemer_tests::checkpoints::*;
 use serde_json::{Value, json};
 
-use crate::{open_gguf, open_tiny, refused};
+use crate::{llama, open_gguf, open_tiny, refused};
 
-fn hf_config(config: &Value) -> Result<LlamaConfig, ImportError> {
-    LlamaConfig::read(&open_tiny(config, &safetensors(&tiny_tensors()))?)
+fn hf_config(config: &Value) -> Result<Decoder, ImportError> {
+    llama(&open_tiny(config, &safetensors(&tiny_tensors()))?)
 }
 
-fn gguf_config(file: &Gguf) -> Result<LlamaConfig, ImportError> {
-    LlamaConfig::read(&open_gguf(&file.bytes())?)
+fn gguf_config(file: &Gguf) -> Result<Decoder, ImportError> {
+    llama(&open_gguf(&file.bytes())?)
 }
 
 #[test]
@@ -23,15 +24,16 @@ fn both_containers_give_the_same_llama() {
     let (hf, gguf) = (hf_config(&tiny_config()).unwrap(), gguf_config(&tiny_gguf()).unwrap());
     for config in [&hf, &gguf] {
         let sizes =
-            [config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.ffn];
+            [config.hidden, config.layers.count, config.heads, config.kv_heads, config.head_dim, config.ffn];
         assert_eq!(sizes, [32, 1, 2, 1, 16, 48]);
         assert_eq!((config.vocab, config.context), (8, 64));
         assert_eq!(config.rms_norm_eps as f32, 1e-5);
-        assert_eq!((config.rope.theta, &config.rope.scaling), (10000.0, &RopeScaling::None));
-        assert!(!config.tied && !config.attention_bias && !config.mlp_bias);
+        assert_eq!((config.ropes[0].theta, &config.ropes[0].scaling), (10000.0, &RopeScaling::None));
+        assert!(!config.tied);
+        assert_eq!(config.biases, Biases::default());
     }
-    assert_eq!(hf.rope.pairing, RopePairing::HalfSplit);
-    assert_eq!(gguf.rope.pairing, RopePairing::Interleaved);
+    assert_eq!(hf.ropes[0].pairing, RopePairing::HalfSplit);
+    assert_eq!(gguf.ropes[0].pairing, RopePairing::Interleaved);
 }
 
 /// The tiny configuration with changes; a null removes the key.
@@ -69,11 +71,11 @@ fn config_values_that_change_the_arithmetic_are_refused_by_name() {
         (json!({ "rope_theta": 0 }), &["`rope_theta`", "above 0"]),
         (
             json!({ "rope_scaling": { "rope_type": "yarn", "factor": 4.0 } }),
-            &["`rope_scaling.rope_type`", "yarn"],
+            &["`rope_scaling.original_max_position_embeddings`", "nothing"],
         ),
         (
-            json!({ "rope_scaling": { "type": "dynamic", "factor": 4.0 } }),
-            &["`rope_scaling.type`", "dynamic"],
+            json!({ "rope_scaling": { "type": "ntk", "factor": 4.0 } }),
+            &["`rope_scaling.type`", "ntk", "yarn"],
         ),
         (
             json!({ "rope_scaling": { "type": "linear", "rope_type": "llama3" } }),
@@ -96,7 +98,7 @@ fn config_values_that_change_the_arithmetic_are_refused_by_name() {
 
 #[test]
 fn config_values_of_every_accepted_kind_are_read() {
-    let rope = |changes| hf_config(&with(changes)).unwrap().rope;
+    let rope = |changes| hf_config(&with(changes)).unwrap().ropes.remove(0);
     let llama3 = RopeScaling::Llama3 {
         factor: 8.0,
         low_freq_factor: 1.0,
@@ -124,25 +126,20 @@ fn config_values_of_every_accepted_kind_are_read() {
 }
 
 #[test]
-fn mistral_is_accepted_only_without_a_window() {
-    let mistral = json!({ "architectures": ["MistralForCausalLM"], "model_type": "mistral" });
-    let merged = |more: Value| {
-        let mut all = mistral.clone();
+fn windows_of_mistral_are_read_and_default_to_those_of_its_class() {
+    let window = |more: Value| {
+        let mut all = json!({ "architectures": ["MistralForCausalLM"], "model_type": "mistral" });
         more.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
-        with(all)
+        let checkpoint = open_tiny(&with(all), &safetensors(&tiny_tensors())).unwrap();
+        assert_eq!(arch::detect(&checkpoint).unwrap().name, "mistral");
+        mistral::read(&checkpoint).unwrap().layers.window
     };
-    // The window of the class, 4096 tokens, covers the context of 64.
-    hf_config(&merged(json!({}))).unwrap();
-    refused(hf_config(&merged(json!({ "max_position_embeddings": 8192 }))), &["`sliding_window`", "nothing"]);
-    let mut explicit = merged(json!({ "max_position_embeddings": 8192 }));
-    explicit["sliding_window"] = Value::Null;
-    assert_eq!(hf_config(&explicit).unwrap().context, 8192);
-    refused(
-        hf_config(&merged(json!({ "max_position_embeddings": 8192, "sliding_window": 4096 }))),
-        &["4096"],
-    );
-    let checkpoint = open_tiny(&explicit, &safetensors(&tiny_tensors())).unwrap();
-    assert_eq!(arch::detect(&checkpoint).unwrap().name, "llama");
+    assert_eq!(window(json!({ "max_position_embeddings": 8192 })), Some(4096));
+    assert_eq!(window(json!({ "sliding_window": 32 })), Some(32));
+    let mut none = with(json!({ "architectures": ["MistralForCausalLM"], "model_type": "mistral" }));
+    none["sliding_window"] = Value::Null;
+    let checkpoint = open_tiny(&none, &safetensors(&tiny_tensors())).unwrap();
+    assert_eq!(mistral::read(&checkpoint).unwrap().layers.window, None);
 }
 
 #[test]
@@ -152,10 +149,11 @@ fn gguf_keys_that_change_the_arithmetic_are_refused_by_name() {
         (tiny_gguf().u32("llama.expert_count", 8), &["`llama.expert_count`", "8"]),
         (tiny_gguf().u32("llama.attention.sliding_window", 16), &["`llama.attention.sliding_window`", "16"]),
         (
-            tiny_gguf().u32("llama.rope.dimension_count", 8),
-            &["`llama.rope.dimension_count`", "head size 16", "8"],
+            tiny_gguf().u32("llama.rope.dimension_count", 18),
+            &["`llama.rope.dimension_count`", "head size 16", "18"],
         ),
-        (tiny_gguf().string("llama.rope.scaling.type", "yarn"), &["`llama.rope.scaling.type`", "yarn"]),
+        (tiny_gguf().string("llama.rope.scaling.type", "ntk"), &["`llama.rope.scaling.type`", "ntk", "yarn"]),
+        (tiny_gguf().string("llama.rope.scaling.type", "yarn"), &["`llama.rope.scaling.factor`", "nothing"]),
         (tiny_gguf().without("llama.block_count"), &["`llama.block_count`", "nothing"]),
         (tiny_gguf().f32("llama.block_count", 1.0), &["`llama.block_count`", "1.0"]),
         (tiny_gguf().f32("llama.rope.freq_base", f32::INFINITY), &["`llama.rope.freq_base`", "inf"]),
@@ -179,8 +177,8 @@ fn gguf_rope_scaling_is_read_as_llama_cpp_does() {
     let factors: Vec<f32> = (1..=8).map(|i| i as f32).collect();
     let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
     let with_factors = tiny_gguf().tensor("rope_freqs.weight", &[8], 0, &bytes);
-    let scaling = |file: Gguf| gguf_config(&file).unwrap().rope.scaling;
-    assert_eq!(scaling(with_factors.clone()), RopeScaling::Factors(factors));
+    let scaling = |file: Gguf| gguf_config(&file).unwrap().ropes.remove(0).scaling;
+    assert_eq!(scaling(with_factors.clone()), RopeScaling::Factors { factors, attention_factor: 1.0 });
     // Without a type a factor means linear; type none switches it off.
     let factor = tiny_gguf().f32("llama.rope.scaling.factor", 4.0);
     assert_eq!(scaling(factor.clone()), RopeScaling::Linear { factor: 4.0 });
@@ -193,9 +191,8 @@ fn gguf_rope_scaling_is_read_as_llama_cpp_does() {
 
 #[test]
 fn missing_extra_and_misshaped_tensors_are_named_with_both_sides() {
-    let read = |config: &Value, tensors: &[(String, Vec<usize>)]| {
-        LlamaConfig::read(&open_tiny(config, &safetensors(tensors))?)
-    };
+    let read =
+        |config: &Value, tensors: &[(String, Vec<usize>)]| llama(&open_tiny(config, &safetensors(tensors))?);
     let all = tiny_tensors();
     read(&tiny_config(), &all).unwrap();
 
@@ -230,13 +227,10 @@ fn missing_extra_and_misshaped_tensors_are_named_with_both_sides() {
 fn a_tied_head_may_be_stored_only_as_a_copy() {
     let tied = with(json!({ "tie_word_embeddings": true }));
     let mut tensors = tiny_tensors();
-    refused(
-        LlamaConfig::read(&open_tiny(&tied, &safetensors(&tensors)).unwrap()),
-        &["tie_word_embeddings", "differs"],
-    );
+    refused(llama(&open_tiny(&tied, &safetensors(&tensors)).unwrap()), &["tie_word_embeddings", "differs"]);
     tensors.pop();
     let weights = safetensors(&tensors);
-    assert!(LlamaConfig::read(&open_tiny(&tied, &weights).unwrap()).unwrap().tied);
+    assert!(llama(&open_tiny(&tied, &weights).unwrap()).unwrap().tied);
 
     let header_len = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
     let mut header: Value = serde_json::from_slice(&weights[8..8 + header_len]).unwrap();
@@ -245,14 +239,14 @@ fn a_tied_head_may_be_stored_only_as_a_copy() {
         json!({ "dtype": "F32", "shape": [8, 32], "data_offsets": [data.len(), data.len() + 1024] });
     data.extend_from_within(..1024);
     let copy = safetensors_with(&header.to_string(), &data);
-    assert!(LlamaConfig::read(&open_tiny(&tied, &copy).unwrap()).unwrap().tied);
+    assert!(llama(&open_tiny(&tied, &copy).unwrap()).unwrap().tied);
 }
 
 #[test]
 fn other_architectures_are_refused_with_the_list_of_those_we_build() {
     let weights = safetensors(&tiny_tensors());
     for (changes, found) in [
-        (json!({ "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"] }), "Qwen2ForCausalLM"),
+        (json!({ "model_type": "mamba", "architectures": ["MambaForCausalLM"] }), "MambaForCausalLM"),
         (json!({ "architectures": ["LlamaForSequenceClassification"] }), "LlamaForSequenceClassification"),
         (json!({ "model_type": "mistral" }), "LlamaForCausalLM (model_type mistral)"),
         (json!({ "model_type": null, "architectures": null }), "model_type"),
@@ -277,7 +271,7 @@ fn fixtures() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_fixture_is_a_sound_llama() {
+fn every_fixture_is_sound() {
     let paths = fixtures();
     assert!(paths.len() >= 8, "only {paths:?}");
     for path in paths {
@@ -295,13 +289,16 @@ fn a_converted_fixture_has_the_configuration_of_its_source() {
     let mut compared = 0;
     for path in fixtures().iter().filter(|path| path.extension().is_some_and(|end| end == "gguf")) {
         let stem = path.file_name().unwrap().to_str().unwrap().split('.').next().unwrap();
-        let read = |path: &Path| LlamaConfig::read(&Checkpoint::open(path).unwrap()).unwrap();
+        if !arch::detect(&Checkpoint::open(path).unwrap()).is_ok_and(|family| family.name == "llama") {
+            continue;
+        }
+        let read = |path: &Path| llama(&Checkpoint::open(path).unwrap()).unwrap();
         let (gguf, hf) = (read(path), read(&path.with_file_name(stem)));
-        let sizes = |c: &LlamaConfig| {
-            [c.hidden, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn, c.vocab, c.context]
+        let sizes = |c: &Decoder| {
+            [c.hidden, c.layers.count, c.heads, c.kv_heads, c.head_dim, c.ffn, c.vocab, c.context]
         };
         assert_eq!(sizes(&gguf), sizes(&hf), "{stem}");
-        assert_eq!((gguf.tied, gguf.rope.theta as f32), (hf.tied, hf.rope.theta as f32), "{stem}");
+        assert_eq!((gguf.tied, gguf.ropes[0].theta as f32), (hf.tied, hf.ropes[0].theta as f32), "{stem}");
         assert_eq!(gguf.rms_norm_eps as f32, hf.rms_norm_eps as f32, "{stem}");
         compared += 1;
     }

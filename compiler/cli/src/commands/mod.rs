@@ -1,5 +1,7 @@
 //! The commands. Each file holds the arguments of one and what it does.
 
+#[cfg(feature = "compile")]
+mod archs;
 mod bench;
 #[cfg(feature = "compile")]
 mod cache;
@@ -50,6 +52,8 @@ pub enum Command {
     Verify(verify::Args),
     #[cfg(feature = "compile")]
     Eval(eval::Args),
+    #[cfg(feature = "compile")]
+    Archs(archs::Args),
     Doctor(doctor::Args),
     Trust(trust::Args),
     #[cfg(feature = "compile")]
@@ -74,6 +78,8 @@ impl Command {
             Self::Verify(args) => args.run(),
             #[cfg(feature = "compile")]
             Self::Eval(args) => args.run(),
+            #[cfg(feature = "compile")]
+            Self::Archs(args) => args.run(),
             Self::Doctor(args) => args.run(),
             Self::Trust(args) => args.run(),
             #[cfg(feature = "compile")]

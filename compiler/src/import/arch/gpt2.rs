@@ -7,7 +7,7 @@ use bessemer_ir::recipe::Part;
 use serde_json::{Map, Value as Json};
 
 use super::Architecture;
-use crate::import::build::{Builder, Model};
+use crate::import::build::{Attention, Builder, Model};
 use crate::import::config::{Fields, HARMLESS_HF, Harmless, gguf_fields};
 use crate::import::error::ImportError;
 use crate::import::gguf::GgufMetadata;
@@ -16,6 +16,8 @@ use crate::import::source::{Checkpoint, Metadata};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "gpt2",
+    models: "GPT-2",
+    features: "LayerNorm, learned positions, joint projections",
     hf: &[("gpt2", "GPT2LMHeadModel")],
     gguf: &["gpt2"],
     build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
@@ -224,7 +226,8 @@ impl Config {
             let state = b.state(layer, self.heads, head_dim)?;
             let state = b.append(name("append"), state, k, v, self.heads)?;
             states.push(state);
-            let a = b.attention(name("attention"), q, state, self.heads, self.heads, head_dim)?;
+            let a =
+                b.attention(name("attention"), q, state, Attention::plain(self.heads, self.heads, head_dim))?;
             let o = project(&mut b, a, "attn.c_proj", "", [0, hidden, hidden], hidden)?;
             x = b.binary(name("attention.residual"), BinaryKind::Add, x, o)?;
             let h = norm(&mut b, x, "ln_2")?;

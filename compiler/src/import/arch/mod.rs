@@ -1,7 +1,17 @@
 //! Model families. Each is one file here and one line in [`ARCHITECTURES`].
 
+pub mod gemma2;
+pub mod gemma3;
+pub mod glm4;
 pub mod gpt2;
+pub mod granite;
 pub mod llama;
+pub mod mistral;
+pub mod olmo2;
+pub mod phi3;
+pub mod qwen2;
+pub mod qwen3;
+pub mod smollm3;
 
 use serde_json::Value;
 
@@ -14,6 +24,10 @@ use super::source::{Checkpoint, Metadata};
 pub struct Architecture {
     /// Name of the family.
     pub name: &'static str,
+    /// Checkpoints that people know it by.
+    pub models: &'static str,
+    /// What it has beyond a plain decoder.
+    pub features: &'static str,
     /// `model_type` and `architectures` in `config.json`.
     pub hf: &'static [(&'static str, &'static str)],
     /// `general.architecture` in GGUF.
@@ -23,7 +37,38 @@ pub struct Architecture {
 }
 
 /// All families that are built.
-pub const ARCHITECTURES: &[&Architecture] = &[&gpt2::ARCHITECTURE, &llama::ARCHITECTURE];
+pub const ARCHITECTURES: &[&Architecture] = &[
+    &gemma2::ARCHITECTURE,
+    &gemma3::ARCHITECTURE,
+    &glm4::ARCHITECTURE,
+    &gpt2::ARCHITECTURE,
+    &granite::ARCHITECTURE,
+    &llama::ARCHITECTURE,
+    &mistral::ARCHITECTURE,
+    &olmo2::ARCHITECTURE,
+    &phi3::ARCHITECTURE,
+    &qwen2::ARCHITECTURE,
+    &qwen3::ARCHITECTURE,
+    &smollm3::ARCHITECTURE,
+];
+
+/// The families as a table in Markdown.
+pub fn table() -> String {
+    let mut out = String::from("| family | models | files | beside a plain decoder |\n|---|---|---|---|\n");
+    for family in ARCHITECTURES {
+        let Architecture { name, models, features, .. } = family;
+        out.push_str(&format!("| {name} | {models} | {} | {features} |\n", family.files().join(", ")));
+    }
+    out
+}
+
+impl Architecture {
+    /// The containers that its checkpoints come in.
+    pub fn files(&self) -> Vec<&'static str> {
+        let kinds = [(!self.hf.is_empty(), "safetensors"), (!self.gguf.is_empty(), "GGUF")];
+        kinds.into_iter().filter(|(known, _)| *known).map(|(_, kind)| kind).collect()
+    }
+}
 
 /// The family of a checkpoint.
 pub fn detect(checkpoint: &Checkpoint) -> Result<&'static Architecture, ImportError> {
