@@ -54,6 +54,7 @@ def arguments(given=None) -> argparse.Namespace:
     parser.add_argument("-r", "--repetitions", type=positive, default=3, help="samples of each kind in a round")
     parser.add_argument("--rounds", type=positive, default=5, help="how often everyone takes a turn")
     parser.add_argument("--finalists", type=positive, default=2, help="settings of a peer that reach the rounds")
+    parser.add_argument("--heats", type=Path, metavar="FILE", help="take the heats of this earlier result, not again")
     parser.add_argument("-j", "--jobs", type=positive, default=os.cpu_count(), help="compilers that run at once")
     args = parser.parse_args(given)
     if args.name is None and not args.prepare:
@@ -134,7 +135,8 @@ def compare(args: argparse.Namespace) -> None:
         print(f"compare: the machine is busy (load {load_before:.1f}): figures will be noisy", file=sys.stderr)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     wanted = loads(args.prompt, args.generate, args.depths, args.sequences)
-    samples, heats = contest.measure(ours, against, wanted, args)
+    known = json.loads(args.heats.read_text())["heats"] if args.heats else {}
+    samples, heats = contest.measure(ours, against, wanted, args, known)
     peer_of = {contestant.name: contestant.peer for contestant in against}
     metrics = {load.name: contest.judge(load, samples[load.name], ours.name, peer_of) for load in wanted}
     for name, shares in ours.shares.items():
@@ -154,6 +156,7 @@ def compare(args: argparse.Namespace) -> None:
         "bessemer_open_ms": statistics.median(ours.open_ms),
         "metrics": metrics,
         "heats": heats,
+        "heats_from": args.heats.name if args.heats else None,
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{args.name}.json"

@@ -17,27 +17,33 @@ def sample(contestant, load: Load, repetitions: int) -> list:
     return [peak_memory(command)["anon"] / 1e6]
 
 
-def qualify(peers: list, load: Load, finalists: int) -> tuple:
-    """The settings of each peer that are worth measuring again, by one sample of each, and those samples."""
+def qualify(peers: list, load: Load, finalists: int, known: dict) -> tuple:
+    """The settings of each peer that are worth measuring again, by one sample of each, and those samples.
+
+    Samples that are `known` from an earlier comparison are not taken again.
+    """
     groups = {}
     for contestant in peers:
         groups.setdefault(contestant.peer, []).append(contestant)
     chosen, heats = [], {}
     for group in groups.values():
         if len(group) > finalists:
-            found = {contestant.name: sample(contestant, load, 1)[0] for contestant in group}
+            found = {c.name: known[c.name] if c.name in known else sample(c, load, 1)[0] for c in group}
             group = sorted(group, key=lambda c: found[c.name], reverse=not load.less_is_better)[:finalists]
             heats |= found
         chosen += group
     return chosen, heats
 
 
-def measure(ours, peers: list, loads: list, args) -> tuple:
-    """Samples as {load: {contestant: [samples of a round, ...]}}, and what the heats before them showed."""
+def measure(ours, peers: list, loads: list, args, known: dict) -> tuple:
+    """Samples as {load: {contestant: [samples of a round, ...]}}, and what the heats before them showed.
+
+    `known` are heats of an earlier comparison.
+    """
     heats, entries = {}, {}
     for load in loads:
         print(f"heats: {load.name}", file=sys.stderr)
-        chosen, heats[load.name] = qualify(peers, load, args.finalists)
+        chosen, heats[load.name] = qualify(peers, load, args.finalists, known.get(load.name, {}))
         entries[load.name] = [ours, *chosen]
     found = {load.name: {c.name: [] for c in entries[load.name]} for load in loads}
     for turn in range(args.rounds):

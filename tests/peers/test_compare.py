@@ -134,11 +134,12 @@ class Contestant:
 
 
 class Turns(unittest.TestCase):
-    def measure(self, ours, peers, *options):
+    def measure(self, ours, peers, *options, known=None):
+        known = known or {}
         args = compare.arguments(["x", "--rounds", "2", "-r", "2", "-p", "8", "-n", "4", "-d", "16,32", *options])
         wanted = loads(args.prompt, args.generate, args.depths, args.sequences)
         with contextlib.redirect_stderr(io.StringIO()):
-            return contest.measure(ours, peers, wanted, args)
+            return contest.measure(ours, peers, wanted, args, known)
 
     def test_contestants_alternate(self):
         log = []
@@ -160,6 +161,15 @@ class Turns(unittest.TestCase):
         found, heats = self.measure(Contestant("a", log), peers, "--finalists", "1")
         self.assertEqual(list(found["decode_4"]), ["a", "b fast", "c"])
         self.assertEqual(heats["decode_4"], {"b slow": 1.0, "b fast": 2.0})
+
+    def test_heats_of_an_earlier_result_are_not_run_again(self):
+        log = []
+        peers = [Contestant("b slow", log, 1.0), Contestant("b fast", log, 2.0)]
+        known = {"decode_4": {"b slow": 4.0, "b fast": 3.0}}
+        found, heats = self.measure(Contestant("a", log), peers, "--finalists", "1", known=known)
+        self.assertEqual(list(found["decode_4"]), ["a", "b slow"])
+        self.assertEqual(heats["decode_4"], known["decode_4"])
+        self.assertEqual(list(found["prefill_8"]), ["a", "b fast"], "what is not known is measured")
 
     def test_names_that_leave_the_folder_and_unknown_peers_are_refused(self):
         for given in (["../x"], ["a/b"], [""], [".hidden"], ["x", "--peers", "nobody"], ["x", "-d", "0"], []):
