@@ -86,7 +86,8 @@ pub const ERF_T: f32 = 0.231_641_89;
 /// Half the coefficients of the formula, highest power first.
 pub const ERF_POLY: [f32; 5] = [0.530_702_7, -0.726_576, 0.710_706_9, -0.142_248_37, 0.127_414_8];
 
-/// `tanh x = 1 - 2 / (e^2x + 1)`, within 1e-7: what caps scores and logits.
+/// `tanh x = 1 - 2 / (e^2x + 1)`: what caps scores and logits. Within 1.8e-7 of the true value, which is three halves of a unit in
+/// the last place of the quotient, a number up to 2: of the sum below it (twice as near where it is large) and of itself.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(x + x) + 1.0)
@@ -122,7 +123,7 @@ mod tests {
     fn tanh_is_close_everywhere() {
         for i in -20_000..=20_000 {
             let x = i as f32 / 1000.0;
-            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 1.2e-7, "{x}");
+            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 1.8e-7, "{x}");
         }
         assert_eq!([tanh(f32::INFINITY), tanh(f32::NEG_INFINITY)], [1.0, -1.0]);
         assert!(tanh(f32::NAN).is_nan());
