@@ -107,8 +107,10 @@ pub(crate) struct BoundAttention {
     pub(crate) head_dim: usize,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
-    /// Tokens that a row sees, its own included.
+    /// Tokens up to its own that a row sees.
     pub(crate) window: usize,
+    /// Tokens from its own on that a row sees.
+    pub(crate) ahead: usize,
     /// A score a query head.
     pub(crate) sinks: Option<BoundWeight>,
     /// Blocks of a chunk.
@@ -313,6 +315,7 @@ impl Binder<'_> {
             scale: a.scale,
             softcap: a.softcap,
             window: a.window.map_or(usize::MAX, |window| window as usize),
+            ahead: if a.causal { 1 } else { a.window.map_or(usize::MAX, |window| window as usize) },
             sinks: a.sinks.map(|id| self.weight(id)).transpose()?,
             chunk_blocks: chunk / kv::TOKENS,
             scratch: a.scratch.map(|id| self.buffer(program, id)).transpose()?,

@@ -389,7 +389,9 @@ impl<'a> ProgramBuilder<'a> {
             Op::Linear { segments, epilogue, compute } if self.options.kernels => {
                 self.linear(node, &operands, segments, *epilogue, *compute)
             }
-            Op::Attention { .. } if self.options.kernels => self.attention(node, &operands),
+            Op::Attention { .. } | Op::FullAttention { .. } if self.options.kernels => {
+                self.attention(node, &operands)
+            }
             _ => self.nest(node, &operands),
         }
     }
@@ -491,8 +493,14 @@ impl<'a> ProgramBuilder<'a> {
     }
 
     fn attention(&mut self, node: NodeId, operands: &[Value]) -> Result<(), TargetError> {
-        let Op::Attention { heads, kv_heads, scale, window, softcap } = *self.graph.op(node) else {
-            return self.nest(node, operands);
+        let (heads, kv_heads, scale, causal, window, softcap) = match *self.graph.op(node) {
+            Op::Attention { heads, kv_heads, scale, window, softcap } => {
+                (heads, kv_heads, scale, true, window, softcap)
+            }
+            Op::FullAttention { heads, kv_heads, scale, reach } => {
+                (heads, kv_heads, scale, false, reach.map(|reach| reach.saturating_add(1)), None)
+            }
+            _ => return self.nest(node, operands),
         };
         let query = self.value(operands[0])?;
         let layer = self.layer(operands[1])?;
@@ -513,6 +521,7 @@ impl<'a> ProgramBuilder<'a> {
             kv_heads,
             head_dim: layer.head_dim,
             scale,
+            causal,
             window,
             softcap,
             sinks: operands.get(2).map(|sinks| self.weight(*sinks)).transpose()?,

@@ -246,6 +246,24 @@ impl<'a> Builder<'a> {
         self.add(name, op, &[q, state])
     }
 
+    /// Attention of each row to its whole sequence, or to the positions within `reach`, with scores scaled by `1 / sqrt(head_dim)`.
+    #[allow(clippy::too_many_arguments, reason = "as many as causal attention, and how far")]
+    pub fn full_attention(
+        &mut self,
+        name: String,
+        q: Value,
+        state: Value,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        reach: Option<usize>,
+    ) -> Result<Value, ImportError> {
+        let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
+        let (heads, kv_heads) = (heads as u32, kv_heads as u32);
+        let reach = reach.map(|reach| reach as u32);
+        self.add(name, Op::FullAttention { heads, kv_heads, scale, reach }, &[q, state])
+    }
+
     /// A scalar function of each element.
     pub fn unary(&mut self, name: String, kind: UnaryKind, a: Value) -> Result<Value, ImportError> {
         self.add(name, Op::Unary { kind }, &[a])

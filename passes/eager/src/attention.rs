@@ -21,6 +21,8 @@ pub(crate) struct Heads<'a> {
     pub scores: Scores,
     /// Positions that a row sees, its own included.
     pub window: usize,
+    /// Whether a row sees as many behind its own as before it.
+    pub full: bool,
     /// A score a head that joins its softmax with a value of zero.
     pub sinks: Option<&'a [f32]>,
 }
@@ -41,7 +43,11 @@ struct Task<'a> {
     keys: &'a [f32],
     values: &'a [f32],
     scores: Scores,
+    /// Which of the keys is the first row's own.
+    own: usize,
+    /// Positions up to its own that a row sees, and from its own on.
     window: usize,
+    ahead: usize,
     sink: f32,
 }
 
@@ -65,7 +71,9 @@ pub(crate) fn attention(
         for positions in batch.positions[start..start + part.len()].chunks(block) {
             let rows = positions.len();
             let first = (positions[0] as usize + 1).saturating_sub(shape.window);
-            let seen = first * d..(positions[rows - 1] as usize + 1) * d;
+            let (own, ahead) = (positions[0] as usize - first, if shape.full { shape.window } else { 1 });
+            let len = held.keys[0].len() / d;
+            let seen = first * d..len.min((positions[rows - 1] as usize).saturating_add(ahead)) * d;
             let (block_q, block_out);
             (block_q, q) = q.split_at(rows * width);
             (block_out, rest) = rest.split_at_mut(rows * width);
@@ -78,7 +86,8 @@ pub(crate) fn attention(
                 block_out = others;
                 let (scores, window) = (shape.scores, shape.window);
                 let sink = shape.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
-                tasks.push(Task { q: block_q.subcols(h * d, d), out, keys, values, scores, window, sink });
+                let q = block_q.subcols(h * d, d);
+                tasks.push(Task { q, out, keys, values, scores, own, window, ahead, sink });
                 work += rows * seen.len();
             }
         }
@@ -122,7 +131,7 @@ impl Task<'_> {
 
     /// The products run on this thread alone: tasks are many.
     fn block(self, scores: &mut Vec<f32>) {
-        let Self { q, out, keys, values, scores: Scores { scale, softcap }, window, sink } = self;
+        let Self { q, out, keys, values, scores: Scores { scale, softcap }, own, window, ahead, sink } = self;
         let (rows, d) = (q.nrows(), q.ncols());
         let seen = keys.len() / d;
         let keys = MatRef::from_row_major_slice(keys, seen, d).transpose();
@@ -135,11 +144,11 @@ impl Task<'_> {
             || {
                 cap(scores, softcap);
                 for (r, scores) in scores.chunks_exact_mut(seen).enumerate() {
-                    let (past, future) = scores.split_at_mut(seen - rows + r + 1);
-                    let (hidden, past) = past.split_at_mut(past.len().saturating_sub(window));
-                    softmax(past, sink);
-                    hidden.fill(0.0);
-                    future.fill(0.0);
+                    let (near, behind) = scores.split_at_mut(seen.min((own + r).saturating_add(ahead)));
+                    let (before, near) = near.split_at_mut((own + r + 1).saturating_sub(window));
+                    softmax(near, sink);
+                    before.fill(0.0);
+                    behind.fill(0.0);
                 }
             },
         );

@@ -249,8 +249,20 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 heads: *heads as usize,
                 kv_heads: *kv_heads as usize,
                 window: window.map_or(usize::MAX, |window| window as usize),
+                full: false,
                 scores: Scores { scale: *scale, softcap: *softcap },
                 sinks: if at.node.operands.len() > 2 { Some(at.constant(2)?.vector()?) } else { None },
+            };
+            attention(shape, at.tensor(0)?, at.state(1)?, batch, caches)?
+        }
+        Op::FullAttention { heads, kv_heads, scale, reach } => {
+            let shape = Heads {
+                heads: *heads as usize,
+                kv_heads: *kv_heads as usize,
+                window: reach.map_or(usize::MAX, |reach| reach as usize + 1),
+                full: true,
+                scores: Scores { scale: *scale, softcap: None },
+                sinks: None,
             };
             attention(shape, at.tensor(0)?, at.state(1)?, batch, caches)?
         }

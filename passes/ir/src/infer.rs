@@ -126,6 +126,16 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             }
             Ok(vec![operands[0].clone()])
         }
+        Op::FullAttention { heads, kv_heads, scale, .. } => {
+            arity(2)?;
+            let (_, width) = activation(&operands[0], "q")?;
+            head_dim(width, u64::from(*heads))?;
+            state(&operands[1])?;
+            if *kv_heads == 0 || !heads.is_multiple_of(*kv_heads) || !scale.is_finite() {
+                return Err(format!("{heads} query heads over {kv_heads} key heads, scale {scale}"));
+            }
+            Ok(vec![operands[0].clone()])
+        }
         Op::Unary { kind } => {
             arity(1)?;
             if let UnaryKind::Scale(factor) = kind

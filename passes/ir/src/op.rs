@@ -141,6 +141,18 @@ ops! {
         /// A scaled score s becomes `softcap * tanh(s / softcap)`.
         softcap: Option<f32>,
     }
+    /// `full_attention(q f32[R, heads * d], state) -> f32[R, heads * d]`: softmax attention of each row over its whole sequence, which
+    /// this pass must hold from the first token to the last.
+    FullAttention = "full_attention" {
+        /// Query heads.
+        heads: u32,
+        /// Key and value heads.
+        kv_heads: u32,
+        /// Factor of the scores.
+        scale: f32,
+        /// How far from its own a row sees positions on either side; all of them where there is none.
+        reach: Option<u32>,
+    }
     /// `unary(a) -> same`: a scalar function of each element.
     Unary = "unary" {
         /// Which function.

@@ -165,6 +165,19 @@ fn by_hand(name: &str) {
                 ],
             );
         }
+        "full_attention" => {
+            let mut caches = Caches::default();
+            let k = tensor(2, &[0.0, 0.0, 2.0, 0.0, 0.0, 9.0]);
+            let v = tensor(2, &[1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
+            run_in(Reading::Exact, &mut caches, 3, Op::Append { kv_heads: 1 }, &[&state, &k, &v]);
+            // Queries orthogonal to all keys: the mean of the values that are seen.
+            let q = tensor(2, &[0.0; 6]);
+            let op = |reach| Op::FullAttention { heads: 1, kv_heads: 1, scale: 0.5, reach };
+            let out = run_in(Reading::Exact, &mut caches, 3, op(None), &[&q, &state]);
+            assert_near(&out[0], &[5.0, 6.0, 5.0, 6.0, 5.0, 6.0]);
+            let out = run_in(Reading::Exact, &mut caches, 3, op(Some(1)), &[&q, &state]);
+            assert_near(&out[0], &[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        }
         "unary" => {
             let x = tensor(3, &[0.0, 1.0, -30.0]);
             let gelu = run(1, Op::Unary { kind: UnaryKind::Gelu }, &[&x]);

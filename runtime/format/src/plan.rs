@@ -320,8 +320,8 @@ pub enum Gate {
     GeluTanh,
 }
 
-/// Causal attention with grouped queries: head `h` reads key head `h / (heads / kv_heads)`. A row sees the positions up to its own;
-/// a score is `scale * q . k`, then capped.
+/// Attention with grouped queries: head `h` reads key head `h / (heads / kv_heads)`. A row sees the positions up to its own, or those
+/// of its whole sequence; a score is `scale * q . k`, then capped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
     /// `f32[R][heads * head_dim]`, rotated queries.
@@ -342,7 +342,10 @@ pub struct Attention {
     pub head_dim: u32,
     /// Factor of the scores before softmax.
     pub scale: f32,
-    /// How many positions a row sees, its own included; all up to its own where there is none.
+    /// Whether a row sees no position behind its own. Where it does, sequences come whole ([`ModelFacts::whole`]).
+    pub causal: bool,
+    /// How many positions a row sees up to its own, which is included (and as many from its own on, where it sees those); all where
+    /// there is none.
     pub window: Option<u32>,
     /// A scaled score s becomes `softcap * tanh(s / softcap)`.
     pub softcap: Option<f32>,

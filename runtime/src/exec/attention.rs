@@ -1,4 +1,4 @@
-//! Causal attention over the block table, in two shapes that give the same bits.
+//! Attention over the block table, in two shapes that give the same bits.
 //!
 //! The meaning is the same for every row and KV head: the visible tokens are cut into chunks of a fixed size, each chunk
 //! is one online softmax from its empty state, and the chunks are merged in ascending order.
@@ -48,9 +48,14 @@ impl Unit {
         (self.position() + row + 1).saturating_sub(a.window)
     }
 
+    /// The token behind the last one that a row sees: its own, or one further on in its sequence.
+    fn end_token(&self, a: &BoundAttention, row: usize) -> usize {
+        (self.position() + row).saturating_add(a.ahead).min(self.span.position + self.span.rows)
+    }
+
     /// Blocks of the tokens that the rows see.
     fn blocks(&self, a: &BoundAttention) -> Range<usize> {
-        self.first_token(a, 0) / TOKENS..(self.position() + self.rows).div_ceil(TOKENS)
+        self.first_token(a, 0) / TOKENS..self.end_token(a, self.rows - 1).div_ceil(TOKENS)
     }
 
     /// Chunks of the tokens that the rows see. They are counted from the sequence's start, whatever the window leaves behind.
@@ -65,9 +70,9 @@ impl Unit {
         blocks.start.max(chunk * a.chunk_blocks)..blocks.end.min((chunk + 1) * a.chunk_blocks)
     }
 
-    /// The first row that sees `token`. Row `r` sees the tokens up to its own, so all later rows see it too.
-    fn first_row_seeing(&self, token: usize) -> usize {
-        token.saturating_sub(self.position()).min(self.rows)
+    /// The first row that has come to `token`: the first one sees up to some token, each later one at least as far.
+    fn first_row_seeing(&self, a: &BoundAttention, token: usize) -> usize {
+        (token + 1).saturating_sub(self.position().saturating_add(a.ahead)).min(self.rows)
     }
 }
 
@@ -169,7 +174,7 @@ impl Pass<'_> {
                 fresh.reset();
                 self.attend_chunk(a, &unit, chunk, then(chunk), q, &mut fresh, &mut scratch.visible);
                 // Rows that do not see the chunk stay as they are, as they would alone.
-                let from = unit.first_row_seeing(chunk * a.chunk_blocks * TOKENS) * a.group;
+                let from = unit.first_row_seeing(a, chunk * a.chunk_blocks * TOKENS) * a.group;
                 a.kernel.merge(&mut total.part(from..queries), &fresh.part(from..queries));
             }
             for row in 0..unit.rows {
@@ -204,9 +209,9 @@ impl Pass<'_> {
         let mut kv = self.kv_block(a, unit, blocks.start);
         for block in blocks.clone() {
             let start = block * TOKENS;
-            let first = unit.first_row_seeing(start);
+            let first = unit.first_row_seeing(a, start);
             for (row, visible) in visible.chunks_exact_mut(a.group).enumerate().take(unit.rows).skip(first) {
-                visible.fill((unit.position() + row + 1 - start).min(TOKENS) as u32);
+                visible.fill((unit.end_token(a, row) - start).min(TOKENS) as u32);
             }
             let from = first * a.group;
             // The last row has left the most behind.

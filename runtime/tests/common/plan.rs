@@ -73,6 +73,7 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
                 kv_heads: s.kv_heads as u32,
                 head_dim: s.head_dim as u32,
                 scale: 1.0 / (s.head_dim as f32).sqrt(),
+                causal: true,
                 window: model.layers[l].window.map(|window| window as u32),
                 softcap: model.layers[l].softcap,
                 sinks: sinks[l],

@@ -1,4 +1,4 @@
-//! Causal attention over the block table as a nest: three reductions over the visible tokens.
+//! Attention over the block table as a nest: three reductions over the visible tokens.
 //!
 //! The scores are computed anew in every reduction: a nest keeps no array. The attention kernels do better; this is the
 //! meaning that they can be compared with, and the way of devices that have none.
@@ -15,7 +15,8 @@ struct Scores {
     table: ViewId,
     cache: ViewId,
     start: Int,
-    position: Int,
+    /// The last position that the row sees, but for its reach.
+    last: Int,
     width: i64,
     group: u32,
     layer: LayerState,
@@ -29,6 +30,8 @@ struct Window {
     counts: ViewId,
     /// The row's position minus the oldest age that it sees: a token before it is hidden.
     oldest: Reg,
+    /// Its position plus the same, where it sees tokens behind its own: a token behind it is hidden.
+    newest: Option<Reg>,
 }
 
 /// What lowers the score of a hidden token so far that its weight is exactly zero.
@@ -47,7 +50,7 @@ impl Scores {
         let columns = kv::COLUMNS as u32;
         let head_dim = i64::from(self.layer.head_dim);
         let head_elems = kv::head_elems(self.layer.head_dim as usize) as i64;
-        let blocks = Index::div(Base::Int(self.position), kv::TOKENS as u32).plus(1);
+        let blocks = Index::div(Base::Int(self.last), kv::TOKENS as u32).plus(1);
         b.reduce(kind, Extent::min(blocks, Index::sym(Sym::TableStride)), |b, axis| {
             let entry = Index::int(self.start) + Index::axis(axis);
             let block = b.load_int(self.table, entry, Index::constant(i64::from(i32::MAX)));
@@ -57,7 +60,7 @@ impl Scores {
                     + Index::div(Base::Axis(h), self.group) * head_elems)
                     .plus(self.layer.first_elem as i64 + head)
             };
-            let visible = (Index::int(self.position) + Index::axis(axis) * -tokens).plus(1);
+            let visible = (Index::int(self.last) + Index::axis(axis) * -tokens).plus(1);
             b.reduce(kind, Extent::min(visible, Index::constant(tokens)), |b, t| {
                 let token = Index::div(Base::Axis(t), columns) * (kv::COLUMNS as i64 * head_dim)
                     + Index::rem(Base::Axis(t), columns) * 2;
@@ -84,7 +87,13 @@ impl Scores {
                     let token = b.add(before, within);
                     let ahead = b.sub(token, window.oldest);
                     let behind = b.op(NestOp::Min(ahead, zero));
-                    let penalty = b.mul(behind, far);
+                    let mut penalty = b.mul(behind, far);
+                    if let Some(newest) = window.newest {
+                        let left = b.sub(newest, token);
+                        let beyond = b.op(NestOp::Min(left, zero));
+                        let beyond = b.mul(beyond, far);
+                        penalty = b.add(penalty, beyond);
+                    }
                     score = b.add(score, penalty);
                 }
                 let value = Index::div(Base::Axis(t), 2) * (2 * head_dim) + Index::rem(Base::Axis(t), 2);
@@ -101,8 +110,12 @@ pub fn attention(
     layer: LayerState,
     facts: &ModelFacts,
 ) -> Result<Lowered, String> {
-    let Op::Attention { heads, scale, window, softcap, .. } = *op else {
-        return Err(format!("{} is no attention", op.name()));
+    let (heads, scale, window, softcap, causal) = match *op {
+        Op::Attention { heads, scale, window, softcap, .. } => (heads, scale, window, softcap, true),
+        Op::FullAttention { heads, scale, reach, .. } => {
+            (heads, scale, reach.map(|reach| reach.saturating_add(1)), None, false)
+        }
+        _ => return Err(format!("{} is no attention", op.name())),
     };
     let (rows, width) = activation(&operands[0])?;
     let head_dim = i64::from(layer.head_dim);
@@ -114,18 +127,23 @@ pub fn attention(
     let cache = b.input("cache", ViewElem::Kv);
     let sinks = operands.get(2).map(|ty| Ok::<_, String>(b.input("sinks", vector_elem(ty)?))).transpose()?;
     let counts = window.map(|_| b.input("counts", ViewElem::F32));
+    let last_positions = (!causal).then(|| b.input("last_positions", ViewElem::I32));
     let out = b.output("out", ViewElem::F32);
     let position = b.load_int(positions, b.row(), Index::constant(i64::from(facts.context)));
+    let last = match last_positions {
+        Some(last) => b.load_int(last, b.row(), Index::constant(i64::from(facts.context))),
+        None => position,
+    };
     let start = b.load_int(starts, b.row(), Index::constant(i64::from(i32::MAX)));
     let scale = b.constant(scale);
     let group = heads / layer.kv_heads.max(1);
     let softcap = softcap.map(|cap| b.constant(cap));
     let window = window.zip(counts).map(|(window, counts)| {
         let (position, age) = (b.op(NestOp::FromInt(position)), b.constant(window as f32 - 1.0));
-        Window { counts, oldest: b.sub(position, age) }
+        Window { counts, oldest: b.sub(position, age), newest: (!causal).then(|| b.add(position, age)) }
     });
     let hides = window.is_some();
-    let scores = Scores { query, table, cache, start, position, width, group, layer, scale, softcap, window };
+    let scores = Scores { query, table, cache, start, last, width, group, layer, scale, softcap, window };
     b.for_each(Extent::constant(i64::from(heads)), |b, h| {
         let mut max = scores.reduce(b, ReduceKind::Max, h, |_, score, _| score);
         let sink = sinks.map(|sinks| b.load(sinks, Index::axis(h)));
@@ -162,6 +180,9 @@ pub fn attention(
     if hides {
         let most = (facts.context as usize).div_ceil(kv::TOKENS).max(kv::TOKENS);
         args.push(NestArg::Constant((0..most).map(|i| i as f32).collect()));
+    }
+    if !causal {
+        args.push(NestArg::Input(Input::LastPositions));
     }
     args.push(NestArg::Result(0));
     Ok(Lowered { nest: b.finish(), rows, args })

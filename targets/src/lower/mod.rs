@@ -71,7 +71,9 @@ pub fn lower(
         Op::RopeAppend { style, heads, kv_heads } => {
             rope::rope_append(*style, *heads, *kv_heads, operands, layer()?)
         }
-        Op::Attention { .. } => attention::attention(op, operands, layer()?, facts),
+        Op::Attention { .. } | Op::FullAttention { .. } => {
+            attention::attention(op, operands, layer()?, facts)
+        }
         Op::Unary { kind } => pointwise::unary(*kind, &operands[0]),
         Op::Binary { kind } => pointwise::binary(*kind, &operands[0]),
         Op::Pointwise { body } => pointwise::cluster(body, operands),

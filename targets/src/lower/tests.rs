@@ -32,6 +32,10 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
             Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: Some(40), softcap: Some(5.0) },
             vec![rows(16), TensorType::state(), vector(2)],
         ),
+        (
+            Op::FullAttention { heads: 2, kv_heads: 1, scale: 0.5, reach: Some(3) },
+            vec![rows(16), TensorType::state()],
+        ),
         (Op::Unary { kind: UnaryKind::Silu }, vec![rows(16)]),
         (Op::Binary { kind: BinaryKind::Add }, vec![rows(16), rows(16)]),
         (Op::Pool { kind: PoolKind::Mean }, vec![rows(16), TensorType::i32([Dim::LogitRows])]),

@@ -1,17 +1,21 @@
 //! Model families. Each is one file here and one line in [`ARCHITECTURES`].
 
+pub mod bert;
 pub mod gemma2;
 pub mod gemma3;
 pub mod glm4;
 pub mod gpt2;
+pub mod gpt_neox;
 pub mod granite;
 pub mod llama;
 pub mod mistral;
+pub mod modernbert;
 pub mod olmo2;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
 pub mod smollm3;
+pub mod starcoder2;
 
 use serde_json::Value;
 
@@ -38,18 +42,22 @@ pub struct Architecture {
 
 /// All families that are built.
 pub const ARCHITECTURES: &[&Architecture] = &[
+    &bert::ARCHITECTURE,
     &gemma2::ARCHITECTURE,
     &gemma3::ARCHITECTURE,
     &glm4::ARCHITECTURE,
     &gpt2::ARCHITECTURE,
+    &gpt_neox::ARCHITECTURE,
     &granite::ARCHITECTURE,
     &llama::ARCHITECTURE,
     &mistral::ARCHITECTURE,
+    &modernbert::ARCHITECTURE,
     &olmo2::ARCHITECTURE,
     &phi3::ARCHITECTURE,
     &qwen2::ARCHITECTURE,
     &qwen3::ARCHITECTURE,
     &smollm3::ARCHITECTURE,
+    &starcoder2::ARCHITECTURE,
 ];
 
 /// The families as a table in Markdown.

@@ -65,6 +65,8 @@ pub struct Scores {
     pub softcap: Option<f32>,
     /// How many positions a row sees, its own included.
     pub window: Option<u32>,
+    /// Whether a row sees as many behind its own as before it, not only those before.
+    pub full: bool,
 }
 
 impl Scores {
@@ -93,12 +95,16 @@ pub fn attention(
     same("rows of the batch", cx.batch.rows(), q.rows)?;
     let mut out = Tensor::zeros(q.rows, q.width);
     for r in 0..q.rows {
-        let (sequence, seen) = (cx.batch.sequences[r], cx.batch.positions[r] as usize + 1);
+        let (sequence, mut seen) = (cx.batch.sequences[r], cx.batch.positions[r] as usize + 1);
         let held = cx.caches.get(layer, sequence).filter(|held| held.keys.len() >= seen);
         let held = held.ok_or_else(|| {
             format!("layer {layer} of sequence {sequence} holds fewer than {seen} positions")
         })?;
-        let first = shape.window.map_or(0, |window| seen.saturating_sub(window as usize));
+        let window = shape.window.map_or(usize::MAX, |window| window as usize);
+        let first = seen.saturating_sub(window);
+        if shape.full {
+            seen = held.keys.len().min((seen - 1).saturating_add(window));
+        }
         same("width of keys", held.keys[0].len(), kv_heads as usize * d)?;
         for (h, out) in out.row_mut(r).chunks_exact_mut(d).enumerate() {
             let query = &q.row(r)[h * d..][..d];

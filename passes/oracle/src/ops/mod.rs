@@ -68,9 +68,14 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
         Op::RopeTable { inv_freq, factor } => one(rope::table(at(0)?.index()?, inv_freq, *factor)),
         Op::Rope { style, heads } => one(rope::rotate(*style, *heads, tensor(0)?, tensor(1)?)?),
         Op::Attention { heads, kv_heads, scale, window, softcap } => {
-            let scores = attention::Scores { scale: *scale, window: *window, softcap: *softcap };
+            let scores = attention::Scores { scale: *scale, window: *window, softcap: *softcap, full: false };
             let sinks = if operands.len() > 2 { Some(weight(2)?) } else { None };
             one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, sinks, cx)?)
+        }
+        Op::FullAttention { heads, kv_heads, scale, reach } => {
+            let window = reach.map(|reach| reach.saturating_add(1));
+            let scores = attention::Scores { scale: *scale, window, softcap: None, full: true };
+            one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, None, cx)?)
         }
         Op::Unary { kind } => one(elementwise::unary(*kind, tensor(0)?)),
         Op::Binary { kind } => one(elementwise::binary(*kind, tensor(0)?, tensor(1)?)?),

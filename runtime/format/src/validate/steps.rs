@@ -180,6 +180,10 @@ impl<'a> Checker<'a> {
         ensure!(dim_fits, "head_dim {} must be even and in 2..={MAX_HEADS}", a.head_dim);
         ensure!(a.scale.is_finite(), "scale {} is not finite", a.scale);
         ensure!(a.window != Some(0), "a window of 0 positions");
+        ensure!(
+            a.causal || self.plan.model.whole,
+            "rows see what follows them, but sequences do not come whole"
+        );
         let cap_fits = a.softcap.is_none_or(|cap| cap.is_finite() && cap > 0.0);
         ensure!(cap_fits, "softcap {:?} is no number above 0", a.softcap);
         if let Some(id) = a.sinks {

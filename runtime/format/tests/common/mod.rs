@@ -189,6 +189,7 @@ pub fn plan() -> Plan {
         kv_heads: 1,
         head_dim: HEAD_DIM,
         scale: 0.25,
+        causal: true,
         window: None,
         softcap: None,
         sinks: None,

@@ -1,0 +1,127 @@
+//! Encoders against the vectors and scores that transformers computed in f32.
+
+use bessemer_compiler::compile::prepare;
+use bessemer_compiler::import::Checkpoint;
+use bessemer_compiler::options::{CompileOptions, RunOptions};
+use bessemer_eager::{Eager, EagerOptions};
+use bessemer_ir::Phase;
+use bessemer_ir::exec::{SequenceRows, Wanted};
+use bessemer_oracle::{Oracle, Reading};
+use bessemer_passes::PrecisionPolicy;
+use bessemer_runtime::{Batch, EmbedInput, Embedder, Engine, RunError, Session, Want, Worker, WorkerOptions};
+use bessemer_tests::models::{engine, fixture, relative_error, root, trusted_engine};
+use safetensors::SafeTensors;
+use std::sync::{Arc, Mutex};
+
+/// Fixture and its golden.
+const MODELS: &[(&str, &str)] =
+    &[("bert", "bert"), ("bert.f32.gguf", "bert"), ("bert_scores", "bert_scores")];
+
+/// The texts of a golden and what becomes of them.
+fn golden(name: &str) -> (Vec<EmbedInput>, Vec<Vec<f32>>) {
+    let bytes = std::fs::read(root().join(format!("fixtures/goldens/{name}.safetensors"))).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let words = |name: &str| -> Option<Vec<[u8; 4]>> {
+        let data = file.tensor(name).ok()?.data().to_vec();
+        Some(data.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect())
+    };
+    let ints = |name: &str| words(name).map(|w| w.into_iter().map(u32::from_le_bytes).collect::<Vec<u32>>());
+    (0..)
+        .map_while(|i| {
+            let tokens = ints(&format!("text.{i}.tokens"))?;
+            let types = ints(&format!("text.{i}.types")).unwrap_or_default();
+            let vector = words(&format!("text.{i}.vector"))?.into_iter().map(f32::from_le_bytes).collect();
+            Some((EmbedInput { tokens, types }, vector))
+        })
+        .unzip()
+}
+
+fn options(precision: PrecisionPolicy) -> CompileOptions {
+    CompileOptions { precision, ..CompileOptions::default() }
+}
+
+#[test]
+fn the_oracle_and_the_eager_executor_give_what_transformers_gives() {
+    // Their batches hold texts, no pairs.
+    for (model, name) in MODELS.iter().filter(|(_, name)| *name != "bert_scores") {
+        let (inputs, expected) = golden(name);
+        let parts: Vec<_> = inputs
+            .iter()
+            .enumerate()
+            .map(|(sequence, input)| SequenceRows { sequence, tokens: &input.tokens, logits: Wanted::Last })
+            .collect();
+        let checkpoint = Checkpoint::open(fixture(model)).unwrap();
+        for phase in [Phase::Imported, Phase::Packed] {
+            let run = RunOptions { stop_after: Some(phase), ..RunOptions::default() };
+            let graph = prepare(&checkpoint, &CompileOptions::default(), &run).unwrap().graph;
+            let found = Oracle::new(&graph, &checkpoint, Reading::Exact).unwrap().forward(&parts).unwrap();
+            let found: Vec<Vec<f32>> = found.rows().map(<[f32]>::to_vec).collect();
+            let error = relative_error(&found, &expected);
+            assert!(error < 1e-5, "{model} {phase}: oracle {error:.2e}");
+            if phase == Phase::Imported {
+                let options = EagerOptions { threads: 2, ..EagerOptions::default() };
+                let found = Eager::new(&graph, &checkpoint, options).unwrap().forward(&parts).unwrap();
+                let found: Vec<Vec<f32>> = found.rows().map(<[f32]>::to_vec).collect();
+                let error = relative_error(&found, &expected);
+                assert!(error < 1e-4, "{model}: eager {error:.2e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn engines_give_what_transformers_gives() {
+    for (precision, bound) in [(PrecisionPolicy::F32, 1e-4), (PrecisionPolicy::Bf16, 2e-2)] {
+        for (model, name) in MODELS {
+            let (inputs, expected) = golden(name);
+            let engine = engine(model, &options(precision));
+            let mut embedder = Embedder::new(&engine, WorkerOptions::default().threads(2)).unwrap();
+            let together = embedder.vectors(&inputs).unwrap();
+            let error = relative_error(&together, &expected);
+            println!("{model} {precision}: {error:.2e}");
+            assert!(error < bound, "{model} {precision}: {error:.2e} above {bound:.0e}");
+            for (input, vector) in inputs.iter().zip(&together) {
+                let alone = embedder.vectors(std::slice::from_ref(input)).unwrap();
+                assert!(
+                    alone[0] == *vector,
+                    "{model} {precision}: a text of {} tokens alone",
+                    input.tokens.len()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn generated_code_and_any_number_of_threads_give_the_same_bits() {
+    for (model, name) in MODELS {
+        let (inputs, _) = golden(name);
+        let run = |engine: &Engine, threads| {
+            let mut embedder = Embedder::new(engine, WorkerOptions::default().threads(threads)).unwrap();
+            embedder.vectors(&inputs).unwrap()
+        };
+        let options = options(PrecisionPolicy::Source);
+        let interpreted = run(&engine(model, &options), 1);
+        let trusted = trusted_engine(model, &options);
+        for threads in [1, 2, 3] {
+            assert!(run(&trusted, threads) == interpreted, "{model} on {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn sequences_come_whole_and_no_text_is_generated() {
+    let engine = engine("bert", &CompileOptions::default());
+    let mut worker = Worker::new(&engine, WorkerOptions::default()).unwrap();
+    let mut sequence = worker.sequence();
+    let mut forward = |tokens: &[u32]| {
+        let mut batch = Batch::new();
+        batch.push(&mut sequence, tokens, Want::Last);
+        worker.forward(&mut batch).map(drop)
+    };
+    forward(&[5, 6, 7]).unwrap();
+    let error = forward(&[8]).unwrap_err();
+    assert!(matches!(error, RunError::Whole { len: 3, tokens: 1, .. }), "{error}");
+    let worker = Arc::new(Mutex::new(Worker::new(&engine, WorkerOptions::default()).unwrap()));
+    assert!(matches!(Session::new(&worker).err(), Some(RunError::NoLogits)));
+}
