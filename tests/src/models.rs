@@ -15,6 +15,10 @@ pub fn root() -> PathBuf {
 pub const FAMILIES: &[(&str, &str)] = &[
     ("gpt2", "gpt2"),
     ("gpt2.f32.gguf", "gpt2"),
+    ("gpt_neox", "gpt_neox"),
+    ("gpt_neox.f32.gguf", "gpt_neox"),
+    ("starcoder2", "starcoder2"),
+    ("starcoder2.f32.gguf", "starcoder2"),
     ("qwen3", "qwen3"),
     ("qwen3_yarn", "qwen3_yarn"),
     ("qwen2", "qwen2"),
@@ -41,6 +45,14 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("granite.f32.gguf", "granite"),
     ("olmo2.f32.gguf", "olmo2"),
     ("glm4.f32.gguf", "glm4"),
+];
+
+/// Fixtures of encoders, and their goldens: vectors or scores of texts.
+pub const ENCODERS: &[(&str, &str)] = &[
+    ("bert", "bert"),
+    ("bert.f32.gguf", "bert"),
+    ("bert_scores", "bert_scores"),
+    ("modernbert", "modernbert"),
 ];
 
 /// A fixture model: a directory or a `.gguf` file.

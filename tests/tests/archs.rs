@@ -1,7 +1,7 @@
 //! The table of families in the README is the one that the compiler has.
 
 use bessemer_compiler::import::arch::{ARCHITECTURES, table};
-use bessemer_tests::models::{FAMILIES, fixture, root};
+use bessemer_tests::models::{ENCODERS, FAMILIES, fixture, root};
 use std::collections::BTreeSet;
 
 #[test]
@@ -27,12 +27,13 @@ fn every_family_has_a_fixture_and_names_of_its_own() {
     }
     let types: BTreeSet<String> = FAMILIES
         .iter()
+        .chain(ENCODERS)
         .filter_map(|(model, _)| std::fs::read(fixture(model).join("config.json")).ok())
         .map(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).unwrap())
         .map(|config| config["model_type"].as_str().unwrap().to_owned())
         .collect();
     for family in ARCHITECTURES.iter().filter(|family| !family.hf.is_empty()) {
         let has = family.hf.iter().any(|(model_type, _)| types.contains(*model_type));
-        assert!(has, "{} has no fixture whose logits a golden holds", family.name);
+        assert!(has, "{} has no fixture whose results a golden holds", family.name);
     }
 }

@@ -9,13 +9,9 @@ use bessemer_ir::exec::{SequenceRows, Wanted};
 use bessemer_oracle::{Oracle, Reading};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{Batch, EmbedInput, Embedder, Engine, RunError, Session, Want, Worker, WorkerOptions};
-use bessemer_tests::models::{engine, fixture, relative_error, root, trusted_engine};
+use bessemer_tests::models::{ENCODERS, engine, fixture, relative_error, root, trusted_engine};
 use safetensors::SafeTensors;
 use std::sync::{Arc, Mutex};
-
-/// Fixture and its golden.
-const MODELS: &[(&str, &str)] =
-    &[("bert", "bert"), ("bert.f32.gguf", "bert"), ("bert_scores", "bert_scores")];
 
 /// The texts of a golden and what becomes of them.
 fn golden(name: &str) -> (Vec<EmbedInput>, Vec<Vec<f32>>) {
@@ -43,7 +39,7 @@ fn options(precision: PrecisionPolicy) -> CompileOptions {
 #[test]
 fn the_oracle_and_the_eager_executor_give_what_transformers_gives() {
     // Their batches hold texts, no pairs.
-    for (model, name) in MODELS.iter().filter(|(_, name)| *name != "bert_scores") {
+    for (model, name) in ENCODERS.iter().filter(|(_, name)| *name != "bert_scores") {
         let (inputs, expected) = golden(name);
         let parts: Vec<_> = inputs
             .iter()
@@ -72,7 +68,7 @@ fn the_oracle_and_the_eager_executor_give_what_transformers_gives() {
 #[test]
 fn engines_give_what_transformers_gives() {
     for (precision, bound) in [(PrecisionPolicy::F32, 1e-4), (PrecisionPolicy::Bf16, 2e-2)] {
-        for (model, name) in MODELS {
+        for (model, name) in ENCODERS {
             let (inputs, expected) = golden(name);
             let engine = engine(model, &options(precision));
             let mut embedder = Embedder::new(&engine, WorkerOptions::default().threads(2)).unwrap();
@@ -94,7 +90,7 @@ fn engines_give_what_transformers_gives() {
 
 #[test]
 fn generated_code_and_any_number_of_threads_give_the_same_bits() {
-    for (model, name) in MODELS {
+    for (model, name) in ENCODERS {
         let (inputs, _) = golden(name);
         let run = |engine: &Engine, threads| {
             let mut embedder = Embedder::new(engine, WorkerOptions::default().threads(threads)).unwrap();

@@ -74,7 +74,9 @@ impl Config {
         };
         // Masks and rotary frequencies, which old checkpoints store, follow from the configuration.
         let harmless = |name: &str| {
-            [".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"].iter().any(|end| name.ends_with(end))
+            [".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"]
+                .iter()
+                .any(|end| name.ends_with(end))
         };
         NAMES.check(checkpoint, &config, config.layers, |_, _| true, |name| name, harmless)?;
         Ok(config)
@@ -89,7 +91,11 @@ impl Config {
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => UnaryKind::GeluTanh,
             _ => {
                 let remedy = "this activation is not built; use a model without it";
-                return Err(fields.error("hidden_act", "gelu, gelu_new, gelu_fast or gelu_pytorch_tanh", remedy));
+                return Err(fields.error(
+                    "hidden_act",
+                    "gelu, gelu_new, gelu_fast or gelu_pytorch_tanh",
+                    remedy,
+                ));
             }
         };
         // transformers 5 keeps base and part in `rope_parameters`.
@@ -131,7 +137,8 @@ impl Config {
     fn from_gguf(checkpoint: &Checkpoint, metadata: &GgufMetadata) -> Result<Config, ImportError> {
         let map = gguf_fields(metadata, "gptneox");
         let fields = Fields::new(checkpoint.config_path(), "gptneox.", &map);
-        let table = checkpoint.tensors().get("token_embd.weight").and_then(|info| info.shape.first().copied());
+        let table =
+            checkpoint.tensors().get("token_embd.weight").and_then(|info| info.shape.first().copied());
         let read = Config {
             naming: Naming::Gguf,
             hidden: fields.required_count("embedding_length")?,
@@ -219,7 +226,8 @@ impl Config {
             let state = b.state(layer, self.heads, head_dim)?;
             let state = b.append(name("append"), state, k, v, self.heads)?;
             states.push(state);
-            let a = b.attention(name("attention"), q, state, Attention::plain(self.heads, self.heads, head_dim))?;
+            let a =
+                b.attention(name("attention"), q, state, Attention::plain(self.heads, self.heads, head_dim))?;
             let o = linear(&mut b, a, "attention.dense")?;
             let attended = b.binary(name("attention.residual"), BinaryKind::Add, x, o)?;
             let h = norm(&mut b, if self.parallel { x } else { attended }, "post_attention_layernorm")?;
@@ -229,7 +237,8 @@ impl Config {
             x = b.binary(name("ffn.residual"), BinaryKind::Add, attended, down)?;
         }
         let x = b.select_rows(x, logit_rows)?;
-        let [weight, bias] = ["weight", "bias"].map(|kind| whole(&format!("gpt_neox.final_layer_norm.{kind}")));
+        let [weight, bias] =
+            ["weight", "bias"].map(|kind| whole(&format!("gpt_neox.final_layer_norm.{kind}")));
         let x = b.layer_norm(x, &weight, Some(&bias), self.eps)?;
         let logits = b.linear(x, &whole("embed_out.weight"), None)?;
         let facts = ModelFacts {

@@ -68,7 +68,14 @@ impl Config {
             unreachable!("no GGUF architecture is named");
         };
         let config = Config::from_hf(checkpoint, config)?;
-        NAMES.check(checkpoint, &config, config.layers, |layer, name| layer != Some(0) || name != FIRST_NORM, |name| name, |_| false)?;
+        NAMES.check(
+            checkpoint,
+            &config,
+            config.layers,
+            |layer, name| layer != Some(0) || name != FIRST_NORM,
+            |name| name,
+            |_| false,
+        )?;
         Ok(config)
     }
 
@@ -110,7 +117,14 @@ impl Config {
             })
         })?;
         fields.neutral("hidden_activation", "gelu", |value| value == "gelu")?;
-        for key in ["norm_bias", "attention_bias", "mlp_bias", "is_encoder_decoder", "add_cross_attention", "is_decoder"] {
+        for key in [
+            "norm_bias",
+            "attention_bias",
+            "mlp_bias",
+            "is_encoder_decoder",
+            "add_cross_attention",
+            "is_decoder",
+        ] {
             fields.neutral(key, "false", |value| value == false)?;
         }
         fields.skip(HARMLESS_HF);
@@ -164,7 +178,12 @@ impl Config {
         let mut b = Builder::new(checkpoint);
         let whole = |hf: &str| NAMES.whole(Naming::HuggingFace, hf);
         let (hidden, head_dim) = (self.hidden, self.hidden / self.heads);
-        let rope = |theta| Rope { theta, dims: head_dim, scaling: RopeScaling::None, pairing: RopePairing::HalfSplit };
+        let rope = |theta| Rope {
+            theta,
+            dims: head_dim,
+            scaling: RopeScaling::None,
+            pairing: RopePairing::HalfSplit,
+        };
         let (global, local) = (rope(self.global_theta), rope(self.local_theta));
 
         let tokens = b.input("tokens", Input::Tokens)?;
@@ -181,7 +200,8 @@ impl Config {
             // Rows of a fused projection.
             let part = |b: &mut Builder, x, hf: &str, what: &str, i: usize, rows: usize| {
                 let name = format!("{}.{what}", tensor(hf));
-                let w = b.part(&name, Part::rows((i * rows) as u64, rows as u64), &[rows, hidden], &tensor(hf))?;
+                let w =
+                    b.part(&name, Part::rows((i * rows) as u64, rows as u64), &[rows, hidden], &tensor(hf))?;
                 b.linear_of(x, w, &name, None)
             };
             let h = if layer == 0 { x } else { b.layer_norm(x, &tensor(FIRST_NORM), None, self.eps)? };
