@@ -33,6 +33,7 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("smollm3", "smollm3"),
     ("granite", "granite"),
     ("olmo2", "olmo2"),
+    ("olmo3", "olmo3"),
     ("glm4", "glm4"),
     ("rope_dynamic", "rope_dynamic"),
     ("qwen3.f32.gguf", "qwen3"),

@@ -5,7 +5,6 @@ use crate::import::config::Fields;
 use crate::import::decoder::Decoder;
 use crate::import::decoder::keys::{self, HfDefaults};
 use crate::import::error::ImportError;
-use crate::import::rope::RopePairing;
 use crate::import::source::Checkpoint;
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -17,9 +16,9 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
 };
 
-/// Reads the configuration.
+/// Reads the configuration. GGUF files of this family say that they are a Llama.
 pub fn read(checkpoint: &Checkpoint) -> Result<Decoder, ImportError> {
-    keys::read(checkpoint, from_hf, from_gguf)
+    keys::read_hf(checkpoint, from_hf)
 }
 
 fn from_hf(fields: &Fields) -> Result<Decoder, ImportError> {
@@ -30,9 +29,4 @@ fn from_hf(fields: &Fields) -> Result<Decoder, ImportError> {
     let mut decoder = Decoder::from_hf(fields, HfDefaults { kv_heads, ..HfDefaults::PLAIN })?;
     decoder.layers.window = if has_window { fields.count("sliding_window")? } else { Some(4096) };
     Ok(decoder)
-}
-
-/// GGUF has no such name: files of this family say `llama`.
-fn from_gguf(checkpoint: &Checkpoint, fields: &Fields) -> Result<Decoder, ImportError> {
-    Decoder::from_gguf(checkpoint, fields, RopePairing::Interleaved)
 }

@@ -11,6 +11,7 @@ pub mod llama;
 pub mod mistral;
 pub mod modernbert;
 pub mod olmo2;
+pub mod olmo3;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
@@ -53,6 +54,7 @@ pub const ARCHITECTURES: &[&Architecture] = &[
     &mistral::ARCHITECTURE,
     &modernbert::ARCHITECTURE,
     &olmo2::ARCHITECTURE,
+    &olmo3::ARCHITECTURE,
     &phi3::ARCHITECTURE,
     &qwen2::ARCHITECTURE,
     &qwen3::ARCHITECTURE,

@@ -33,7 +33,8 @@ fn from_gguf(checkpoint: &Checkpoint, fields: &Fields) -> Result<Decoder, Import
     Ok(normed_behind(Decoder::from_gguf(checkpoint, fields, RopePairing::HalfSplit)?))
 }
 
-fn normed_behind(mut decoder: Decoder) -> Decoder {
+/// Norms behind each half of a block, and of all heads of queries and of keys together.
+pub(super) fn normed_behind(mut decoder: Decoder) -> Decoder {
     decoder.qk_norm = QkNorm::Row;
     decoder.norms = Norms {
         attention: None,

@@ -216,6 +216,21 @@ pub fn read(
     }
 }
 
+/// As [`read`], for a family that GGUF does not know.
+pub fn read_hf(
+    checkpoint: &Checkpoint,
+    from_hf: fn(&Fields) -> Result<Decoder, ImportError>,
+) -> Result<Decoder, ImportError> {
+    read(checkpoint, from_hf, |checkpoint, _| {
+        Err(ImportError::NotACheckpoint {
+            path: checkpoint.path().to_owned(),
+            expected: "a directory with config.json: GGUF has no name for this family",
+            found: "a GGUF file".into(),
+            remedy: "fetch the model's safetensors",
+        })
+    })
+}
+
 /// The windows of families that switch them on by a key: of the layers from `max_window_layers` on.
 pub fn upper_windows(fields: &Fields, layers: &mut Layers) -> Result<(), ImportError> {
     let on = fields.flag("use_sliding_window")?.unwrap_or(false);
