@@ -35,6 +35,8 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("olmo2", "olmo2"),
     ("olmo3", "olmo3"),
     ("glm4", "glm4"),
+    ("exaone4", "exaone4"),
+    ("exaone4.f32.gguf", "exaone4"),
     ("rope_dynamic", "rope_dynamic"),
     ("qwen3.f32.gguf", "qwen3"),
     ("qwen3_yarn.f32.gguf", "qwen3_yarn"),

@@ -1,6 +1,7 @@
 //! Model families. Each is one file here and one line in [`ARCHITECTURES`].
 
 pub mod bert;
+pub mod exaone4;
 pub mod gemma2;
 pub mod gemma3;
 pub mod glm4;
@@ -44,6 +45,7 @@ pub struct Architecture {
 /// All families that are built.
 pub const ARCHITECTURES: &[&Architecture] = &[
     &bert::ARCHITECTURE,
+    &exaone4::ARCHITECTURE,
     &gemma2::ARCHITECTURE,
     &gemma3::ARCHITECTURE,
     &glm4::ARCHITECTURE,
