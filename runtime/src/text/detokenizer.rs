@@ -18,7 +18,7 @@ pub struct Detokenizer {
 impl Detokenizer {
     /// For a sequence from its beginning: the space that SentencePiece tokenisers put in front is dropped.
     pub fn new(tokenizer: Tokenizer) -> Self {
-        let strip_space = tokenizer.strips_leading_space();
+        let strip_space = tokenizer.data().strip_leading_space;
         Detokenizer { tokenizer, pending: Vec::new(), strip_space, show_special: false }
     }
 
@@ -39,7 +39,9 @@ impl Detokenizer {
             return String::new();
         }
         let mut bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
-        if self.strip_space && !bytes.is_empty() {
+        let joins = self.tokenizer.data().join_punctuation
+            && bytes.split_first().is_some_and(|(_, text)| JOINED.iter().any(|mark| text.starts_with(mark)));
+        if !bytes.is_empty() && (self.strip_space || joins) {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
             self.strip_space = false;
         }
@@ -69,6 +71,9 @@ impl Detokenizer {
         text
     }
 }
+
+/// What [`super::TokenizerData::join_punctuation`] writes without the space in front (the tokenizers library's `cleanup`).
+const JOINED: [&[u8]; 9] = [b".", b"?", b"!", b",", b"n't", b"'m", b"'s", b"'ve", b"'re"];
 
 /// Whether more bytes could make `bytes` one character.
 fn is_unfinished_char(bytes: &[u8]) -> bool {

@@ -37,7 +37,9 @@
 mod bpe;
 mod chat;
 mod detokenizer;
+mod normalize;
 mod section;
+mod segment;
 mod split;
 mod stop;
 mod tokenizer;
@@ -45,8 +47,10 @@ mod tokenizer;
 pub use bpe::{Merge, MergeTable};
 pub use chat::{ChatInput, ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
+pub use normalize::Charsmap;
 pub use section::{
-    AddedToken, NO_TOKEN, Normalizer, Prefix, Symbols, TextSection, TokenizerData, U32Array, Vocab,
+    AddedToken, Algorithm, Frame, NO_TOKEN, NormalizeStep, Normalizer, Prefix, Symbols, TextSection,
+    TokenizerData, U32Array, Vocab,
 };
 pub use split::SplitPattern;
 pub use stop::{StopMatch, StopMatcher};

@@ -7,7 +7,7 @@ use bessemer_format::codec;
 use serde::de::{Deserializer, Error as _, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{MergeTable, SplitPattern, TextError};
+use super::{Charsmap, MergeTable, SplitPattern, TextError};
 
 /// The content of an engine's TOKENIZER section.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -18,8 +18,8 @@ pub struct TextSection {
     pub bos: Option<u32>,
     /// Token that ends a text, if the vocabulary has one.
     pub eos: Option<u32>,
-    /// Whether the model expects [`TextSection::bos`] before a plain prompt.
-    pub add_bos: bool,
+    /// The tokens that the model expects around a plain text.
+    pub frame: Frame,
     /// Tokens at which generation ends: those of the checkpoint's generation configuration and [`TextSection::eos`].
     pub stop_tokens: Vec<u32>,
     /// Jinja source that renders a conversation into a prompt.
@@ -38,7 +38,18 @@ impl TextSection {
     }
 }
 
-/// Vocabulary, merges and rules of one byte-pair tokeniser.
+/// The tokens that a model expects around a text, and between the two texts of a pair.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Frame {
+    /// In front: `<s>`, `[CLS]`, or nothing.
+    pub before: Vec<u32>,
+    /// Between the first text of a pair and the second.
+    pub between: Vec<u32>,
+    /// At the end: `[SEP]` or `</s>` for encoders. A prompt that is to be continued goes without.
+    pub after: Vec<u32>,
+}
+
+/// Vocabulary, merges and rules of one tokeniser.
 ///
 /// ```
 /// use bessemer_runtime::text::{
@@ -64,12 +75,15 @@ impl TextSection {
 /// ```
 ///
 /// Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and SentencePiece-style BPE (Llama 2, Mistral, Gemma) differ only in
-/// [`TokenizerData::symbols`], [`TokenizerData::normalizer`] and whether there are [`TokenizerData::splits`].
+/// [`TokenizerData::symbols`], [`TokenizerData::normalizer`] and whether there are [`TokenizerData::splits`]. WordPiece
+/// (BERT) and Unigram (T5) cut words another way: [`TokenizerData::algorithm`].
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TokenizerData {
     /// The bytes that each token stands for.
     pub vocab: Vocab,
-    /// Which pairs of tokens join, and in which order.
+    /// How a word becomes tokens.
+    pub algorithm: Algorithm,
+    /// Which pairs of tokens join, and in which order; for [`Algorithm::Merges`].
     pub merges: MergeTable,
     /// What the smallest symbols are.
     pub symbols: Symbols,
@@ -92,6 +106,29 @@ pub struct TokenizerData {
     pub added: Vec<AddedToken>,
     /// Whether decoding a whole text drops one leading space (the one that [`Prefix`] added).
     pub strip_leading_space: bool,
+    /// Whether decoding writes `word.` where the tokens say `word .`, as the texts of WordPiece come out.
+    pub join_punctuation: bool,
+}
+
+/// How a word becomes tokens.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// Byte-pair encoding: symbols join in the order of [`TokenizerData::merges`].
+    #[default]
+    Merges,
+    /// WordPiece: the longest token of the lexicon that the word begins with, then the longest that the rest begins with, and
+    /// so on. A token that begins a word is stored with a space in front, one that continues it is not.
+    LongestMatch {
+        /// A word of more characters is unknown.
+        max_chars: u32,
+    },
+    /// Unigram: the tokens of the lexicon whose scores (logarithms of probabilities) have the greatest sum.
+    MostProbable {
+        /// The score of every token, as the bits of an f32.
+        scores: U32Array,
+        /// The score of a character that no token covers.
+        unknown: f32,
+    },
 }
 
 /// Marks an entry of [`TokenizerData::byte_tokens`] without a token.
@@ -108,15 +145,39 @@ pub enum Symbols {
 }
 
 /// What happens to each stretch of text between added tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Normalizer {
-    /// Unicode normalisation form C.
-    pub nfc: bool,
+    /// Changes to the characters, in order.
+    pub steps: Vec<NormalizeStep>,
     /// SentencePiece writes a space as U+2581. The vocabulary here holds real spaces, so that decoding needs no
     /// second pass; in return a literal U+2581 of the text is read as a space, as SentencePiece reads it.
     pub space_marker: bool,
     /// The space in front of the text.
     pub prefix: Prefix,
+}
+
+/// One change to the characters of a text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NormalizeStep {
+    /// Unicode normalisation form C.
+    Nfc,
+    /// Unicode normalisation form D.
+    Nfd,
+    /// Unicode normalisation form KC.
+    Nfkc,
+    /// Unicode normalisation form KD.
+    Nfkd,
+    /// Every character in lower case.
+    Lowercase,
+    /// Every match of a regular expression becomes another text.
+    Replace {
+        /// What is looked for.
+        regex: String,
+        /// What it becomes.
+        with: String,
+    },
+    /// SentencePiece's own table of replacements.
+    Charsmap(Charsmap),
 }
 
 /// Where SentencePiece's dummy space goes.
@@ -131,6 +192,8 @@ pub enum Prefix {
     EveryUnlessSpace,
     /// As [`Prefix::EveryUnlessSpace`], but only at the very beginning of the text.
     FirstUnlessSpace,
+    /// Before every word, once the text is split, that does not begin with a space already.
+    EveryWord,
 }
 
 /// A token that is found in the text as a whole.
@@ -189,7 +252,7 @@ impl Vocab {
 
 /// A byte string that is decoded as one block (serde takes a `Vec<u8>` byte by byte).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Bytes(Vec<u8>);
+pub(super) struct Bytes(pub(super) Vec<u8>);
 
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -58,7 +58,7 @@ fn sentence_piece(prefix: Prefix) -> TextSection {
             byte_tokens: (3..259).collect(),
             unknown: Some(0),
             fuse_unknown: true,
-            normalizer: Normalizer { nfc: false, space_marker: true, prefix },
+            normalizer: Normalizer { steps: Vec::new(), space_marker: true, prefix },
             lexicon: [259, 260, 261].into_iter().collect(),
             added: vec![named(2, "</s>", false), named(1, "<s>", false)],
             strip_leading_space: true,
@@ -66,7 +66,7 @@ fn sentence_piece(prefix: Prefix) -> TextSection {
         },
         bos: Some(1),
         eos: Some(2),
-        add_bos: true,
+        frame: Frame { before: vec![1], ..Default::default() },
         stop_tokens: vec![2],
         chat_template: Some("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}".into()),
     }
@@ -184,7 +184,7 @@ fn normalised_tokens_match_in_normalised_text() {
 fn nfc_composes() {
     let mut section = byte_level(&[], &[]);
     assert_eq!(open(&section).encode("e\u{301}", Special::AsText).unwrap(), [0x65, 0xcc, 0x81]);
-    section.tokenizer.normalizer.nfc = true;
+    section.tokenizer.normalizer.steps.push(NormalizeStep::Nfc);
     assert_eq!(open(&section).encode("e\u{301}", Special::AsText).unwrap(), [0xc3, 0xa9]);
 }
 
@@ -236,4 +236,74 @@ fn the_section_carries_the_checkpoints_wishes() {
     let template = tokenizer.chat_template().unwrap();
     let input = ChatInput::new(&[ChatMessage::new("user", "ab")]);
     assert_eq!(template.render(&input).unwrap(), "<s>ab</s>");
+}
+
+/// Words `un##able`, `!`, with `[UNK]` for the rest.
+fn word_piece() -> TextSection {
+    let tokens = ["[UNK]", " un", "able", " !", " able", "a"];
+    TextSection {
+        tokenizer: TokenizerData {
+            vocab: Vocab::new(tokens).unwrap(),
+            merges: MergeTable::new(tokens.len(), Vec::new()).unwrap(),
+            algorithm: Algorithm::LongestMatch { max_chars: 8 },
+            symbols: Symbols::Chars,
+            byte_tokens: [NO_TOKEN; 256].into_iter().collect(),
+            unknown: Some(0),
+            normalizer: Normalizer {
+                steps: vec![NormalizeStep::Lowercase],
+                space_marker: false,
+                prefix: Prefix::EveryWord,
+            },
+            splits: vec![SplitPattern::new("[!?]|[^ !?]+", false).unwrap()],
+            lexicon: [3, 4, 1, 5, 2].into_iter().collect(),
+            strip_leading_space: true,
+            join_punctuation: true,
+            ..Default::default()
+        },
+        ..Default::default()
+    }
+}
+
+#[test]
+fn word_piece_takes_the_longest_match() {
+    let tokenizer = open(&word_piece());
+    let encode = |text: &str| tokenizer.encode(text, Special::AsText).unwrap();
+    assert_eq!(encode("Unable  able!"), [1, 2, 4, 3]);
+    assert_eq!(
+        encode("unx ableablea able"),
+        [0, 0, 4],
+        "no part of a word is kept; nine characters are too many"
+    );
+    assert_eq!(encode("unaa"), [1, 5, 5]);
+    assert_eq!(tokenizer.decode(&[1, 2, 4, 3]), "unable able!");
+}
+
+#[test]
+fn unigram_takes_the_greatest_sum() {
+    let tokens = ["<unk>", "a", "b", "ab", "bc", "c", "abc"];
+    let scores = [0.0, -1.0, -1.0, -1.5, -1.0, -3.0, -9.0f32];
+    let section = |byte_tokens: [u32; 256]| TextSection {
+        tokenizer: TokenizerData {
+            vocab: Vocab::new(tokens).unwrap(),
+            merges: MergeTable::new(tokens.len(), Vec::new()).unwrap(),
+            algorithm: Algorithm::MostProbable {
+                scores: scores.map(f32::to_bits).into_iter().collect(),
+                unknown: -19.0,
+            },
+            symbols: Symbols::Chars,
+            byte_tokens: byte_tokens.into_iter().collect(),
+            unknown: Some(0),
+            fuse_unknown: true,
+            lexicon: [1, 3, 6, 2, 4, 5].into_iter().collect(),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let tokenizer = open(&section([NO_TOKEN; 256]));
+    let encode = |text: &str| tokenizer.encode(text, Special::AsText).unwrap();
+    assert_eq!(encode("abc"), [1, 4], "a + bc is worth -2, ab + c -4.5, abc -9");
+    assert_eq!(encode("ab"), [3], "-1.5 is more than -2");
+    assert_eq!(encode("éxaéb"), [0, 1, 0, 2], "unknown characters that follow one another are one token");
+    let with_bytes = open(&section([5; 256]));
+    assert_eq!(with_bytes.encode("éa", Special::AsText).unwrap(), [5, 5, 1], "a token for each byte");
 }

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
-use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
-
 use super::bpe::Merger;
-use super::section::{AddedToken, NO_TOKEN, Prefix, Symbols, TextSection};
+use super::normalize::Compiled;
+use super::section::{AddedToken, Algorithm, Frame, NO_TOKEN, Prefix, Symbols, TextSection, TokenizerData};
+use super::segment::BestCut;
 use super::split::Splitter;
 use super::{ChatTemplate, TextError};
 
@@ -30,8 +30,23 @@ struct Inner {
     /// Ids of the special tokens, ascending.
     special: Vec<u32>,
     /// Compiled by the first text that is encoded.
-    splitter: OnceLock<Result<Splitter, TextError>>,
+    patterns: OnceLock<Result<Patterns, TextError>>,
     chat_template: Option<ChatTemplate>,
+}
+
+/// The regular expressions of the section, compiled.
+struct Patterns {
+    normalizer: Compiled,
+    splitter: Splitter,
+}
+
+impl Patterns {
+    fn new(data: &TokenizerData) -> Result<Self, TextError> {
+        Ok(Patterns {
+            normalizer: Compiled::new(&data.normalizer.steps)?,
+            splitter: Splitter::new(&data.splits)?,
+        })
+    }
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -61,7 +76,7 @@ impl Tokenizer {
         let (bos, eos) = (name(section.bos), name(section.eos));
         let chat_template = section.chat_template.take().map(|source| ChatTemplate::new(source, bos, eos));
         Ok(Tokenizer {
-            inner: Arc::new(Inner { section, special, splitter: OnceLock::new(), chat_template }),
+            inner: Arc::new(Inner { section, special, patterns: OnceLock::new(), chat_template }),
         })
     }
 
@@ -80,9 +95,14 @@ impl Tokenizer {
         self.inner.section.eos
     }
 
+    /// The tokens that the model expects around a text; [`Tokenizer::encode`] never adds them.
+    pub fn frame(&self) -> &Frame {
+        &self.inner.section.frame
+    }
+
     /// Whether the model expects [`Tokenizer::bos`] before a plain prompt; [`Tokenizer::encode`] never adds it.
     pub fn adds_bos(&self) -> bool {
-        self.inner.section.add_bos
+        self.bos().is_some_and(|bos| self.frame().before.contains(&bos))
     }
 
     /// Tokens at which generation ends, as the checkpoint says.
@@ -114,16 +134,16 @@ impl Tokenizer {
         text
     }
 
-    pub(super) fn strips_leading_space(&self) -> bool {
-        self.inner.section.tokenizer.strip_leading_space
+    pub(super) fn data(&self) -> &TokenizerData {
+        &self.inner.section.tokenizer
     }
 
-    /// The tokens of `text`, without [`Tokenizer::bos`].
+    /// The tokens of `text`, without those of [`Tokenizer::frame`].
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, TextError> {
-        let data = &self.inner.section.tokenizer;
-        let splitter =
-            self.inner.splitter.get_or_init(|| Splitter::new(&data.splits)).as_ref().map_err(Clone::clone)?;
-        let mut encoder = Encoder { tokenizer: self, splitter, merger: Merger::default(), out: Vec::new() };
+        let data = self.data();
+        let patterns =
+            self.inner.patterns.get_or_init(|| Patterns::new(data)).as_ref().map_err(Clone::clone)?;
+        let mut encoder = Encoder::new(data, &patterns.splitter);
         let wanted = |normalized: bool| {
             move |t: &&AddedToken| t.normalized == normalized && (special == Special::Parse || !t.special)
         };
@@ -134,7 +154,7 @@ impl Tokenizer {
             match piece {
                 Piece::Token(id) => encoder.out.push(id),
                 Piece::Text(text) => {
-                    let text = self.normalize(text, at_start);
+                    let text = normalize(data, &patterns.normalizer, text, at_start);
                     scan(&normalized, &text, &mut |piece| match piece {
                         Piece::Token(id) => encoder.out.push(id),
                         Piece::Text(text) => encoder.encode(text),
@@ -145,40 +165,21 @@ impl Tokenizer {
         });
         Ok(encoder.out)
     }
+}
 
-    fn normalize<'t>(&self, text: &'t str, at_start: bool) -> Cow<'t, str> {
-        let rules = &self.inner.section.tokenizer.normalizer;
-        let mut text = Cow::Borrowed(text);
-        if rules.nfc && is_nfc_quick(text.chars()) != IsNormalized::Yes {
-            text = Cow::Owned(text.nfc().collect());
-        }
-        if rules.space_marker && text.contains(SPACE_MARKER) {
-            text = Cow::Owned(text.replace(SPACE_MARKER, " "));
-        }
-        let prefix = match rules.prefix {
-            Prefix::None => false,
-            Prefix::Every => true,
-            Prefix::EveryUnlessSpace => !text.starts_with(' '),
-            Prefix::FirstUnlessSpace => at_start && !text.starts_with(' '),
-        };
-        if prefix { Cow::Owned(format!(" {text}")) } else { text }
+fn normalize<'t>(data: &TokenizerData, compiled: &Compiled, text: &'t str, at_start: bool) -> Cow<'t, str> {
+    let rules = &data.normalizer;
+    let mut text = compiled.run(&rules.steps, text);
+    if rules.space_marker && text.contains(SPACE_MARKER) {
+        text = Cow::Owned(text.replace(SPACE_MARKER, " "));
     }
-
-    /// The token whose bytes are exactly `text`, among those in the lexicon.
-    fn look_up(&self, text: &[u8]) -> Option<u32> {
-        let data = &self.inner.section.tokenizer;
-        let (mut low, mut high) = (0, data.lexicon.len());
-        while low < high {
-            let middle = low.midpoint(high);
-            let id = data.lexicon.get(middle)?;
-            match data.vocab.get(id)?.cmp(text) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
-                std::cmp::Ordering::Equal => return Some(id),
-            }
-        }
-        None
-    }
+    let prefix = match rules.prefix {
+        Prefix::None | Prefix::EveryWord => false,
+        Prefix::Every => true,
+        Prefix::EveryUnlessSpace => !text.starts_with(' '),
+        Prefix::FirstUnlessSpace => at_start && !text.starts_with(' '),
+    };
+    if prefix { Cow::Owned(format!(" {text}")) } else { text }
 }
 
 /// How SentencePiece writes a space: U+2581.
@@ -224,53 +225,113 @@ fn scan<'t>(tokens: &[&AddedToken], text: &'t str, piece: &mut dyn FnMut(Piece<'
     }
 }
 
-/// Encodes normalised text between added tokens.
+/// Encodes normalised text between added tokens; keeps its buffers between words.
 struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
+    data: &'a TokenizerData,
     splitter: &'a Splitter,
     merger: Merger,
+    best: Vec<BestCut>,
+    prefixed: String,
     out: Vec<u32>,
 }
 
-impl Encoder<'_> {
+impl<'a> Encoder<'a> {
+    fn new(data: &'a TokenizerData, splitter: &'a Splitter) -> Self {
+        let (best, prefixed, out) = (Vec::new(), String::new(), Vec::new());
+        Encoder { data, splitter, merger: Merger::default(), best, prefixed, out }
+    }
+
     fn encode(&mut self, text: &str) {
         let splitter = self.splitter;
-        splitter.split(text, &mut |word| self.encode_word(word));
+        let prefix = self.data.normalizer.prefix == Prefix::EveryWord;
+        splitter.split(text, &mut |word| {
+            if !prefix || word.starts_with(' ') {
+                return self.encode_word(word);
+            }
+            let mut prefixed = std::mem::take(&mut self.prefixed);
+            prefixed.clear();
+            prefixed.extend([" ", word]);
+            self.encode_word(&prefixed);
+            self.prefixed = prefixed;
+        });
     }
 
     fn encode_word(&mut self, word: &str) {
-        let data = &self.tokenizer.inner.section.tokenizer;
-        if data.whole_words
-            && let Some(id) = self.tokenizer.look_up(word.as_bytes())
+        if self.data.whole_words
+            && let Some(id) = self.data.look_up(word.as_bytes())
         {
             self.out.push(id);
             return;
         }
-        let byte_token = |byte: u8| data.byte_tokens.get(byte as usize).filter(|&id| id != NO_TOKEN);
+        match &self.data.algorithm {
+            Algorithm::Merges => self.merge(word),
+            Algorithm::LongestMatch { max_chars } => {
+                let chars = word.strip_prefix(' ').unwrap_or(word).chars();
+                let is_short = chars.take(*max_chars as usize + 1).count() <= *max_chars as usize;
+                if !(is_short && self.data.longest_match(word, &mut self.out)) {
+                    self.out.extend(self.data.unknown);
+                }
+            }
+            Algorithm::MostProbable { scores, unknown } => {
+                let mut after_unknown = false;
+                for (token, text) in self.data.most_probable(scores, *unknown, word, &mut self.best) {
+                    let symbol = self.data.symbol(token, text.as_bytes());
+                    symbol.push(self.data, &mut after_unknown, |id| self.out.push(id));
+                }
+            }
+        }
+    }
+
+    fn merge(&mut self, word: &str) {
         let mut after_unknown = false;
         let mut push = |known: Option<u32>, bytes: &[u8]| {
-            let is_unknown = known.is_none() && !bytes.iter().all(|&b| byte_token(b).is_some());
-            if let Some(id) = known {
-                self.merger.push(id);
-            } else if !is_unknown {
-                bytes.iter().filter_map(|&b| byte_token(b)).for_each(|id| self.merger.push(id));
-            } else if let Some(unknown) = data.unknown
-                && !(after_unknown && data.fuse_unknown)
-            {
-                self.merger.push(unknown);
-            }
-            after_unknown = is_unknown;
+            self.data.symbol(known, bytes).push(self.data, &mut after_unknown, |id| self.merger.push(id));
         };
-        match data.symbols {
+        match self.data.symbols {
             Symbols::Bytes => word.bytes().for_each(|b| push(None, &[b])),
             Symbols::Chars => {
                 let mut utf8 = [0; 4];
                 for c in word.chars() {
                     let bytes = c.encode_utf8(&mut utf8).as_bytes();
-                    push(self.tokenizer.look_up(bytes), bytes);
+                    push(self.data.look_up(bytes), bytes);
                 }
             }
         }
-        self.merger.finish(&data.merges, &mut self.out);
+        self.merger.finish(&self.data.merges, &mut self.out);
+    }
+}
+
+/// What stands for a piece of text that is not cut further.
+enum Symbol<'t> {
+    Known(u32),
+    Bytes(&'t [u8]),
+    Unknown,
+}
+
+impl TokenizerData {
+    fn byte_token(&self, byte: u8) -> Option<u32> {
+        self.byte_tokens.get(byte as usize).filter(|&id| id != NO_TOKEN)
+    }
+
+    /// `known` if there is such a token, else the tokens of the bytes if all of them have one.
+    fn symbol<'t>(&self, known: Option<u32>, bytes: &'t [u8]) -> Symbol<'t> {
+        match known {
+            Some(id) => Symbol::Known(id),
+            None if bytes.iter().all(|&b| self.byte_token(b).is_some()) => Symbol::Bytes(bytes),
+            None => Symbol::Unknown,
+        }
+    }
+}
+
+impl Symbol<'_> {
+    fn push(self, data: &TokenizerData, after_unknown: &mut bool, mut push: impl FnMut(u32)) {
+        let fuses = *after_unknown && data.fuse_unknown;
+        *after_unknown = matches!(self, Symbol::Unknown);
+        match self {
+            Symbol::Known(id) => push(id),
+            Symbol::Bytes(bytes) => bytes.iter().filter_map(|&b| data.byte_token(b)).for_each(push),
+            Symbol::Unknown if fuses => {}
+            Symbol::Unknown => data.unknown.into_iter().for_each(push),
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! From named tokens to the runtime's tables: what the two sources of tokenisers share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bessemer_runtime::text::{
-    AddedToken, Merge, MergeTable, NO_TOKEN, SPACE_MARKER, SplitPattern, Symbols, TokenizerData, Vocab,
+    AddedToken, Algorithm, Merge, MergeTable, NO_TOKEN, SPACE_MARKER, SplitPattern, Symbols, TokenizerData,
+    U32Array, Vocab,
 };
 
 use super::{Origin, TextImportError};
@@ -34,8 +35,14 @@ impl NamedVocab<'_> {
         let tokens = self.token_bytes()?;
         let splits_at_spaces = self.symbols == Symbols::Chars && data.splits.is_empty() && !data.whole_words;
         let has_space = self.ids.contains_key(SPACE_MARKER.to_string().as_str());
-        if splits_at_spaces && has_space && !merges.iter().any(|m| ends_a_word(&tokens, m)) {
-            // Nothing merges across the beginning of a run of spaces, so that words can be merged one by one, with
+        let crosses = match data.algorithm {
+            Algorithm::Merges => {
+                merges.iter().any(|m| tokens.get(m.merged as usize).is_some_and(|token| ends_a_word(token)))
+            }
+            _ => tokens.iter().any(|token| ends_a_word(token)),
+        };
+        if splits_at_spaces && has_space && !crosses {
+            // Nothing joins across the beginning of a run of spaces, so that words can be taken one by one, with
             // the same result: a queue of a few symbols is several times faster than one of the whole text.
             data.splits.push(SplitPattern::new(" *[^ ]+| +", true).map_err(|e| self.origin.table(e))?);
         }
@@ -50,7 +57,7 @@ impl NamedVocab<'_> {
             }
             Symbols::Chars => [NO_TOKEN; 256].into_iter().collect(),
         };
-        data.lexicon = self.lexicon(data.whole_words, data.normalizer.space_marker, &tokens);
+        data.lexicon = self.lexicon(data, &tokens);
         data.added = self.added.clone();
         // Longest first, so that the first match is the longest; ids make the order complete.
         data.added.sort_by(|a, b| b.text.len().cmp(&a.text.len()).then(a.id.cmp(&b.id)));
@@ -90,32 +97,33 @@ impl NamedVocab<'_> {
         Ok(tokens)
     }
 
-    /// Ids that a text can be looked up as: every single character, or with `whole_words` every token.
-    fn lexicon(
-        &self,
-        whole_words: bool,
-        space_marker: bool,
-        tokens: &[Vec<u8>],
-    ) -> bessemer_runtime::text::U32Array {
+    /// Ids that a text can be looked up as: every single character, or where words are looked up every token.
+    fn lexicon(&self, data: &TokenizerData, tokens: &[Vec<u8>]) -> U32Array {
+        let words = data.whole_words || data.algorithm != Algorithm::Merges;
+        // A control token's name in a text is text. (Merges never make one, so that it does no harm in their lexicon.)
+        let control: BTreeSet<u32> = match data.algorithm {
+            Algorithm::Merges => BTreeSet::new(),
+            _ => self.added.iter().filter(|t| t.special).map(|t| t.id).collect(),
+        };
         let from_text = |name: &str| match self.symbols {
-            Symbols::Bytes => whole_words,
+            Symbols::Bytes => words,
             // Where the marker stands for a space, a token with a real space is never made from text.
             Symbols::Chars => {
-                (whole_words || name.chars().count() == 1)
-                    && !(space_marker && name.contains(' '))
+                (words || name.chars().count() == 1)
+                    && !(data.normalizer.space_marker && name.contains(' '))
                     && !(self.byte_fallback && byte_of_name(name).is_some())
             }
         };
+        let named = self.ids.iter().filter(|(name, id)| from_text(name) && !control.contains(id));
         let mut ids: Vec<u32> =
-            self.ids.iter().filter(|(name, _)| from_text(name)).map(|(_, &id)| id).collect();
+            named.map(|(_, &id)| id).filter(|&id| !tokens[id as usize].is_empty()).collect();
         ids.sort_by(|&a, &b| tokens[a as usize].cmp(&tokens[b as usize]).then(a.cmp(&b)));
         ids.into_iter().collect()
     }
 }
 
-/// Whether a merge makes a token in which a space follows something else.
-fn ends_a_word(tokens: &[Vec<u8>], merge: &Merge) -> bool {
-    let token = tokens.get(merge.merged as usize).map(Vec::as_slice).unwrap_or_default();
+/// Whether a space follows something else in a token.
+fn ends_a_word(token: &[u8]) -> bool {
     token.windows(2).any(|pair| pair[0] != b' ' && pair[1] == b' ')
 }
 

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bessemer_runtime::text::{
-    AddedToken, Merge, Normalizer, Prefix, SplitPattern, Symbols, TextSection, TokenizerData,
+    AddedToken, Algorithm, Frame, Merge, Normalizer, Prefix, SplitPattern, Symbols, TextSection,
+    TokenizerData,
 };
 
+use super::bert::{self, BertRules};
 use super::builder::{GPT2_PATTERN, NamedVocab};
 use super::{Origin, TextImportError};
 use crate::import::gguf::{Array, GgufMetadata, Value};
@@ -46,7 +48,7 @@ impl GgufTokenKind {
 /// The tokeniser as GGUF metadata spells it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GgufVocab {
-    /// `tokenizer.ggml.model`: `gpt2` or `llama`.
+    /// `tokenizer.ggml.model`: `gpt2`, `llama`, `gemma4` or `bert`.
     pub model: String,
     /// `tokenizer.ggml.pre`: the name of the pre-tokeniser.
     pub pre: Option<String>,
@@ -68,6 +70,10 @@ pub struct GgufVocab {
     pub unknown: Option<u32>,
     /// `add_bos_token`.
     pub add_bos: Option<bool>,
+    /// `cls_token_id`, which begins a text for an encoder.
+    pub cls: Option<u32>,
+    /// `seperator_token_id` (so spelled), which ends one.
+    pub sep: Option<u32>,
     /// `add_space_prefix`.
     pub add_space_prefix: Option<bool>,
     /// `tokenizer.chat_template`.
@@ -77,6 +83,9 @@ pub struct GgufVocab {
 /// Control tokens that end an answer, by name: files do not always list them under a key.
 const END_OF_TURN: [&str; 6] =
     ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"];
+
+/// Characters of the longest word that WordPiece looks at; the metadata has no key for it, and published models no other value.
+const WORD_PIECE_MAX_CHARS: u32 = 100;
 
 impl GgufVocab {
     /// Takes the vocabulary out of the metadata of the file at `path`; `None` if there is none.
@@ -106,6 +115,8 @@ impl GgufVocab {
             end_of_turn: ends?.into_iter().flatten().collect(),
             unknown: reader.id("tokenizer.ggml.unknown_token_id")?,
             add_bos: reader.flag("tokenizer.ggml.add_bos_token")?,
+            cls: reader.id("tokenizer.ggml.cls_token_id")?,
+            sep: reader.id("tokenizer.ggml.seperator_token_id")?,
             add_space_prefix: reader.flag("tokenizer.ggml.add_space_prefix")?,
             chat_template: reader.string("tokenizer.chat_template")?,
         }))
@@ -133,24 +144,34 @@ impl GgufVocab {
                 let prefix = if spaced { Prefix::Every } else { Prefix::None };
                 let data = TokenizerData {
                     unknown: self.unknown,
-                    normalizer: Normalizer { nfc: false, space_marker: true, prefix },
+                    normalizer: Normalizer { steps: Vec::new(), space_marker: true, prefix },
                     strip_leading_space: spaced,
                     ..Default::default()
                 };
                 (data, self.scored_merges(origin)?, Symbols::Chars, true)
             }
+            "gemma4" => {
+                let data = TokenizerData {
+                    unknown: self.unknown,
+                    normalizer: Normalizer { steps: Vec::new(), space_marker: true, prefix: Prefix::None },
+                    splits: vec![SplitPattern::new(r"[^\n]+|\n+", true).map_err(|e| origin.table(e))?],
+                    ..Default::default()
+                };
+                (data, self.listed_merges(origin)?, Symbols::Chars, true)
+            }
+            "bert" => (self.word_piece(origin)?, Vec::new(), Symbols::Chars, true),
             other => {
                 return Err(origin.unsupported(
                     "tokenizer.ggml.model",
                     format!("`{other}`"),
-                    "`gpt2`, `llama`",
+                    "`gpt2`, `llama`, `gemma4`, `bert`",
                 ));
             }
         };
         let vocab = NamedVocab {
             origin,
             symbols,
-            byte_fallback: symbols == Symbols::Chars,
+            byte_fallback: matches!(self.model.as_str(), "llama" | "gemma4"),
             ids: self.ordinary().collect(),
             added: self.added(),
         };
@@ -163,11 +184,19 @@ impl GgufVocab {
         stop_tokens.extend(named_ends.map(|(id, _)| id));
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
+        let (mut bos, mut eos, mut frame) = (self.bos, self.eos, Frame::default());
+        if self.model == "bert" {
+            (bos, eos) = (self.cls.or(bos).or(self.named("[CLS]")), self.sep.or(eos).or(self.named("[SEP]")));
+            (frame.between, frame.after) = (eos.into_iter().collect(), eos.into_iter().collect());
+        }
+        if self.add_bos.unwrap_or(add_bos) {
+            frame.before.extend(bos);
+        }
         Ok(TextSection {
             tokenizer: data,
-            bos: self.bos,
-            eos: self.eos,
-            add_bos: self.bos.is_some() && self.add_bos.unwrap_or(add_bos),
+            bos,
+            eos,
+            frame,
             stop_tokens,
             chat_template: self.chat_template.clone(),
         })
@@ -184,8 +213,8 @@ impl GgufVocab {
                 return Err(origin.inconsistent(format!("tokenizer.ggml.{key}"), detail));
             }
         }
-        let ids =
-            [self.bos, self.eos, self.unknown].into_iter().flatten().chain(self.end_of_turn.iter().copied());
+        let single = [self.bos, self.eos, self.unknown, self.cls, self.sep];
+        let ids = single.into_iter().flatten().chain(self.end_of_turn.iter().copied());
         match ids.max() {
             Some(id) if id as usize >= count => {
                 Err(origin.inconsistent("tokenizer.ggml", format!("token {id} is named, there are {count}")))
@@ -216,6 +245,25 @@ impl GgufVocab {
             Some(AddedToken { id, text, special, normalized: false, lstrip: false, rstrip: false })
         });
         added.collect()
+    }
+
+    fn named(&self, name: &str) -> Option<u32> {
+        (0..).zip(&self.tokens).find(|(_, token)| *token == name).map(|(id, _)| id)
+    }
+
+    /// BERT's tokeniser; the tokens that begin a word are marked like SentencePiece's.
+    fn word_piece(&self, origin: Origin<'_>) -> Result<TokenizerData, TextImportError> {
+        let rules = BertRules { clean_text: true, split_chinese: true, strip_accents: true, lowercase: true };
+        let steps = rules.steps().map_err(|e| origin.table(e))?;
+        Ok(TokenizerData {
+            algorithm: Algorithm::LongestMatch { max_chars: WORD_PIECE_MAX_CHARS },
+            unknown: self.unknown.or_else(|| self.named("[UNK]")),
+            normalizer: Normalizer { steps, space_marker: false, prefix: Prefix::EveryWord },
+            splits: vec![SplitPattern::new(&bert::words(true), false).map_err(|e| origin.table(e))?],
+            strip_leading_space: true,
+            join_punctuation: true,
+            ..Default::default()
+        })
     }
 
     fn listed_merges(&self, origin: Origin<'_>) -> Result<Vec<Merge>, TextImportError> {
@@ -304,6 +352,14 @@ const DEEPSEEK_CODER_PATTERNS: [&str; 5] = [
     "[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+",
     r"\p{N}",
 ];
+const DEEPSEEK_LLM_PATTERNS: [&str; 6] = [
+    r"[\r\n]",
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+    "\\s?[!-/:-~！-／：-～‘-‟\u{3000}-。]+",
+    r"\s+$",
+    "[\u{4e00}-\u{9fa5}\u{800}-\u{4e00}\u{ac00}-\u{d7ff}]+",
+    r"\p{N}+",
+];
 const DEEPSEEK3_PATTERNS: [&str; 3] = [
     r"\p{N}{1,3}",
     "[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+",
@@ -348,6 +404,7 @@ const PRE_TOKENIZERS: &[(&[&str], PreTokenizer)] = &[
         pre(&[QWEN2_PATTERN]),
     ),
     (&["qwen35"], pre(&[QWEN35_PATTERN])),
+    (&["deepseek-llm"], pre(&DEEPSEEK_LLM_PATTERNS)),
     (&["deepseek-coder"], pre(&DEEPSEEK_CODER_PATTERNS)),
     (&["deepseek-v3", "hunyuan-dense", "joyai-llm"], pre(&DEEPSEEK3_PATTERNS)),
     (&["tekken"], PreTokenizer { patterns: &[TEKKEN_PATTERN], whole_words: true, add_bos: true }),

@@ -41,18 +41,26 @@ pub(super) fn section(
         let ids = token_ids(generation.get(key));
         if ids.is_empty() { token_ids(config.get(key)) } else { ids }
     };
-    let bos = named("bos_token").or(pipeline.bos).or_else(|| listed("bos_token_id").first().copied());
+    let mut frame = pipeline.frame;
+    let bos = named("bos_token")
+        .or_else(|| frame.before.first().copied())
+        .or_else(|| listed("bos_token_id").first().copied());
     let mut stop_tokens = listed("eos_token_id");
-    let eos = named("eos_token").or_else(|| stop_tokens.first().copied());
+    let eos =
+        named("eos_token").or_else(|| stop_tokens.first().copied()).or_else(|| frame.after.first().copied());
     stop_tokens.extend(eos);
     stop_tokens.sort_unstable();
     stop_tokens.dedup();
-    let add_bos = tokenizer_config.get("add_bos_token").and_then(Json::as_bool);
+    match tokenizer_config.get("add_bos_token").and_then(Json::as_bool) {
+        Some(true) if frame.before.is_empty() => frame.before.extend(bos),
+        Some(false) => frame.before.clear(),
+        _ => {}
+    }
     Ok(Some(TextSection {
         tokenizer: pipeline.data,
         bos,
         eos,
-        add_bos: bos.is_some() && add_bos.unwrap_or(pipeline.bos.is_some()),
+        frame,
         stop_tokens,
         chat_template: chat_template(checkpoint, &tokenizer_config)?,
     }))

@@ -3,6 +3,8 @@
 //! What a checkpoint asks for and the runtime cannot do exactly is an error that names the component: a tokeniser
 //! that is nearly right makes a model nearly right, which nobody notices.
 
+mod base64;
+mod bert;
 mod builder;
 mod gguf;
 mod hugging_face;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bessemer_runtime::text::TextError;
+use bessemer_runtime::text::{Frame, TextError};
 use serde_json::{Value as Json, json};
 
 use super::super::tokenizer_json;
@@ -21,16 +21,11 @@ fn read(json: &Json) -> Result<(), TextImportError> {
 fn components_that_are_not_built_are_named() {
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
     let cases = [
-        ("model", "/model/type", json!("WordPiece")),
+        ("model", "/model/type", json!("WordLevel")),
         ("model.dropout", "/model/dropout", json!(0.1)),
         ("model.end_of_word_suffix", "/model/end_of_word_suffix", json!("</w>")),
         ("model.continuing_subword_prefix", "/model/continuing_subword_prefix", json!("##")),
-        ("normalizer", "/normalizer", json!({"type": "Lowercase"})),
-        (
-            "normalizer",
-            "/normalizer",
-            json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]}),
-        ),
+        ("normalizer", "/normalizer", json!({"type": "ByteLevel"})),
         ("normalizer", "/normalizer", json!({"type": "Prepend", "prepend": "\u{2581}"})),
         ("pre_tokenizer", "/pre_tokenizer", json!({"type": "Whitespace"})),
         ("pre_tokenizer", "/pre_tokenizer", Json::Null),
@@ -122,8 +117,49 @@ fn gguf_kinds_that_are_not_built_are_named() {
     assert!(section(gguf()).is_ok());
     let pre = section(GgufVocab { pre: Some("klingon".into()), ..gguf() }).unwrap_err();
     assert!(pre.to_string().contains("`klingon`") && pre.to_string().contains("llama-bpe"), "{pre}");
-    let model = section(GgufVocab { model: "bert".into(), ..gguf() }).unwrap_err();
-    assert!(matches!(&model, TextImportError::Unsupported { found, .. } if found == "`bert`"), "{model}");
+    let model = section(GgufVocab { model: "rwkv".into(), ..gguf() }).unwrap_err();
+    assert!(matches!(&model, TextImportError::Unsupported { found, .. } if found == "`rwkv`"), "{model}");
+}
+
+/// As `bert-base-uncased`, with a few tokens.
+fn word_piece() -> Json {
+    let names =
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "hello", "##s", "world", ".", "e", "\u{4e2d}", "\u{3c3}"];
+    let vocab: serde_json::Map<String, Json> =
+        names.iter().zip(0..).map(|(n, i)| (n.to_string(), json!(i))).collect();
+    let special = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+    let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
+    let added = |id: u32| json!({"id": id, "content": names[id as usize], "special": true});
+    json!({
+        "added_tokens": [added(0), added(1), added(2), added(3)],
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [special("[CLS]"), text("A"), special("[SEP]")],
+            "pair": [special("[CLS]"), text("A"), special("[SEP]"), text("B"), special("[SEP]")],
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab},
+    })
+}
+
+#[test]
+fn word_piece_as_the_tokenizers_library_does_it() {
+    let path = Path::new("tokenizer.json");
+    let pipeline = tokenizer_json::read(Origin(path), word_piece().to_string().as_bytes()).unwrap();
+    assert_eq!(pipeline.frame, Frame { before: vec![2], between: vec![3], after: vec![3] });
+    let section = bessemer_runtime::text::TextSection { tokenizer: pipeline.data, ..Default::default() };
+    let tokenizer = Tokenizer::new(section).unwrap();
+    let encode = |text: &str| tokenizer.encode(text, Special::AsText).unwrap();
+    assert_eq!(encode("Hello, HELLOS world."), [4, 1, 4, 5, 6, 7]);
+    assert_eq!(encode("\u{e9} h\u{e9}llo\u{200b}s\u{4e2d}world \u{3a3}"), [8, 4, 5, 9, 6, 10]);
+    assert_eq!(encode(&"s".repeat(101)), [1]);
+    assert_eq!(tokenizer.encode("[CLS] world", Special::Parse).unwrap(), [2, 6]);
+    assert_eq!(tokenizer.decode(&[2, 4, 5, 6, 7, 3]), "hellos world.");
+    let mut odd = word_piece();
+    odd["pre_tokenizer"] = json!({"type": "ByteLevel"});
+    assert!(matches!(read(&odd), Err(TextImportError::Unsupported { .. })));
 }
 
 #[test]

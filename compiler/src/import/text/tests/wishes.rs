@@ -1,6 +1,6 @@
 //! What a checkpoint says about its tokens beside the tokeniser itself.
 
-use bessemer_runtime::text::{TextSection, Tokenizer};
+use bessemer_runtime::text::{Frame, TextSection, Tokenizer};
 use serde_json::{Value as Json, json};
 
 use super::*;
@@ -57,13 +57,13 @@ fn stop_tokens_come_from_generation_and_tokeniser() {
 fn bos_follows_the_configuration_before_the_post_processor() {
     let bos = |changes: &[(&str, Json)]| {
         let section = section_with("f16_sharded", changes).unwrap();
-        (section.bos, section.add_bos)
+        (section.bos, section.frame.before == [1])
     };
     assert_eq!(bos(&[]), (Some(1), true));
     assert_eq!(bos(&[(CONFIG, json!({"add_bos_token": false}))]), (Some(1), false));
     assert_eq!(bos(&[(CONFIG, Json::Null)]), (Some(1), true), "the post-processor's template");
     let bare = section_with("gqa_tied", &[]).unwrap();
-    assert_eq!((bare.bos, bare.add_bos), (Some(0), false), "there is one, nobody adds it");
+    assert_eq!((bare.bos, bare.frame), (Some(0), Frame::default()), "there is one, nobody adds it");
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn gguf_scores_say_which_piece_comes_first() {
     tokens.extend([("<user>", UserDefined, 0.0), ("<0x21>", Byte, 0.0)]);
     let vocab = GgufVocab { bos: Some(0), add_space_prefix: Some(false), ..gguf(&tokens) };
     let section = vocab.section(Path::new("x.gguf")).unwrap();
-    assert!(section.add_bos, "this kind adds it unless told otherwise");
+    assert_eq!(section.frame.before, [0], "this kind adds it unless told otherwise");
     let tokenizer = Tokenizer::new(section).unwrap();
     let encode = |text: &str| tokenizer.encode(text, Special::AsText).unwrap();
     assert_eq!(encode("abc"), [7], "bc, then a + bc");
