@@ -36,11 +36,11 @@ impl TargetInfo for TestTarget {
 
     /// bf16 over bf16 weights; signed bytes over integer weights, by 32 where the weight's groups are multiples of 32, else by 16.
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute {
-        match scheme.elem.is_float() {
-            true if scheme.elem == Elem::Bf16 => Compute::Bf16,
-            true => Compute::F32,
-            false if scheme.group(k as usize).is_multiple_of(32) => Compute::Int8 { group: 32 },
-            false => Compute::Int8 { group: 16 },
+        match scheme.elem.unit() {
+            None if scheme.elem == Elem::Bf16 => Compute::Bf16,
+            None => Compute::F32,
+            Some(_) if scheme.group(k as usize).is_multiple_of(32) => Compute::Int8 { group: 32 },
+            Some(_) => Compute::Int8 { group: 16 },
         }
     }
 }

@@ -23,6 +23,7 @@ const MODELS: &[(&str, &str)] = &[
     ("gqa_tied.mixed.gguf", "gqa_tied.mixed.gguf"),
     ("f16_sharded.f16.gguf", "f16_sharded"),
     ("rope_llama3.f32.gguf", "rope_llama3"),
+    ("blocks.gguf", "blocks.gguf"),
 ];
 
 fn f32_worker() -> WorkerOptions {

@@ -85,21 +85,14 @@ impl<'a> Builder<'a> {
 
     fn stored(&self, name: &str) -> Result<Stored, ImportError> {
         let info = self.checkpoint.tensor(name)?;
-        Ok(match info.stored {
-            StoredType::F32 => Stored::F32,
-            StoredType::F16 => Stored::F16,
-            StoredType::BF16 => Stored::Bf16,
-            StoredType::Q4_0 => Stored::Q4_0,
-            StoredType::Q4_1 => Stored::Q4_1,
-            StoredType::Q8_0 => Stored::Q8_0,
-            StoredType::Unsupported(_) => {
-                return Err(self
-                    .checkpoint
-                    .bytes(name)
-                    .err()
-                    .unwrap_or_else(|| unreachable!("an encoding that is not read has no bytes")));
-            }
-        })
+        match info.stored {
+            StoredType::Known(stored) => Ok(stored),
+            StoredType::Unsupported(_) => Err(self
+                .checkpoint
+                .bytes(name)
+                .err()
+                .unwrap_or_else(|| unreachable!("an encoding that is not read has no bytes"))),
+        }
     }
 
     /// A row of `table` for each token.

@@ -165,7 +165,7 @@ pub enum ImportError {
         /// Its encoding by name.
         found: &'static str,
         /// The encodings that are read.
-        supported: &'static str,
+        supported: String,
     },
 
     /// Somebody asked for a tensor that is not there.

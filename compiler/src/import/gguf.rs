@@ -16,6 +16,7 @@ use std::path::Path;
 
 use super::error::{ImportError, excerpt};
 use super::source::{StoredType, TensorInfo};
+use bessemer_ir::Stored;
 
 /// The first four bytes of every GGUF file.
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
@@ -150,43 +151,44 @@ const fn ggml(id: u32, name: &'static str, block: u64, bytes: u64) -> GgmlType {
     GgmlType { id, stored: StoredType::Unsupported(name), block, bytes }
 }
 
-const fn readable(id: u32, stored: StoredType, block: u64, bytes: u64) -> GgmlType {
-    GgmlType { id, stored, block, bytes }
+const fn readable(id: u32, stored: Stored) -> GgmlType {
+    let (block, bytes) = stored.block();
+    GgmlType { id, stored: StoredType::Known(stored), block: block as u64, bytes: bytes as u64 }
 }
 
 /// All tensor types that ggml has given a number (`enum ggml_type`, sizes of `ggml-common.h`), so that an
 /// error can name them. 4 and 5 (Q4_2, Q4_3) were removed before GGUF existed.
 #[rustfmt::skip]
 const GGML_TYPES: [GgmlType; 40] = [
-    readable(0, StoredType::F32, 1, 4),
-    readable(1, StoredType::F16, 1, 2),
-    readable(2, StoredType::Q4_0, 32, 18),
-    readable(3, StoredType::Q4_1, 32, 20),
-    ggml(6, "Q5_0", 32, 22),
-    ggml(7, "Q5_1", 32, 24),
-    readable(8, StoredType::Q8_0, 32, 34),
+    readable(0, Stored::F32),
+    readable(1, Stored::F16),
+    readable(2, Stored::Q4_0),
+    readable(3, Stored::Q4_1),
+    readable(6, Stored::Q5_0),
+    readable(7, Stored::Q5_1),
+    readable(8, Stored::Q8_0),
     ggml(9, "Q8_1", 32, 36),
-    ggml(10, "Q2_K", 256, 84),
-    ggml(11, "Q3_K", 256, 110),
-    ggml(12, "Q4_K", 256, 144),
-    ggml(13, "Q5_K", 256, 176),
-    ggml(14, "Q6_K", 256, 210),
+    readable(10, Stored::Q2K),
+    readable(11, Stored::Q3K),
+    readable(12, Stored::Q4K),
+    readable(13, Stored::Q5K),
+    readable(14, Stored::Q6K),
     ggml(15, "Q8_K", 256, 292),
     ggml(16, "IQ2_XXS", 256, 66),
     ggml(17, "IQ2_XS", 256, 74),
     ggml(18, "IQ3_XXS", 256, 98),
     ggml(19, "IQ1_S", 256, 50),
-    ggml(20, "IQ4_NL", 32, 18),
+    readable(20, Stored::Iq4Nl),
     ggml(21, "IQ3_S", 256, 110),
     ggml(22, "IQ2_S", 256, 82),
-    ggml(23, "IQ4_XS", 256, 136),
+    readable(23, Stored::Iq4Xs),
     ggml(24, "I8", 1, 1),
     ggml(25, "I16", 1, 2),
     ggml(26, "I32", 1, 4),
     ggml(27, "I64", 1, 8),
     ggml(28, "F64", 1, 8),
     ggml(29, "IQ1_M", 256, 56),
-    readable(30, StoredType::BF16, 1, 2),
+    readable(30, Stored::Bf16),
     ggml(31, "Q4_0_4_4", 32, 18),
     ggml(32, "Q4_0_4_8", 32, 18),
     ggml(33, "Q4_0_8_8", 32, 18),
@@ -195,7 +197,7 @@ const GGML_TYPES: [GgmlType; 40] = [
     ggml(36, "IQ4_NL_4_4", 32, 18),
     ggml(37, "IQ4_NL_4_8", 32, 18),
     ggml(38, "IQ4_NL_8_8", 32, 18),
-    ggml(39, "MXFP4", 32, 17),
+    readable(39, Stored::Mxfp4),
     ggml(40, "NVFP4", 64, 36),
     ggml(41, "Q1_0", 128, 18),
 ];

@@ -3,6 +3,7 @@
 use super::config::{Fields, Harmless};
 use super::error::ImportError;
 use super::source::{Checkpoint, StoredType};
+use bessemer_ir::Stored;
 use std::f64::consts::PI;
 
 /// Rotary position embedding: pair `i` of a head turns by `position * inv_freq[i]`, where
@@ -389,9 +390,14 @@ fn frequency_factors(checkpoint: &Checkpoint, name: &str, dims: usize) -> Result
     let info = checkpoint.tensor(name)?;
     let path = || checkpoint.path().to_owned();
     let tensor = || name.to_owned();
-    if info.stored != StoredType::F32 {
+    if info.stored != StoredType::Known(Stored::F32) {
         let (found, supported) = (info.stored.name(), "F32");
-        return Err(ImportError::UnsupportedEncoding { path: path(), tensor: tensor(), found, supported });
+        return Err(ImportError::UnsupportedEncoding {
+            path: path(),
+            tensor: tensor(),
+            found,
+            supported: supported.into(),
+        });
     }
     if info.shape != [dims / 2] {
         let (expected, found) = (vec![dims / 2], info.shape.clone());

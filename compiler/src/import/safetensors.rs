@@ -14,6 +14,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 
 use super::error::{ImportError, excerpt};
 use super::source::{StoredType, TensorInfo};
+use bessemer_ir::Stored;
 
 /// Length of the length of the header.
 const PREFIX: usize = 8;
@@ -65,9 +66,9 @@ pub(super) fn read(
 
 fn stored_type(dtype: Dtype) -> StoredType {
     match dtype {
-        Dtype::F32 => StoredType::F32,
-        Dtype::F16 => StoredType::F16,
-        Dtype::BF16 => StoredType::BF16,
+        Dtype::F32 => StoredType::Known(Stored::F32),
+        Dtype::F16 => StoredType::Known(Stored::F16),
+        Dtype::BF16 => StoredType::Known(Stored::Bf16),
         Dtype::BOOL => StoredType::Unsupported("BOOL"),
         Dtype::F4 => StoredType::Unsupported("F4"),
         Dtype::F6_E2M3 => StoredType::Unsupported("F6_E2M3"),

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bessemer_format::file::Bytes;
+use bessemer_ir::Stored;
 use serde_json::Value as Json;
 
 use super::error::{ImportError, excerpt};
@@ -39,35 +40,22 @@ const GGUF_NAME: &str = "model.gguf";
 /// How the numbers of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StoredType {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// The upper half of a binary32.
-    BF16,
-    /// ggml: blocks of 32, f16 scale, 4-bit codes minus 8.
-    Q4_0,
-    /// ggml: blocks of 32, f16 scale, f16 minimum, 4-bit codes.
-    Q4_1,
-    /// ggml: blocks of 32, f16 scale, 8-bit signed codes.
-    Q8_0,
-    /// A known encoding, by name, that is not read.
+    /// In an encoding that is read.
+    Known(Stored),
+    /// A known encoding, by name, that is not read as numbers.
     Unsupported(&'static str),
 }
 
 impl StoredType {
     /// The encodings that can be read, for messages.
-    pub const SUPPORTED: &'static str = "F32, F16, BF16, Q4_0, Q4_1, Q8_0";
+    pub fn supported() -> String {
+        Stored::ALL.iter().map(|stored| stored.name()).collect::<Vec<_>>().join(", ")
+    }
 
     /// The name in the container's own spelling.
     pub fn name(self) -> &'static str {
         match self {
-            StoredType::F32 => "F32",
-            StoredType::F16 => "F16",
-            StoredType::BF16 => "BF16",
-            StoredType::Q4_0 => "Q4_0",
-            StoredType::Q4_1 => "Q4_1",
-            StoredType::Q8_0 => "Q8_0",
+            StoredType::Known(stored) => stored.name(),
             StoredType::Unsupported(name) => name,
         }
     }
@@ -258,7 +246,7 @@ impl Checkpoint {
                 path: self.path.clone(),
                 tensor: name.to_owned(),
                 found,
-                supported: StoredType::SUPPORTED,
+                supported: StoredType::supported(),
             });
         }
         // `open` checked that the tensor lies inside its file, and a mapping keeps its length.

@@ -206,10 +206,18 @@ words!(Input {
     "table_starts" => Input::TableStarts, "token_types" => Input::TokenTypes, "first_rows" => Input::FirstRows,
     "last_positions" => Input::LastPositions,
 });
-words!(Stored {
-    "F32" => Stored::F32, "F16" => Stored::F16, "BF16" => Stored::Bf16,
-    "Q4_0" => Stored::Q4_0, "Q4_1" => Stored::Q4_1, "Q8_0" => Stored::Q8_0,
-});
+/// The name that containers use.
+impl Attr for Stored {
+    fn print(&self, out: &mut String) {
+        out.push_str(self.name());
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let word = c.word();
+        let known = || Stored::ALL.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ");
+        let found = Stored::ALL.iter().find(|s| s.name() == word).copied();
+        found.ok_or_else(|| format!("`{word}` is none of: {}", known()))
+    }
+}
 
 /// A word; `scale` with its factor: `scale[0.5]`.
 impl Attr for UnaryKind {
@@ -368,6 +376,12 @@ impl Attr for Recipe {
                 stored.print(out);
                 part.print(out);
             }
+            Origin::Packed { name, packed } => {
+                out.push_str("packed ");
+                name.print(out);
+                out.push(' ');
+                packed.to_string().print(out);
+            }
             Origin::Random { seed, scale } => out.push_str(&format!("random {seed} {scale:?}")),
             Origin::Values(values) => {
                 out.push_str("values ");
@@ -395,9 +409,10 @@ impl Attr for Recipe {
             "tensor" => {
                 Origin::Tensor { name: c.string()?, stored: Stored::parse(c)?, part: Part::parse(c)? }
             }
+            "packed" => Origin::Packed { name: c.string()?, packed: c.string()?.parse()? },
             "random" => Origin::Random { seed: u64::parse(c)?, scale: f32::parse(c)? },
             "values" => Origin::Values(Vec::parse(c)?),
-            other => return Err(format!("`{other}` is no origin (tensor, random, values)")),
+            other => return Err(format!("`{other}` is no origin (tensor, packed, random, values)")),
         };
         let shape = Vec::parse(c)?;
         let mut transforms = Vec::new();

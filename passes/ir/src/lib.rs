@@ -12,6 +12,7 @@ pub mod graph;
 pub mod infer;
 pub mod op;
 pub mod phase;
+pub mod quantise;
 pub mod recipe;
 pub mod stored;
 pub mod target;

@@ -1,9 +1,10 @@
 //! Constants as recipes: where the numbers come from and what is done to them. Only the writer of an engine, the oracle and the eager
 //! executor run recipes, a few rows at a time.
 
-use crate::stored::Stored;
+pub use crate::quantise::quantise;
+use crate::stored::{Packed, Stored};
 use bessemer_format::rows::Rows;
-use bessemer_format::{Elem, Offset, QuantScheme};
+use bessemer_format::{Elem, QuantScheme};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -33,6 +34,13 @@ pub enum Origin {
         stored: Stored,
         /// Which of its elements.
         part: Part,
+    },
+    /// A matrix that a checkpoint stores in several tensors, quantised before.
+    Packed {
+        /// The name that the matrix would have as one tensor.
+        name: String,
+        /// How it is stored.
+        packed: Packed,
     },
     /// Uniform pseudo-random numbers in `-scale..scale`, for tests and for shapes without weights.
     Random {
@@ -98,7 +106,7 @@ impl Part {
             (row / block).checked_mul(stride)?.checked_add(row % block)?.checked_add(first)?.try_into().ok()
         };
         let outside = || format!("{} bytes do not hold {self:?} of {k} elements", bytes.len());
-        let blocks = || format!("rows of {k} elements do not divide into {stored:?} blocks");
+        let blocks = || format!("rows of {k} elements do not divide into {} blocks", stored.name());
         let row_bytes = stored.row_bytes(k).ok_or_else(blocks)?;
         let slice = |row: Option<usize>, count: usize, len: usize| {
             let start = row?.checked_mul(len)?;
@@ -183,6 +191,12 @@ impl Recipe {
         self
     }
 
+    /// A matrix that was quantised before, as it stands in the checkpoint.
+    pub fn packed(name: impl Into<String>, packed: Packed, shape: &[u64]) -> Self {
+        let origin = Origin::Packed { name: name.into(), packed };
+        Self { origin, shape: shape.to_vec(), transforms: Vec::new() }
+    }
+
     /// Literal numbers as a vector.
     pub fn values(values: Vec<f32>) -> Self {
         Self { shape: vec![values.len() as u64], origin: Origin::Values(values), transforms: Vec::new() }
@@ -194,6 +208,7 @@ impl Recipe {
             (Some(Transform::Convert(scheme)), _) => *scheme,
             (Some(Transform::Add(_)), _) => QuantScheme::F32,
             (None, Origin::Tensor { stored, .. }) => stored.scheme(),
+            (None, Origin::Packed { packed, .. }) => packed.scheme(),
             (None, _) => QuantScheme::F32,
         }
     }
@@ -209,7 +224,7 @@ impl Recipe {
     /// Name of the tensor it comes from.
     pub fn source_name(&self) -> Option<&str> {
         match &self.origin {
-            Origin::Tensor { name, .. } => Some(name),
+            Origin::Tensor { name, .. } | Origin::Packed { name, .. } => Some(name),
             _ => None,
         }
     }
@@ -240,6 +255,7 @@ impl Recipe {
                 let taken = part.take(bytes, *stored, width, rows).map_err(error)?;
                 stored.rows(&taken, k).map_err(error)?
             }
+            Origin::Packed { name, packed } => packed.rows(source, name, (n, k), rows.clone())?,
             Origin::Random { seed, scale } => {
                 let value = |i: usize| uniform(*seed, i as u64) * scale;
                 Rows::floats(Elem::F32, rows.len(), k, (rows.start * k..rows.end * k).map(value).collect())
@@ -283,68 +299,11 @@ pub fn uniform(seed: u64, i: u64) -> f32 {
     ((z >> 40) as i64 - (1 << 23)) as f32 / (1 << 23) as f32
 }
 
-/// Round to nearest: THE definition of converting f32 rows to a scheme.
-///
-/// Floating-point elements round to nearest even. Integer elements, a group at a time, in f32:
-/// without offset `scale = amax / (2^(b-1) - 1)` (signed) and `code = round_ties_even(x / scale)`; with a constant offset c (unsigned)
-/// `scale = x_of_largest_magnitude / -c` and `code = round_ties_even(x / scale) + c`, as GGUF's Q4_0 does; with a floating offset
-/// `scale = (max - min) / (2^b - 1)`, `offset = min`, `code = round_ties_even((x - offset) / scale)`. Scale and offset are rounded to
-/// their stored type before codes are chosen; codes are clamped.
-pub fn quantise(scheme: &QuantScheme, rows: usize, k: usize, values: &[f32]) -> Rows {
-    let (bits, signed) = match scheme.elem {
-        Elem::U(b) => (u32::from(b), false),
-        Elem::S(b) => (u32::from(b), true),
-        float => return Rows::floats(float, rows, k, values.to_vec()),
-    };
-    let (low, high) = if signed {
-        (-((1i32 << (bits - 1)) - 1) as f32, ((1i32 << (bits - 1)) - 1) as f32)
-    } else {
-        (0.0, ((1i32 << bits) - 1) as f32)
-    };
-    let group = scheme.group(k);
-    let scale_ty = scheme.scale.map_or(bessemer_format::ScaleType::F32, |s| s.inner.ty);
-    let mut out = Rows {
-        scheme: *scheme,
-        rows,
-        k,
-        codes: Vec::with_capacity(rows * k),
-        scales: Vec::new(),
-        offsets: Vec::new(),
-    };
-    for row in values.chunks_exact(k) {
-        for x in row.chunks(group) {
-            let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
-            for &v in x {
-                min = min.min(v);
-                max = max.max(v);
-            }
-            let (scale, offset, shift) = match scheme.offset {
-                Offset::None => (min.abs().max(max.abs()) / high, 0.0, 0.0),
-                Offset::Const(c) => {
-                    (if max.abs() > min.abs() { max } else { min } / -(c as f32), 0.0, c as f32)
-                }
-                Offset::Float(o) => {
-                    let min = o.inner.ty.round(min);
-                    out.offsets.push(min);
-                    ((max - min) / high, min, 0.0)
-                }
-            };
-            let scale = scale_ty.round(scale);
-            out.scales.push(scale);
-            out.codes.extend(x.iter().map(|&v| {
-                let code = if scale == 0.0 { 0.0 } else { ((v - offset) / scale).round_ties_even() };
-                (code + shift).clamp(low, high)
-            }));
-        }
-    }
-    out
-}
-
 /// No group of integers can hold a NaN or an infinity, nor numbers beyond the reach of its scale: `converted`, which came from
 /// `values`, would stand for something else. `first` is the number of the first row.
 fn check_finite(converted: &Rows, values: &[f32], first: usize) -> Result<(), String> {
     let (scheme, k) = (&converted.scheme, converted.k.max(1));
-    if !matches!(scheme.elem, Elem::U(_) | Elem::S(_)) {
+    if scheme.elem.is_float() {
         return Ok(());
     }
     let remedy = "the checkpoint is damaged, or needs `--precision source`";
@@ -355,7 +314,8 @@ fn check_finite(converted: &Rows, values: &[f32], first: usize) -> Result<(), St
             values[at]
         ));
     }
-    for numbers in [&converted.scales, &converted.offsets] {
+    let c = converted;
+    for numbers in [&c.scales, &c.offsets, &c.outer_scales, &c.outer_offsets] {
         if let Some(at) = numbers.iter().position(|v| !v.is_finite()) {
             let row = first + at * converted.rows / numbers.len();
             return Err(format!("row {row}: its numbers are too large for the scales of {scheme}; {remedy}"));
@@ -387,31 +347,5 @@ mod tests {
         assert!(error.contains("row 3") && error.contains("too large"), "{error}");
         with("s8:f32x32", 3 * 64 + 40, 1e30).unwrap();
         with("bf16", 100, f32::NAN).unwrap();
-    }
-
-    #[test]
-    fn rounding_stays_within_half_a_step() {
-        let x: Vec<f32> = (0..3 * 96).map(|i| uniform(1, i)).collect();
-        for scheme in ["s8:f32x32", "u4:f32x32+f32", "u4:f32x48-8", "s4:f32x0", "u3:f32x16+f32"] {
-            let scheme: QuantScheme = scheme.parse().unwrap();
-            let q = quantise(&scheme, 3, 96, &x);
-            // A constant offset leaves the positive side one step short.
-            let steps = if matches!(scheme.offset, Offset::Const(_)) { 1.0 } else { 0.5 };
-            for r in 0..3 {
-                for k in 0..96 {
-                    let (scale, _) = q.scale_offset(r, k);
-                    let error = (q.value(r, k) - x[r * 96 + k]).abs();
-                    assert!(error <= scale.abs() * (steps + 1e-4), "{scheme} {error} {scale}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn conversion_of_converted_rows_is_stable() {
-        let x: Vec<f32> = (0..64).map(|i| uniform(2, i)).collect();
-        let once = quantise(&QuantScheme::Q8_0, 1, 64, &x);
-        let twice = quantise(&QuantScheme::Q8_0, 1, 64, &once.values());
-        assert_eq!(once.codes, twice.codes);
     }
 }

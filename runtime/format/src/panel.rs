@@ -5,8 +5,9 @@
 //!
 //! ```text
 //! matrix = panel 0 | panel 1 | …                      each panel 64-byte aligned, ceil(n / 16) of them
-//! panel  = run 0 | run 1 | … | padding to 64 bytes    ceil(k / group) runs, the last one may be short
+//! panel  = run 0 | run 1 | … | outer | padding to 64  ceil(k / group) runs, the last one may be short
 //! run    = codes | scales[16] | offsets[16]           scales and offsets lie beside the codes they belong to
+//! outer  = (scales[16] | offsets[16]) a group of the outer level, for schemes that have one
 //! ```
 //!
 //! Codes of up to 8 bits lie in *atoms* of 4 consecutive k by 16 columns (byte `4 * column + k % 4`), which is the
@@ -18,7 +19,7 @@
 //! Rows beyond n and elements beyond k are stored as code, scale and offset zero. A kernel therefore multiplies
 //! padding with activations that it must have padded with zeros.
 
-use crate::scheme::{Elem, Offset, QuantScheme, ScaleType};
+use crate::scheme::{Elem, QuantScheme, ScaleType};
 
 /// Output rows of a panel: the columns of a kernel's tile.
 pub const COLUMNS: usize = 16;
@@ -48,7 +49,39 @@ pub struct PanelLayout {
     last_code_bytes: usize,
     scale_bytes: usize,
     offset_bytes: usize,
+    outer: Option<OuterLayout>,
     panel_bytes: usize,
+}
+
+/// Where the outer level of two-level scales lies in a panel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct OuterLayout {
+    /// Offset of the first group from the panel's start.
+    at: usize,
+    /// Runs that share a group.
+    runs: usize,
+    /// Types of the scales, and of the offsets if they have two levels.
+    scale: ScaleType,
+    offset: Option<ScaleType>,
+}
+
+impl OuterLayout {
+    const fn scale_bytes(&self) -> usize {
+        self.scale.bytes() * COLUMNS
+    }
+
+    fn group_bytes(&self) -> usize {
+        self.scale_bytes() + self.offset.map_or(0, ScaleType::bytes) * COLUMNS
+    }
+}
+
+/// The 16 outer scales of a run, and the 16 outer offsets where offsets have two levels: type, and offset from the panel's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// The scales.
+    pub scale: (ScaleType, usize),
+    /// The offsets.
+    pub offset: Option<(ScaleType, usize)>,
 }
 
 /// The planes of a code of `bits` bits, widest first. Widest planes hold the highest bits.
@@ -84,17 +117,23 @@ impl PanelLayout {
             match scheme.elem {
                 Elem::F32 => k * COLUMNS * 4,
                 Elem::F16 | Elem::Bf16 => k * COLUMNS * 2,
-                Elem::U(b) | Elem::S(b) => {
-                    planes(u32::from(b)).map(|p| plane_lines(p.bits, k) * LINE).sum::<usize>()
-                }
+                elem => planes(elem.bits()).map(|p| plane_lines(p.bits, k) * LINE).sum::<usize>(),
             }
         };
         let scale_bytes = scheme.scale.map_or(0, |s| s.inner.ty.bytes() * COLUMNS);
-        let offset_bytes =
-            if let Offset::Float(o) = scheme.offset { o.inner.ty.bytes() * COLUMNS } else { 0 };
+        let offset_bytes = scheme.offset_type().map_or(0, ScaleType::bytes) * COLUMNS;
         let (code_bytes, last_code_bytes) = (code(run), code(last));
         let side = scale_bytes + offset_bytes;
-        let panel_bytes = ((runs - 1) * (code_bytes + side) + last_code_bytes + side).next_multiple_of(LINE);
+        let runs_end = (runs - 1) * (code_bytes + side) + last_code_bytes + side;
+        let outer_group = scheme.outer_group(k);
+        let outer = scheme.outer().map(|outer| OuterLayout {
+            at: runs_end,
+            runs: if outer_group >= k { runs } else { outer_group / run },
+            scale: outer.ty,
+            offset: scheme.outer_offset_type(),
+        });
+        let outer_bytes = outer.as_ref().map_or(0, |o| k.div_ceil(outer_group) * o.group_bytes());
+        let panel_bytes = (runs_end + outer_bytes).next_multiple_of(LINE);
         Ok(Self {
             scheme: *scheme,
             n,
@@ -105,6 +144,7 @@ impl PanelLayout {
             last_code_bytes,
             scale_bytes,
             offset_bytes,
+            outer,
             panel_bytes,
         })
     }
@@ -157,9 +197,21 @@ impl PanelLayout {
     pub fn scale_bytes(&self) -> usize {
         self.scale_bytes
     }
-    /// Bytes of a run's 16 floating offsets (0 where the scheme has none).
+    /// Bytes of a run's 16 floating offsets or zero points (0 where the scheme has none).
     pub fn offset_bytes(&self) -> usize {
         self.offset_bytes
+    }
+    /// The outer level that run `r` belongs to, for schemes that have one.
+    #[inline]
+    pub fn outer(&self, r: usize) -> Option<Outer> {
+        self.outer.as_ref().map(|o| {
+            let at = o.at + r / o.runs * o.group_bytes();
+            Outer { scale: (o.scale, at), offset: o.offset.map(|ty| (ty, at + o.scale_bytes())) }
+        })
+    }
+    /// The group of the outer level that run `r` belongs to (0 without one), and how many there are.
+    pub fn outer_group(&self, r: usize) -> (usize, usize) {
+        self.outer.as_ref().map_or((0, 1), |o| (r / o.runs, self.runs.div_ceil(o.runs)))
     }
     /// k rounded up so that every run ends on a multiple of 16 elements: the length of a padded activation row.
     pub fn padded_k(&self) -> usize {
@@ -207,7 +259,7 @@ impl PanelLayout {
             Elem::F32 => Some(ScaleType::F32.read(panel.get(self.float_place(column, k)..)?.get(..4)?)),
             Elem::F16 => Some(ScaleType::F16.read(panel.get(self.float_place(column, k)..)?.get(..2)?)),
             Elem::Bf16 => Some(ScaleType::Bf16.read(panel.get(self.float_place(column, k)..)?.get(..2)?)),
-            Elem::U(bits) | Elem::S(bits) => {
+            elem => {
                 let r = k / self.run;
                 let codes = panel.get(self.run_offset(r)..)?;
                 let mut code = 0u32;
@@ -215,34 +267,37 @@ impl PanelLayout {
                     let part = (u32::from(*codes.get(at)?) >> shift) & ((1 << plane.bits) - 1);
                     code |= part << plane.shift;
                 }
-                Some(match self.scheme.elem {
-                    Elem::S(_) => ((code << (32 - u32::from(bits))) as i32 >> (32 - u32::from(bits))) as f32,
-                    _ => code as f32,
-                })
+                Some(elem.number(code))
             }
         }
     }
 
-    /// The scale and the floating offset (0 where there is none) of `(row, k)` in packed `bytes`.
+    /// The scale and the floating offset (0 where there is none) of `(row, k)` in packed `bytes`, by [`QuantScheme::combine`].
     pub fn scale_offset(&self, bytes: &[u8], row: usize, k: usize) -> Option<(f32, f32)> {
         let Some(levels) = self.scheme.scale else { return Some((1.0, 0.0)) };
         if row >= self.n || k >= self.k {
             return None;
         }
         let r = k / self.run;
-        let column = row % COLUMNS;
-        let run =
-            bytes.get((row / COLUMNS) * self.panel_bytes + self.run_offset(r) + self.run_code_bytes(r)..)?;
-        let ty = levels.inner.ty;
-        let scale = ty.read(run.get(column * ty.bytes()..)?.get(..ty.bytes())?);
-        let offset = match self.scheme.offset {
-            Offset::Float(o) => {
-                let ty = o.inner.ty;
-                ty.read(run.get(self.scale_bytes + column * ty.bytes()..)?.get(..ty.bytes())?)
-            }
-            _ => 0.0,
+        let panel = bytes.get((row / COLUMNS) * self.panel_bytes..)?;
+        let read = |ty: ScaleType, at: usize| -> Option<f32> {
+            let at = at + row % COLUMNS * ty.bytes();
+            Some(ty.read(panel.get(at..at + ty.bytes())?))
         };
-        Some((scale, offset))
+        let side = self.run_offset(r) + self.run_code_bytes(r);
+        let scale = read(levels.inner.ty, side)?;
+        let offset = match self.scheme.offset_type() {
+            Some(ty) => read(ty, side + self.scale_bytes)?,
+            None => 0.0,
+        };
+        let (mut outer_scale, mut outer_offset) = (1.0, 1.0);
+        if let Some(outer) = self.outer(r) {
+            outer_scale = read(outer.scale.0, outer.scale.1)?;
+            if let Some((ty, at)) = outer.offset {
+                outer_offset = read(ty, at)?;
+            }
+        }
+        Some(self.scheme.combine(scale, outer_scale, offset, outer_offset))
     }
 
     /// The value of `W[row][k]`: code, scale and offset through [`QuantScheme::dequant`]. Slow and obvious.
@@ -280,8 +335,26 @@ mod tests {
     }
 
     #[test]
+    fn outer_scales_follow_the_runs() {
+        let l = PanelLayout::new(&QuantScheme::Q4_K, 16, 600).unwrap();
+        // 19 runs of 4 bits with two bytes of scales a column; three groups of two halves.
+        assert_eq!((l.runs(), l.run_offset(1), l.outer_group(18)), (19, 256 + 32, (2, 3)));
+        let end = l.run_offset(18) + l.run_code_bytes(18) + 32;
+        let outer = l.outer(8).unwrap();
+        assert_eq!(
+            (outer.scale, outer.offset),
+            ((ScaleType::F16, end + 64), Some((ScaleType::F16, end + 96)))
+        );
+        assert_eq!(l.panel_bytes(), (end + 3 * 64).next_multiple_of(64));
+        let l = PanelLayout::new(&QuantScheme::NVFP4, 16, 600).unwrap();
+        assert_eq!((l.outer_group(37), l.outer(37)), ((0, 1), l.outer(0)));
+    }
+
+    #[test]
     fn places_never_collide() {
-        for scheme in ["u3:f16x32", "u5:f16x48", "s6:f32x16", "u4:f16x32", "s8:f16x0", "u1:f16x16"] {
+        for scheme in
+            ["u3:f16x32", "u5:f16x48", "s6:f32x16", "u4:f16x32", "s8:f16x0", "u1:f16x16", "e2m1:e8m0x32"]
+        {
             let l = PanelLayout::new(&scheme.parse().unwrap(), 20, 72).unwrap();
             let mut seen = std::collections::BTreeSet::new();
             for r in 0..l.runs() {

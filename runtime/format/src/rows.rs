@@ -14,15 +14,33 @@ pub struct Rows {
     pub rows: usize,
     /// Elements of a row.
     pub k: usize,
-    /// `[rows][k]`: integer codes as numbers, or the floating-point values themselves.
+    /// `[rows][k]`: the numbers that codes stand for, or the floating-point values themselves.
     pub codes: Vec<f32>,
-    /// `[rows][groups]`; empty for floating-point elements.
+    /// `[rows][groups]`: scales as they are stored, of the inner level where there are two; empty for floating-point elements.
     pub scales: Vec<f32>,
-    /// `[rows][groups]`; empty unless the scheme has a floating offset.
+    /// `[rows][groups]`: offsets or zero points as they are stored; empty unless the scheme has them.
     pub offsets: Vec<f32>,
+    /// `[rows][outer groups]`: scales of the outer level; empty unless the scheme has one.
+    pub outer_scales: Vec<f32>,
+    /// `[rows][outer groups]`: offsets of the outer level; empty unless the scheme has one.
+    pub outer_offsets: Vec<f32>,
 }
 
 impl Rows {
+    /// Rows without their numbers, which the caller fills in.
+    pub fn empty(scheme: QuantScheme, rows: usize, k: usize) -> Self {
+        Self {
+            scheme,
+            rows,
+            k,
+            codes: Vec::new(),
+            scales: Vec::new(),
+            offsets: Vec::new(),
+            outer_scales: Vec::new(),
+            outer_offsets: Vec::new(),
+        }
+    }
+
     /// Rows of plain floats, rounded to what `elem` (a floating-point element) can hold.
     pub fn floats(elem: Elem, rows: usize, k: usize, mut values: Vec<f32>) -> Self {
         debug_assert!(elem.is_float() && values.len() == rows * k);
@@ -31,14 +49,7 @@ impl Rows {
             Elem::Bf16 => values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
             _ => {}
         }
-        Self {
-            scheme: QuantScheme::float(elem),
-            rows,
-            k,
-            codes: values,
-            scales: Vec::new(),
-            offsets: Vec::new(),
-        }
+        Self { codes: values, ..Self::empty(QuantScheme::float(elem), rows, k) }
     }
 
     /// Groups of a row.
@@ -46,10 +57,22 @@ impl Rows {
         self.k.div_ceil(self.scheme.group(self.k))
     }
 
-    /// The scale and offset of `(row, k)`.
+    /// Groups of the outer level of a row (1 without one).
+    pub fn outer_groups(&self) -> usize {
+        self.k.div_ceil(self.scheme.outer_group(self.k))
+    }
+
+    /// The scale and offset of `(row, k)`, by [`QuantScheme::combine`].
     pub fn scale_offset(&self, row: usize, k: usize) -> (f32, f32) {
         let at = row * self.groups() + k / self.scheme.group(self.k);
-        (self.scales.get(at).copied().unwrap_or(1.0), self.offsets.get(at).copied().unwrap_or(0.0))
+        let outer = row * self.outer_groups() + k / self.scheme.outer_group(self.k);
+        let number = |of: &[f32], at: usize, none: f32| of.get(at).copied().unwrap_or(none);
+        self.scheme.combine(
+            number(&self.scales, at, 1.0),
+            number(&self.outer_scales, outer, 1.0),
+            number(&self.offsets, at, 0.0),
+            number(&self.outer_offsets, outer, 1.0),
+        )
     }
 
     /// The value of `(row, k)` by [`QuantScheme::dequant`].
@@ -64,12 +87,10 @@ impl Rows {
             return self.codes.clone();
         }
         let group = self.scheme.group(self.k);
-        let groups = self.groups();
         let mut out = Vec::with_capacity(self.codes.len());
         for (r, row) in self.codes.chunks_exact(self.k).enumerate() {
             for (g, codes) in row.chunks(group).enumerate() {
-                let at = r * groups + g;
-                let (scale, offset) = (self.scales[at], self.offsets.get(at).copied().unwrap_or(0.0));
+                let (scale, offset) = self.scale_offset(r, g * group);
                 out.extend(codes.iter().map(|&c| self.scheme.dequant(c, scale, offset)));
             }
         }

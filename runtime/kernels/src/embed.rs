@@ -35,7 +35,7 @@ pub fn gather_row(layout: &PanelLayout, table: &[u8], row: usize, out: &mut [f32
                 let (scale, offset) = run_scales(layout, panel, r);
                 for (j, out) in out.chunks_mut(ATOM_K).enumerate() {
                     for (o, code) in out.iter_mut().zip(codes.lane(j, column)) {
-                        *o = scheme.dequant(f32::from(code), scale[column], offset[column]);
+                        *o = scheme.dequant(code, scale[column], offset[column]);
                     }
                 }
             }

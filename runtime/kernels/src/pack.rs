@@ -1,10 +1,9 @@
 //! From [`Rows`] to the packed form that kernels read, and back.
 
-use crate::codes::{ATOM_K, RunCodes, run_planes, run_scales};
+use crate::codes::{ATOM_K, RunCodes, run_planes};
 use bessemer_format::panel::{COLUMNS, LINE, PanelLayout};
 use bessemer_format::rows::Rows;
-use bessemer_format::{Elem, Offset, ScaleType};
-use half::{bf16, f16};
+use bessemer_format::{Elem, ScaleType};
 
 /// Why rows cannot be packed or unpacked.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -60,12 +59,19 @@ pub fn pack_panels(layout: &PanelLayout, rows: &Rows, out: &mut [u8]) -> Result<
         });
     }
     let groups = rows.rows * layout.runs();
-    let scales = if layout.scheme().scale.is_some() { groups } else { 0 };
-    let offsets = if matches!(layout.scheme().offset, Offset::Float(_)) { groups } else { 0 };
+    let outer_groups = rows.rows * layout.outer_group(0).1;
+    let scheme = layout.scheme();
+    let count = |there: bool, n: usize| if there { n } else { 0 };
     for (what, got, want) in [
         ("codes", rows.codes.len(), rows.rows * rows.k),
-        ("scales", rows.scales.len(), scales),
-        ("offsets", rows.offsets.len(), offsets),
+        ("scales", rows.scales.len(), count(scheme.scale.is_some(), groups)),
+        ("offsets", rows.offsets.len(), count(scheme.offset_type().is_some(), groups)),
+        ("outer scales", rows.outer_scales.len(), count(scheme.outer().is_some(), outer_groups)),
+        (
+            "outer offsets",
+            rows.outer_offsets.len(),
+            count(scheme.outer_offset_type().is_some(), outer_groups),
+        ),
     ] {
         if got != want {
             return Err(PackError::Length { what, got, want });
@@ -85,14 +91,8 @@ pub fn pack_panels(layout: &PanelLayout, rows: &Rows, out: &mut [u8]) -> Result<
 pub fn unpack_panels(layout: &PanelLayout, rows: usize, bytes: &[u8]) -> Result<Rows, PackError> {
     check(layout, rows, bytes.len())?;
     let scheme = *layout.scheme();
-    let mut out = Rows {
-        scheme,
-        rows,
-        k: layout.k(),
-        codes: Vec::with_capacity(rows * layout.k()),
-        scales: Vec::new(),
-        offsets: Vec::new(),
-    };
+    let mut out =
+        Rows { codes: Vec::with_capacity(rows * layout.k()), ..Rows::empty(scheme, rows, layout.k()) };
     for row in 0..rows {
         let column = row % COLUMNS;
         let panel = &bytes[row / COLUMNS * layout.panel_bytes()..][..layout.panel_bytes()];
@@ -105,13 +105,15 @@ pub fn unpack_panels(layout: &PanelLayout, rows: usize, bytes: &[u8]) -> Result<
             let codes = RunCodes::new(layout, panel, r);
             let len = layout.run_len(r);
             let lanes = (0..len.div_ceil(ATOM_K)).flat_map(|j| codes.lane(j, column));
-            out.codes.extend(lanes.take(len).map(f32::from));
-            let (scales, offsets) = run_scales(layout, panel, r);
-            out.scales.push(scales[column]);
-            if matches!(scheme.offset, Offset::Float(_)) {
-                out.offsets.push(offsets[column]);
-            }
+            out.codes.extend(lanes.take(len));
         }
+        let read = |ty: ScaleType, at: usize| ty.read(&panel[at + column * ty.bytes()..][..ty.bytes()]);
+        each_side(layout, |field, ty, at, _, _| match field {
+            Side::Scale => out.scales.push(read(ty, at)),
+            Side::Offset => out.offsets.push(read(ty, at)),
+            Side::OuterScale => out.outer_scales.push(read(ty, at)),
+            Side::OuterOffset => out.outer_offsets.push(read(ty, at)),
+        });
     }
     Ok(out)
 }
@@ -145,28 +147,23 @@ fn pack_row(layout: &PanelLayout, rows: &Rows, row: usize, panel: &mut [u8]) -> 
                 _ => ScaleType::F32,
             };
             for (k, &v) in codes.iter().enumerate() {
-                if !store(ty, v, &mut panel[layout.float_place(column, k)..]) {
+                if !ty.store(v, &mut panel[layout.float_place(column, k)..]) {
                     return Err(bad(k, v, &elem));
                 }
             }
         }
-        Elem::U(bits) | Elem::S(bits) => {
-            let range = match elem {
-                Elem::S(_) => -(1i32 << (bits - 1))..1 << (bits - 1),
-                _ => 0..1i32 << bits,
-            };
+        elem => {
             for (r, codes) in codes.chunks(layout.run()).enumerate() {
                 let (planes, count) = run_planes(layout, r);
                 let run = &mut panel[layout.run_offset(r)..];
                 for (j, four) in codes.chunks(ATOM_K).enumerate() {
                     for (i, &v) in four.iter().enumerate() {
-                        let code = v as i32;
-                        if code as f32 != v || !range.contains(&code) {
+                        let Some(code) = elem.code(v) else {
                             return Err(bad(r * layout.run() + ATOM_K * j + i, v, &elem));
-                        }
+                        };
                         for &(base, p) in &planes[..count] {
                             let per_line = (8 / p.bits) as usize;
-                            let part = (code as u32 >> p.shift) & ((1 << p.bits) - 1);
+                            let part = (code >> p.shift) & ((1 << p.bits) - 1);
                             run[base + j / per_line * LINE + ATOM_K * column + i] |=
                                 (part << ((j % per_line) as u32 * p.bits)) as u8;
                         }
@@ -175,40 +172,57 @@ fn pack_row(layout: &PanelLayout, rows: &Rows, row: usize, panel: &mut [u8]) -> 
             }
         }
     }
-    let Some(levels) = layout.scheme().scale else { return Ok(()) };
+    let mut result = Ok(());
+    each_side(layout, |field, ty, at, group, r| {
+        let (numbers, groups) = match field {
+            Side::Scale => (&rows.scales, layout.runs()),
+            Side::Offset => (&rows.offsets, layout.runs()),
+            Side::OuterScale => (&rows.outer_scales, layout.outer_group(0).1),
+            Side::OuterOffset => (&rows.outer_offsets, layout.outer_group(0).1),
+        };
+        let number = numbers[row * groups + group];
+        if !ty.store(number, &mut panel[at + column * ty.bytes()..]) && result.is_ok() {
+            result = Err(bad(r * layout.run(), number, &ty));
+        }
+    });
+    result
+}
+
+/// What lies beside the codes.
+#[derive(Clone, Copy)]
+enum Side {
+    Scale,
+    Offset,
+    OuterScale,
+    OuterOffset,
+}
+
+/// Calls `f` for everything beside the codes of a panel: what it is, its type, the offset of its 16 numbers from the panel's
+/// start, its group, and the group's first run.
+fn each_side(layout: &PanelLayout, mut f: impl FnMut(Side, ScaleType, usize, usize, usize)) {
+    let Some(levels) = layout.scheme().scale else { return };
     for r in 0..layout.runs() {
         let at = layout.run_offset(r) + layout.run_code_bytes(r);
-        let ty = levels.inner.ty;
-        let scale = rows.scales[row * layout.runs() + r];
-        if !store(ty, scale, &mut panel[at + column * ty.bytes()..]) {
-            return Err(bad(r * layout.run(), scale, &ty));
+        f(Side::Scale, levels.inner.ty, at, r, r);
+        if let Some(ty) = layout.scheme().offset_type() {
+            f(Side::Offset, ty, at + layout.scale_bytes(), r, r);
         }
-        if let Offset::Float(o) = layout.scheme().offset {
-            let ty = o.inner.ty;
-            let offset = rows.offsets[row * layout.runs() + r];
-            if !store(ty, offset, &mut panel[at + layout.scale_bytes() + column * ty.bytes()..]) {
-                return Err(bad(r * layout.run(), offset, &ty));
+        let (group, _) = layout.outer_group(r);
+        let first = r == 0 || layout.outer_group(r - 1).0 != group;
+        if let Some(outer) = layout.outer(r).filter(|_| first) {
+            f(Side::OuterScale, outer.scale.0, outer.scale.1, group, r);
+            if let Some((ty, at)) = outer.offset {
+                f(Side::OuterOffset, ty, at, group, r);
             }
         }
     }
-    Ok(())
-}
-
-/// Stores `value` at the head of `out` if `ty` holds it exactly (any NaN counts as held).
-fn store(ty: ScaleType, value: f32, out: &mut [u8]) -> bool {
-    match ty {
-        ScaleType::F32 => out[..4].copy_from_slice(&value.to_le_bytes()),
-        ScaleType::F16 => out[..2].copy_from_slice(&f16::from_f32(value).to_le_bytes()),
-        ScaleType::Bf16 => out[..2].copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-    }
-    let held = ty.round(value);
-    held.to_bits() == value.to_bits() || (held.is_nan() && value.is_nan())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testkit::data::{Random, random_rows};
+    use bessemer_format::QuantScheme;
 
     #[test]
     fn every_scheme_round_trips() {
@@ -223,6 +237,21 @@ mod tests {
             for bits in 2..=8 {
                 schemes.push(format!("s{bits}:f16x{group}"));
             }
+            for elem in ["e4m3", "e5m2", "e2m1", "iq4"] {
+                schemes.push(format!("{elem}:bf16x{group}"));
+                schemes.push(format!("{elem}:e8m0x{group}"));
+            }
+        }
+        for scheme in
+            [QuantScheme::Q2_K, QuantScheme::Q3_K, QuantScheme::Q6_K, QuantScheme::IQ4_XS, QuantScheme::NVFP4]
+        {
+            schemes.push(scheme.to_string());
+        }
+        for bits in 1..=8 {
+            schemes.push(format!("u{bits}:u8x32*f16x256+u8*f16"));
+            schemes.push(format!("u{bits}:u8x48*bf16x96-u8"));
+            schemes.push(format!("u{bits}:s8x16*f32x0+s8*f16"));
+            schemes.push(format!("u{bits}:f16x64-s8"));
         }
         for scheme in schemes {
             for (n, k) in [(1, 1), (16, 128), (20, 72), (33, 300)] {

@@ -304,8 +304,8 @@ impl KernelSet {
     /// there is none.
     pub fn linear_int8(&self, layout: &PanelLayout, group: usize) -> Result<LinearInt8, String> {
         let elem = layout.scheme().elem;
-        if elem.is_float() {
-            return Err(format!("8-bit activations need integer weights, not {elem}"));
+        if elem.unit().is_none() {
+            return Err(format!("8-bit activations need weights that are multiples of a unit, not {elem}"));
         }
         let act = Int8Layout::new(layout, group)?;
         let row = self.newest(LINEAR_INT8, elem);

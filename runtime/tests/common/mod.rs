@@ -221,7 +221,7 @@ fn random_rows(random: &mut Random, scheme: QuantScheme, n: usize, k: usize, amp
     let scales = scale(amplitude / levels);
     let offsets = if matches!(scheme.offset, Offset::Float(_)) { scale(-amplitude / 2.0) } else { vec![] };
     let codes = (0..n * k).map(|_| (random.next() % (1 << scheme.elem.bits())) as f32 + lowest).collect();
-    Rows { scheme, rows: n, k, codes, scales, offsets }
+    Rows { codes, scales, offsets, ..Rows::empty(scheme, n, k) }
 }
 
 pub fn pack(rows: &Rows) -> Vec<u8> {

@@ -66,13 +66,13 @@ impl TargetInfo for CpuTarget {
         Layout::Panel
     }
 
-    /// Integer weights compute with signed-byte activations by groups of 32 (16 where the weight groups are odd multiples of 16):
+    /// Weights that are multiples of a unit by integers compute with signed-byte activations by groups of 32 (16 where the weight groups are odd multiples of 16):
     /// the integer dot product is what makes them fast, and so fine a group keeps the rounding small.
     ///
     /// bf16 weights keep f32 activations: `Compute::Bf16` has twice the rate with `vdpbf16ps`, but on a CPU without it its kernels
     /// are slower than those of f32, and an engine for `cpu` must not be slow on either.
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute {
-        if scheme.elem.is_float() {
+        if scheme.elem.unit().is_none() {
             return Compute::F32;
         }
         match PanelLayout::new(scheme, 1, k as usize) {

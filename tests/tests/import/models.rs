@@ -289,6 +289,9 @@ fn a_converted_fixture_has_the_configuration_of_its_source() {
     let mut compared = 0;
     for path in fixtures().iter().filter(|path| path.extension().is_some_and(|end| end == "gguf")) {
         let stem = path.file_name().unwrap().to_str().unwrap().split('.').next().unwrap();
+        if stem == "blocks" {
+            continue; // random blocks, converted from nothing
+        }
         if !arch::detect(&Checkpoint::open(path).unwrap()).is_ok_and(|family| family.name == "llama") {
             continue;
         }

@@ -5,12 +5,11 @@
 use super::QUARTERS;
 use super::codes::{RunBytes, SignedBytes};
 use super::int8::int8_kernel;
-use super::neon::{load16, store16};
+use super::neon::{combine, load16, store16};
 use crate::linear::Lane;
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::K_STEP;
-use bessemer_format::scheme::Offset;
 use std::arch::aarch64::*;
 use std::arch::asm;
 

@@ -22,6 +22,9 @@ macro_rules! int8_kernel {
             x: &[u8],
             out: &mut [Lane],
         ) {
+            if layout.scheme().elem.integers().is_some() {
+                return $crate::linear::portable::linear_int8(layout, act, panel, x, out);
+            }
             // SAFETY: the caller's promises are those of `linear`.
             unsafe { $crate::aarch64::for_bits!(layout.scheme().elem, linear(layout, act, panel, x, out)) }
         }
@@ -65,11 +68,7 @@ macro_rules! int8_kernel {
             out: &mut [Lane],
         ) {
             let Some(levels) = layout.scheme().scale else { return };
-            let (constant, float) = match layout.scheme().offset {
-                Offset::None => (0, None),
-                Offset::Const(c) => (c, None),
-                Offset::Float(o) => (0, Some(o.inner.ty)),
-            };
+            let (constant, float) = (layout.scheme().constant(), layout.scheme().offset_type());
             let constant = constant + SignedBytes::of(layout.scheme().elem).bias;
             let row_bytes = act.row_bytes();
             let mut acc = [[vdupq_n_f32(0.0); QUARTERS]; ROWS];
@@ -84,6 +83,11 @@ macro_rules! int8_kernel {
                     let offset = match float {
                         Some(ty) => load16(ty, side.add(layout.scale_bytes())),
                         None => [vdupq_n_f32(0.0); QUARTERS],
+                    };
+                    let (scale, offset) = if layout.scheme().combines() {
+                        combine(layout, panel.as_ptr(), r, scale, offset)
+                    } else {
+                        (scale, offset)
                     };
                     let mut k = r * layout.run();
                     let mut step = 0;

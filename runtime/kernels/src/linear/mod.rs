@@ -159,12 +159,13 @@ impl LinearF32 {
 /// A linear with activations rounded to signed bytes: [`Compute::Int8`](bessemer_format::Compute::Int8).
 ///
 /// Bit-identical on every instruction set and for every number of rows. For each activation group `g` in ascending k,
-/// with `w` the raw weight codes, `c` the constant offset (0 if none) and `q` the activation codes:
+/// with `w` the numbers of the weight codes in multiples of [`Elem::unit`](bessemer_format::Elem::unit), `scale_w` their scale
+/// times that unit, `c` the constant offset (0 if none) and `q` the activation codes:
 ///
 /// ```text
 /// isum = sum of w * q - c * sums[g]                (i32, exact; wraps only for groups above 32768)
 /// acc  = fma(isum as f32, scale_w * scale_x[g], acc)
-/// acc  = fma(offset_w, scale_x[g] * (sums[g] as f32), acc)      only with a floating-point offset
+/// acc  = fma(offset_w, scale_x[g] * (sums[g] as f32), acc)      only with a floating-point offset or zero points
 /// ```
 #[derive(Clone, Debug)]
 pub struct LinearInt8 {

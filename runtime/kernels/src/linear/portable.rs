@@ -2,7 +2,7 @@
 //! own. The bodies are inlined into wrappers with newer target features, which changes their speed and no bit.
 
 use super::{Lane, TILE_ROWS};
-use crate::codes::{ATOM_K, RunCodes, float_step, run_scales};
+use crate::codes::{ATOM_K, RunCodes, float_step, run_integer_scales, run_scales};
 use bessemer_format::Elem;
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Bf16Layout;
@@ -72,7 +72,7 @@ fn each_step(layout: &PanelLayout, panel: &[u8], mut step: impl FnMut(usize, usi
                         let atom = codes.atom(k / ATOM_K + j);
                         for (i, w) in four.iter_mut().enumerate() {
                             for c in 0..COLUMNS {
-                                w[c] = scheme.dequant(f32::from(atom[ATOM_K * c + i]), scale[c], offset[c]);
+                                w[c] = scheme.dequant(atom[ATOM_K * c + i], scale[c], offset[c]);
                             }
                         }
                     }
@@ -94,7 +94,7 @@ fn multiply(weights: &[Lane; K_STEP], x: &[f32], out: &mut Lane) {
     *out = acc;
 }
 
-/// [`super::LinearInt8`] for every scheme of integer codes.
+/// [`super::LinearInt8`] for every scheme whose numbers are multiples of a unit.
 #[inline(always)]
 pub(crate) fn linear_int8(layout: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
     for (x, out) in x.chunks(TILE_ROWS * act.row_bytes()).zip(out.chunks_mut(TILE_ROWS)) {
@@ -106,17 +106,17 @@ pub(crate) fn linear_int8(layout: &PanelLayout, act: &Int8Layout, panel: &[u8], 
 fn int8_tile(layout: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
     out.fill([0.0; COLUMNS]);
     let constant = if let Offset::Const(c) = layout.scheme().offset { c } else { 0 };
-    let float = matches!(layout.scheme().offset, Offset::Float(_));
+    let float = layout.scheme().offset_type().is_some();
     let mut sums = [[0i32; COLUMNS]; TILE_ROWS];
     for g in 0..act.groups() {
         let (start, end) = (g * act.group, act.padded_k.min((g + 1) * act.group));
         let r = if layout.runs() == 1 { 0 } else { start / layout.run() };
         let codes = RunCodes::new(layout, panel, r);
-        let (scale, offset) = run_scales(layout, panel, r);
+        let (scale, offset) = run_integer_scales(layout, panel, r);
         let sums = &mut sums[..out.len()];
         sums.fill([0; COLUMNS]);
         for k in (start..end).step_by(ATOM_K) {
-            let atom = codes.atom((k - r * layout.run()) / ATOM_K);
+            let atom = codes.integers((k - r * layout.run()) / ATOM_K);
             for (row, sums) in x.chunks_exact(act.row_bytes()).zip(sums.iter_mut()) {
                 let q = [row[k], row[k + 1], row[k + 2], row[k + 3]].map(|q| i32::from(q as i8));
                 for c in 0..COLUMNS {

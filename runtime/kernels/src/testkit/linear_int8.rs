@@ -1,6 +1,6 @@
 //! Tests of a [`LinearInt8`] row.
 
-use super::data::{Random, code_range, exact_rows, packed, random_rows, schemes};
+use super::data::{Random, exact_rows, packed, random_rows, schemes};
 use super::{gamma, guard::Guarded};
 use crate::linear::{Lane, LinearInt8, LinearInt8Fn, LinearInt8PairFn};
 use crate::table::{KernelSet, Row};
@@ -21,7 +21,7 @@ fn linears(row: &Row<LinearInt8Fn>, layout: &PanelLayout) -> Vec<LinearInt8> {
 }
 
 fn integer_schemes<F>(row: &Row<F>) -> impl Iterator<Item = bessemer_format::QuantScheme> {
-    schemes(row.family).filter(|s| !s.elem.is_float())
+    schemes(row.family).filter(|s| s.elem.unit().is_some())
 }
 
 fn quantised(act: &Int8Layout, x: &[f32]) -> Vec<u8> {
@@ -90,9 +90,9 @@ pub(crate) fn extremes(row: &Row<LinearInt8Fn>) {
     let mut random = Random::new(25);
     for scheme in integer_schemes(row) {
         let mut weights = exact_rows(&mut random, scheme, 32, 512);
-        let (low, high) = code_range(scheme.elem);
+        let (low, high) = scheme.elem.range();
         for (i, code) in weights.codes.iter_mut().enumerate() {
-            *code = if (i / weights.k).is_multiple_of(3) { low } else { high } as f32;
+            *code = if (i / weights.k).is_multiple_of(3) { low } else { high };
         }
         let (layout, weight) = packed(&weights);
         for linear in linears(row, &layout) {

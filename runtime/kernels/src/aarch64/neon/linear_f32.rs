@@ -2,11 +2,10 @@
 
 use super::super::codes::{RunBytes, SignedBytes};
 use super::super::{QUARTERS, for_bits};
-use super::{load16, store16};
+use super::{combine, load16, store16};
 use crate::codes::ATOM_K;
-use crate::linear::Lane;
+use crate::linear::{Lane, portable};
 use bessemer_format::panel::{COLUMNS, K_STEP, LINE};
-use bessemer_format::scheme::Offset;
 use bessemer_format::{Elem, PanelLayout, ScaleType};
 use std::arch::aarch64::*;
 
@@ -36,6 +35,7 @@ pub(crate) unsafe fn linear_f32(
             Elem::F32 => linear::<F32>(layout, panel, x, stride, out),
             Elem::F16 => linear::<F16>(layout, panel, x, stride, out),
             Elem::Bf16 => linear::<BF16>(layout, panel, x, stride, out),
+            elem if elem.numbers().is_some() => portable::linear_f32(layout, panel, x, stride, out),
             elem => for_bits!(elem, linear(layout, panel, x, stride, out)),
         }
     }
@@ -60,8 +60,7 @@ unsafe fn linear<const KIND: u32>(
     out: &mut [Lane],
 ) {
     let scheme = layout.scheme();
-    let constant = if let Offset::Const(c) = scheme.offset { c } else { 0 };
-    let float = if let Offset::Float(o) = scheme.offset { Some(o.inner.ty) } else { None };
+    let (constant, float) = (scheme.constant(), scheme.offset_type());
     let scale_ty = scheme.scale.map_or(ScaleType::F32, |s| s.inner.ty);
     let mut dequant = Dequant {
         // A byte less the bias is the code; both differences are exact.
@@ -82,6 +81,10 @@ unsafe fn linear<const KIND: u32>(
                 dequant.scale = load16(scale_ty, side);
                 if let Some(ty) = float {
                     dequant.offset = load16(ty, side.add(layout.scale_bytes()));
+                }
+                if scheme.combines() {
+                    (dequant.scale, dequant.offset) =
+                        combine(layout, panel.as_ptr(), r, dequant.scale, dequant.offset);
                 }
             }
             for k in (0..layout.run_len(r)).step_by(CHUNK) {

@@ -7,7 +7,7 @@ pub(crate) mod quantise;
 use super::QUARTERS;
 use crate::linear::Lane;
 use crate::math::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
-use bessemer_format::ScaleType;
+use bessemer_format::{Offset, PanelLayout, ScaleType};
 use std::arch::aarch64::*;
 
 /// Sixteen scales or offsets, as four vectors.
@@ -25,9 +25,42 @@ pub(super) unsafe fn load16(ty: ScaleType, p: *const u8) -> [float32x4_t; QUARTE
                 ScaleType::F32 => vld1q_f32(p.cast()),
                 ScaleType::F16 => vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.cast()))),
                 ScaleType::Bf16 => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.cast()))),
+                _ => {
+                    let number = |i: usize| ty.read(&[*p.add(i)]);
+                    vld1q_f32([number(0), number(1), number(2), number(3)].as_ptr())
+                }
             }
         }
     })
+}
+
+/// The scales and offsets of run `r` from the stored ones, by [`bessemer_format::QuantScheme::combine`].
+///
+/// # Safety
+/// `panel` is a panel of `layout`, and `r` one of its runs.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn combine(
+    layout: &PanelLayout,
+    panel: *const u8,
+    r: usize,
+    mut scale: [float32x4_t; QUARTERS],
+    mut offset: [float32x4_t; QUARTERS],
+) -> ([float32x4_t; QUARTERS], [float32x4_t; QUARTERS]) {
+    // SAFETY: the outer level lies inside the panel.
+    let load = |(ty, at): (ScaleType, usize)| unsafe { load16(ty, panel.add(at)) };
+    let times =
+        |a: [float32x4_t; QUARTERS], b: [float32x4_t; QUARTERS]| [0, 1, 2, 3].map(|q| vmulq_f32(a[q], b[q]));
+    let outer = layout.outer(r);
+    if let Some(outer) = outer {
+        scale = times(scale, load(outer.scale));
+    }
+    if let Offset::Zero(_) = layout.scheme().offset {
+        offset = times(offset, scale).map(|o| vnegq_f32(o));
+    } else if let Some(outer) = outer.and_then(|o| o.offset) {
+        offset = times(offset, load(outer));
+    }
+    (scale, offset)
 }
 
 /// Writes the 16 outputs of a row.

@@ -1,9 +1,8 @@
 //! f32 linears: a chunk of weights is dequantised once into L1, then multiplied with every row of the tile.
 
-use super::load16;
+use super::{combine, load16};
 use crate::linear::Lane;
 use bessemer_format::panel::{COLUMNS, LINE};
-use bessemer_format::scheme::Offset;
 use bessemer_format::{PanelLayout, ScaleType};
 use std::arch::x86_64::*;
 
@@ -67,8 +66,7 @@ unsafe fn linear<const KIND: u8>(
     out: &mut [Lane],
 ) {
     let scheme = layout.scheme();
-    let constant = if let Offset::Const(c) = scheme.offset { c as f32 } else { 0.0 };
-    let float = if let Offset::Float(o) = scheme.offset { Some(o.inner.ty) } else { None };
+    let (constant, float) = (scheme.constant() as f32, scheme.offset_type());
     let scale_ty = scheme.scale.map_or(ScaleType::F32, |s| s.inner.ty);
     let mut dequant = Dequant {
         constant: _mm256_set1_ps(constant),
@@ -89,6 +87,10 @@ unsafe fn linear<const KIND: u8>(
                 dequant.scale = load16(scale_ty, side);
                 if let Some(ty) = float {
                     dequant.offset = load16(ty, side.add(layout.scale_bytes()));
+                }
+                if scheme.combines() {
+                    (dequant.scale, dequant.offset) =
+                        combine(layout, panel.as_ptr(), r, dequant.scale, dequant.offset);
                 }
             }
             for k in (0..layout.run_len(r)).step_by(CHUNK) {

@@ -3,13 +3,12 @@
 //!
 //! For signed bytes the sign of the weight moves to the activation (128 * 127 * 2 fits, 255 * 127 * 2 would not).
 
-use super::{load16, prefetch};
+use super::{combine, load16, prefetch};
 use crate::linear::Lane;
 use crate::x86_64::{EVEN_STEPS, even_groups};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
-use bessemer_format::scheme::Offset;
 use std::arch::x86_64::*;
 
 /// Rows that share the unpacked weights, which fill half of the registers; the rows' sums lie in the L1 cache.
@@ -80,11 +79,8 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
     out: &mut [Lane],
 ) {
     let Some(levels) = layout.scheme().scale else { return };
-    let (constant, float) = match layout.scheme().offset {
-        Offset::None => (0, None),
-        Offset::Const(c) => (c, None),
-        Offset::Float(o) => (0, Some(o.inner.ty)),
-    };
+    let (constant, float) = (layout.scheme().constant(), layout.scheme().offset_type());
+    let combines = layout.scheme().combines();
     let minus_constant = _mm256_set1_epi32(-constant);
     let (row_bytes, group_steps) = (act.row_bytes(), act.group / K_STEP);
     let (scales_at, sums_at, products_at) = (act.scales_at(), act.sums_at(), act.products_at());
@@ -104,6 +100,8 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
                 Some(ty) => load16(ty, side.add(layout.scale_bytes())),
                 None => [_mm256_setzero_ps(); 2],
             };
+            let (scale, offset) =
+                if combines { combine(layout, panel.as_ptr(), r, scale, offset) } else { (scale, offset) };
             if PREFETCH {
                 prefetch(side);
             }

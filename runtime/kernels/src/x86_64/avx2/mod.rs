@@ -8,7 +8,7 @@ pub(crate) mod quantise;
 
 use super::prefetch;
 use crate::math::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
-use bessemer_format::ScaleType;
+use bessemer_format::{Offset, PanelLayout, ScaleType};
 use std::arch::x86_64::*;
 
 super::portable_with!("avx2,fma,f16c");
@@ -18,7 +18,7 @@ super::portable_with!("avx2,fma,f16c");
 /// # Safety
 /// `16 * ty.bytes()` bytes are readable at `p`.
 #[inline]
-#[target_feature(enable = "avx2,f16c")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn load16(ty: ScaleType, p: *const u8) -> [__m256; 2] {
     [0, 1].map(|half| {
         // SAFETY: each half reads exactly 8 numbers of the type.
@@ -31,9 +31,65 @@ unsafe fn load16(ty: ScaleType, p: *const u8) -> [__m256; 2] {
                     let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
                 }
+                ScaleType::U8 => _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))),
+                ScaleType::S8 => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
+                ScaleType::E4M3 => e4m3(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))),
+                ScaleType::E8M0 => {
+                    let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+                    // The lowest power is subnormal, and the highest code no number: both are the code's bits and one more.
+                    let low = _mm256_cmpeq_epi32(codes, _mm256_setzero_si256());
+                    let ends = _mm256_or_si256(low, _mm256_cmpeq_epi32(codes, _mm256_set1_epi32(255)));
+                    let more = _mm256_and_si256(ends, _mm256_set1_epi32(1 << 22));
+                    _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32::<23>(codes), more))
+                }
             }
         }
     })
+}
+
+/// The numbers of the 8 E4M3 codes in the low bytes of 32-bit lanes, whose other bytes are zero.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn e4m3(codes: __m256i) -> __m256 {
+    let set = |v: i32| _mm256_set1_epi32(v);
+    let magnitude = _mm256_and_si256(codes, set(0x7f));
+    let sign = _mm256_slli_epi32::<24>(_mm256_xor_si256(codes, magnitude));
+    // Exponent and mantissa in place, the bias corrected. A subnormal, thereby read as `2^-7 * (1 + m / 8)`, is
+    // `m / 8 * 2^-6`: twice that, less 2^-6.
+    let normal = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<20>(magnitude), set(120 << 23)));
+    let twice = _mm256_fmadd_ps(normal, _mm256_set1_ps(2.0), _mm256_set1_ps(-0.015625));
+    let subnormal = _mm256_castsi256_ps(_mm256_cmpgt_epi32(set(8), magnitude));
+    let number = _mm256_castps_si256(_mm256_blendv_ps(normal, twice, subnormal));
+    let nan = _mm256_and_si256(_mm256_cmpeq_epi32(magnitude, set(0x7f)), set(0x7fc0_0000));
+    _mm256_castsi256_ps(_mm256_or_si256(_mm256_or_si256(number, nan), sign))
+}
+
+/// The scales and offsets of run `r` from the stored ones, by [`bessemer_format::QuantScheme::combine`].
+///
+/// # Safety
+/// `panel` is a panel of `layout`, and `r` one of its runs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn combine(
+    layout: &PanelLayout,
+    panel: *const u8,
+    r: usize,
+    mut scale: [__m256; 2],
+    mut offset: [__m256; 2],
+) -> ([__m256; 2], [__m256; 2]) {
+    // SAFETY: the outer level lies inside the panel.
+    let load = |(ty, at): (ScaleType, usize)| unsafe { load16(ty, panel.add(at)) };
+    let times = |a: [__m256; 2], b: [__m256; 2]| [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])];
+    let outer = layout.outer(r);
+    if let Some(outer) = outer {
+        scale = times(scale, load(outer.scale));
+    }
+    if let Offset::Zero(_) = layout.scheme().offset {
+        offset = times(offset, scale).map(|o| _mm256_xor_ps(o, _mm256_set1_ps(-0.0)));
+    } else if let Some(outer) = outer.and_then(|o| o.offset) {
+        offset = times(offset, load(outer));
+    }
+    (scale, offset)
 }
 
 /// [`crate::math::exp`] of 8 lanes, with the same bits.

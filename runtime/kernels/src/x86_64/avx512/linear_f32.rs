@@ -1,9 +1,8 @@
 //! f32 linears: weights dequantised in registers, fused multiply-add with a broadcast activation.
 
-use super::{load16, prefetch};
+use super::{combine, load16, prefetch};
 use crate::linear::Lane;
 use bessemer_format::panel::LINE;
-use bessemer_format::scheme::Offset;
 use bessemer_format::{Elem, PanelLayout, ScaleType};
 use std::arch::x86_64::*;
 
@@ -104,8 +103,7 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
     out: &mut [Lane],
 ) {
     let scheme = layout.scheme();
-    let constant = if let Offset::Const(c) = scheme.offset { c as f32 } else { 0.0 };
-    let float = if let Offset::Float(o) = scheme.offset { Some(o.inner.ty) } else { None };
+    let (constant, float) = (scheme.constant() as f32, scheme.offset_type());
     let scale_ty = scheme.scale.map_or(ScaleType::F32, |s| s.inner.ty);
     let count = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
     let constant = _mm512_set1_ps(constant);
@@ -128,6 +126,10 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
                 dequant.scale = load16(scale_ty, side);
                 if let Some(ty) = float {
                     dequant.offset = load16(ty, side.add(layout.scale_bytes()));
+                }
+                if scheme.combines() {
+                    (dequant.scale, dequant.offset) =
+                        combine(layout, panel.as_ptr(), r, dequant.scale, dequant.offset);
                 }
                 if ROWS == 1 {
                     prefetch(side);

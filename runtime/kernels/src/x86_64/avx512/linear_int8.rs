@@ -1,12 +1,11 @@
 //! Integer linears by `vpdpbusd`: unsigned weight codes times a broadcast of four signed activation codes.
 
-use super::load16;
+use super::{combine, load16};
 use crate::linear::Lane;
 use crate::x86_64::{EVEN_STEPS, even_groups, prefetch_to_l2};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
-use bessemer_format::scheme::Offset;
 use std::arch::x86_64::*;
 
 /// Rows of a block that multiplies one panel: their i32 and f32 accumulators, an unpacked pair of atoms and the scales fill the
@@ -220,11 +219,8 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
     prefetch: impl Fn(*const u8),
 ) {
     let Some(levels) = layout.scheme().scale else { return };
-    let (constant, float) = match layout.scheme().offset {
-        Offset::None => (0, None),
-        Offset::Const(c) => (c, None),
-        Offset::Float(o) => (0, Some(o.inner.ty)),
-    };
+    let (constant, float) = (layout.scheme().constant(), layout.scheme().offset_type());
+    let combines = layout.scheme().combines();
     // Signed codes are biased to unsigned ones; the bias is subtracted as the offset is, exactly.
     let constant = if BITS == 8 { constant + 128 } else { constant };
     let minus_constant = _mm512_set1_epi32(-constant);
@@ -260,6 +256,12 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
                 Some(ty) => load16(ty, side.add(layout.scale_bytes())),
                 None => _mm512_setzero_ps(),
             });
+            let (mut scale, mut offset) = (scale, offset);
+            if combines {
+                for (panel, p) in panels.iter().zip(0..) {
+                    (scale[p], offset[p]) = combine(layout, panel.as_ptr(), r, scale[p], offset[p]);
+                }
+            }
             for side in side {
                 prefetch(side);
             }

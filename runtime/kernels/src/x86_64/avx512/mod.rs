@@ -8,7 +8,7 @@ pub(crate) mod quantise;
 
 use super::prefetch;
 use crate::math::{EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
-use bessemer_format::ScaleType;
+use bessemer_format::{Offset, PanelLayout, ScaleType};
 use std::arch::x86_64::*;
 
 super::portable_with!("avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c");
@@ -29,8 +29,65 @@ unsafe fn load16(ty: ScaleType, p: *const u8) -> __m512 {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
             }
+            ScaleType::U8 => _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))),
+            ScaleType::S8 => _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))),
+            ScaleType::E4M3 => e4m3(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))),
+            ScaleType::E8M0 => {
+                let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+                // The lowest power is subnormal, and the highest code no number: both are the code's bits and one more.
+                let ends = _mm512_cmpeq_epi32_mask(codes, _mm512_setzero_si512())
+                    | _mm512_cmpeq_epi32_mask(codes, _mm512_set1_epi32(255));
+                let power = _mm512_slli_epi32::<23>(codes);
+                _mm512_castsi512_ps(_mm512_mask_or_epi32(power, ends, power, _mm512_set1_epi32(1 << 22)))
+            }
         }
     }
+}
+
+/// The numbers of the 16 E4M3 codes in the low bytes of 32-bit lanes, whose other bytes are zero.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn e4m3(codes: __m512i) -> __m512 {
+    let set = |v: i32| _mm512_set1_epi32(v);
+    let magnitude = _mm512_and_si512(codes, set(0x7f));
+    let sign = _mm512_slli_epi32::<24>(_mm512_xor_si512(codes, magnitude));
+    // Exponent and mantissa in place, the bias corrected. A subnormal, thereby read as `2^-7 * (1 + m / 8)`, is
+    // `m / 8 * 2^-6`: twice that, less 2^-6.
+    let normal = _mm512_add_epi32(_mm512_slli_epi32::<20>(magnitude), set(120 << 23));
+    let subnormal = _mm512_cmplt_epi32_mask(magnitude, set(8));
+    let (normal, two, step) = (_mm512_castsi512_ps(normal), _mm512_set1_ps(2.0), _mm512_set1_ps(-0.015625));
+    let number = _mm512_castps_si512(_mm512_mask_fmadd_ps(normal, subnormal, two, step));
+    let nan = _mm512_cmpeq_epi32_mask(magnitude, set(0x7f));
+    let number = _mm512_mask_or_epi32(number, nan, number, set(0x7fc0_0000));
+    _mm512_castsi512_ps(_mm512_or_si512(number, sign))
+}
+
+/// The scales and offsets of run `r` from the stored ones, by [`bessemer_format::QuantScheme::combine`].
+///
+/// # Safety
+/// `panel` is a panel of `layout`, and `r` one of its runs.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn combine(
+    layout: &PanelLayout,
+    panel: *const u8,
+    r: usize,
+    scale: __m512,
+    offset: __m512,
+) -> (__m512, __m512) {
+    // SAFETY: the outer level lies inside the panel.
+    let load = |(ty, at): (ScaleType, usize)| unsafe { load16(ty, panel.add(at)) };
+    let outer = layout.outer(r);
+    let scale = outer.map_or(scale, |o| _mm512_mul_ps(scale, load(o.scale)));
+    let offset = match (layout.scheme().offset, outer.and_then(|o| o.offset)) {
+        (Offset::Zero(_), _) => {
+            let product = _mm512_castps_si512(_mm512_mul_ps(offset, scale));
+            _mm512_castsi512_ps(_mm512_xor_si512(product, _mm512_set1_epi32(i32::MIN)))
+        }
+        (_, Some(outer)) => _mm512_mul_ps(offset, load(outer)),
+        (_, None) => offset,
+    };
+    (scale, offset)
 }
 
 /// [`crate::math::exp`] of 16 lanes that are at most 0, with products fused into sums and a scaling in one instruction: half

@@ -1,0 +1,200 @@
+//! Round to nearest: THE definition of converting f32 rows to a scheme.
+
+use bessemer_format::rows::Rows;
+use bessemer_format::scheme::{Level, Levels, Offset};
+use bessemer_format::{Elem, QuantScheme, ScaleType};
+
+/// Rounds rows of `k` values to `scheme`.
+///
+/// Floating-point elements round to nearest even. Others a group at a time, in f32, with `high` the largest number of the element:
+///
+/// - without offset, `scale = amax / high`; for the codebook of IQ4, `x_of_largest_magnitude / -127`;
+/// - with a constant offset c, `scale = x_of_largest_magnitude / -c`, as GGUF's Q4_0 has it;
+/// - with a floating offset, `offset = min` (in two levels at most 0) and `scale = (max - offset) / high`;
+/// - with a zero point, `scale = (max - min) / high` over a range that includes 0, and `zero = round_ties_even(-min / scale)`.
+///
+/// Signs of scales are dropped where their type has none. Scales and offsets are rounded to what is stored before codes are chosen: in two
+/// levels first the outer number, the one of largest magnitude over the inner type's largest, then the inner ones. A code is then the
+/// element's number nearest to `(x - offset) / scale`, plus the constant or zero point, clamped.
+pub fn quantise(scheme: &QuantScheme, rows: usize, k: usize, values: &[f32]) -> Rows {
+    if scheme.elem.is_float() {
+        return Rows::floats(scheme.elem, rows, k, values.to_vec());
+    }
+    let mut out = Rows { codes: Vec::with_capacity(rows * k), ..Rows::empty(*scheme, rows, k) };
+    if let Some(levels) = scheme.scale {
+        values.chunks_exact(k).for_each(|row| quantise_row(scheme, &levels, row, &mut out));
+    }
+    out
+}
+
+fn quantise_row(scheme: &QuantScheme, levels: &Levels, row: &[f32], out: &mut Rows) {
+    let (elem, group) = (scheme.elem, scheme.group(row.len()));
+    let outer_groups = scheme.outer_group(row.len()).div_ceil(group);
+    let high = elem.range().1;
+    let ranges: Vec<(f32, f32)> = row.chunks(group).map(range).collect();
+    let offsets = match scheme.offset {
+        Offset::Float(o) => {
+            let least = |&(min, _): &(f32, f32)| if o.outer.is_some() { min.min(0.0) } else { min };
+            let ideal = ranges.iter().map(least).collect();
+            stored(&o, outer_groups, ideal, &mut out.offsets, &mut out.outer_offsets)
+        }
+        _ => vec![0.0; ranges.len()],
+    };
+    let signed = !matches!(levels.inner.ty, ScaleType::U8 | ScaleType::E8M0);
+    let ideal = |(&(min, max), &offset): (&(f32, f32), &f32)| {
+        let largest = if max.abs() > min.abs() { max } else { min };
+        match (scheme.offset, elem) {
+            (Offset::None, Elem::Iq4) if signed => largest / -127.0,
+            (Offset::None, _) => largest.abs() / high,
+            (Offset::Const(c), _) if signed => largest / -(c as f32),
+            (Offset::Const(c), _) => (max / (high - c as f32)).max(-min / c as f32),
+            (Offset::Float(_), _) => (max - offset) / high,
+            (Offset::Zero(_), _) => (max.max(0.0) - min.min(0.0)) / high,
+        }
+    };
+    let ideal = ranges.iter().zip(&offsets).map(ideal).collect();
+    let scales = stored(levels, outer_groups, ideal, &mut out.scales, &mut out.outer_scales);
+    // A symmetric range: the lowest signed code is not used.
+    let low = if let Elem::S(_) = elem { -high } else { elem.range().0 };
+    for (g, x) in row.chunks(group).enumerate() {
+        let (scale, offset) = (scales[g], offsets[g]);
+        let shift = match scheme.offset {
+            Offset::Const(c) => c as f32,
+            Offset::Zero(ty) => {
+                let zero = if scale == 0.0 { 0.0 } else { ty.round(-ranges[g].0.min(0.0) / scale) };
+                out.offsets.push(zero);
+                zero
+            }
+            _ => 0.0,
+        };
+        out.codes.extend(x.iter().map(|&v| {
+            let ratio = if scale == 0.0 { 0.0 } else { (v - offset) / scale };
+            match elem {
+                Elem::U(_) | Elem::S(_) => (ratio.round_ties_even() + shift).clamp(low, high),
+                _ => elem.nearest(ratio),
+            }
+        }));
+    }
+}
+
+/// The least and the largest number; NaNs are passed over.
+fn range(x: &[f32]) -> (f32, f32) {
+    x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), &v| (min.min(v), max.max(v)))
+}
+
+/// Rounds the ideal numbers of one row's groups to what is stored, appends that, and returns what it stands for.
+fn stored(
+    levels: &Levels,
+    outer_groups: usize,
+    mut ideal: Vec<f32>,
+    inner: &mut Vec<f32>,
+    outer: &mut Vec<f32>,
+) -> Vec<f32> {
+    let ty = levels.inner.ty;
+    let Some(Level { ty: outer_ty, .. }) = levels.outer else {
+        ideal.iter_mut().for_each(|v| *v = ty.round(*v));
+        inner.extend(&ideal);
+        return ideal;
+    };
+    for group in ideal.chunks_mut(outer_groups.max(1)) {
+        let (min, max) = range(group);
+        let largest = if max.abs() > min.abs() { max } else { min };
+        // An unsigned inner number leaves the sign to the outer one.
+        let largest = if ty == ScaleType::U8 { largest } else { largest.abs() };
+        let step = outer_ty.round(largest / ty.largest());
+        outer.push(step);
+        for v in group {
+            let number = if step == 0.0 { 0.0 } else { ty.round(*v / step) };
+            inner.push(number);
+            *v = number * step;
+        }
+    }
+    ideal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::uniform;
+
+    const K: usize = 288;
+
+    fn numbers() -> Vec<f32> {
+        (0..3 * K as u64).map(|i| uniform(1, i) * if i % 7 == 0 { 1.0 } else { 0.3 }).collect()
+    }
+
+    #[test]
+    fn rounding_stays_within_half_a_step() {
+        let x = numbers();
+        for scheme in [
+            "s8:f32x32",
+            "u4:f32x32+f32",
+            "u4:f32x48-8",
+            "s4:f32x0",
+            "u3:f32x16+f32",
+            "s6:f32x96",
+            "u5:f32x16-16",
+            "u4:f16x32-u8",
+            "u8:f32x0-u8",
+            "s8:s8x32*f16x96",
+            "u4:u8x32*f16x256+u8*f16",
+            "u6:s8x16*f16x256-32",
+            "u2:u8x16*f16x0+u8*f16",
+        ] {
+            let scheme: QuantScheme = scheme.parse().unwrap();
+            let q = quantise(&scheme, 3, K, &x);
+            // A constant offset leaves the positive side one step short; rounded scales and offsets reach less far.
+            let slack = if scheme.outer().is_some() { 1.0 } else { 0.01 };
+            let steps = if matches!(scheme.offset, Offset::Const(_)) { 1.0 } else { 0.5 } + slack;
+            let offset = |levels: &Levels| levels.outer.map_or(0.0, |_| 1.0 / 255.0);
+            let offset = if let Offset::Float(o) = &scheme.offset { offset(o) } else { 0.0 };
+            for (i, x) in x.iter().enumerate() {
+                let (scale, _) = q.scale_offset(i / K, i % K);
+                let error = (q.value(i / K, i % K) - x).abs();
+                assert!(error <= scale.abs() * steps + offset, "{scheme} at {i}: {error} {scale}");
+            }
+        }
+    }
+
+    /// The relative error of the values that codes of a table round to.
+    #[test]
+    fn tables_round_to_their_nearest_number() {
+        let x = numbers();
+        for (scheme, most) in [
+            ("e4m3:f32x0", 0.03),
+            ("e4m3:bf16x96", 0.03),
+            ("e5m2:f32x32", 0.06),
+            ("e2m1:e8m0x32", 0.16),
+            ("e2m1:e4m3x16*f32x0", 0.12),
+            ("iq4:f16x32", 0.11),
+            ("iq4:s8x32*f16x256", 0.11),
+        ] {
+            let scheme: QuantScheme = scheme.parse().unwrap();
+            let q = quantise(&scheme, 3, K, &x);
+            let (mut error, mut size) = (0.0, 0.0);
+            for (x, v) in x.iter().zip(q.values()) {
+                error += (x - v) * (x - v);
+                size += x * x;
+            }
+            let relative = (error / size).sqrt();
+            assert!(relative < most, "{scheme}: {relative}");
+            // No other number of the element is nearer.
+            for (i, &x) in x.iter().enumerate() {
+                let (scale, _) = q.scale_offset(i / K, i % K);
+                let numbers = &scheme.elem.numbers().unwrap()[..1 << scheme.elem.bits()];
+                let nearest = numbers.iter().filter(|n| n.is_finite()).map(|n| (n * scale - x).abs());
+                let nearest = nearest.fold(f32::INFINITY, f32::min);
+                let found = (q.value(i / K, i % K) - x).abs();
+                assert!(found <= nearest * 1.0001 + 1e-6, "{scheme} at {i}: {found} {nearest}");
+            }
+        }
+    }
+
+    #[test]
+    fn conversion_of_converted_rows_is_stable() {
+        let x: Vec<f32> = (0..64).map(|i| uniform(2, i)).collect();
+        let once = quantise(&QuantScheme::Q8_0, 1, 64, &x);
+        let twice = quantise(&QuantScheme::Q8_0, 1, 64, &once.values());
+        assert_eq!(once.codes, twice.codes);
+    }
+}
