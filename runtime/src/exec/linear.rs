@@ -5,7 +5,7 @@ use crate::bind::{BoundBuffer, BoundEpilogue, BoundLinear, BoundSegment, Convert
 use crate::pool::SharedBytes;
 use bessemer_format::panel::COLUMNS;
 use bessemer_kernels::Gated;
-use bessemer_kernels::linear::{Lane, RowsF32};
+use bessemer_kernels::linear::{Lane, RowsF32, TILE_ROWS};
 use std::ops::Range;
 
 impl Pass<'_> {
@@ -51,7 +51,6 @@ impl Pass<'_> {
     }
 
     fn segment(&self, linear: &BoundLinear, segment: &BoundSegment, rows: usize, panels: Range<usize>) {
-        let weight = &self.file[segment.weight.clone()];
         let residual = match &linear.epilogue {
             BoundEpilogue::Residual(residual) => Some(residual),
             _ => None,
@@ -70,6 +69,21 @@ impl Pass<'_> {
                 out.write(first_row + i, lane);
             }
         };
+        self.multiply(linear, segment, panels, 0..rows, finish);
+    }
+
+    /// Some rows by some panels of a segment, tile by tile: `finish(panel, first_row, tile)`.
+    fn multiply(
+        &self,
+        linear: &BoundLinear,
+        segment: &BoundSegment,
+        panels: Range<usize>,
+        rows: Range<usize>,
+        mut finish: impl FnMut(usize, usize, &mut [Lane]),
+    ) {
+        let weight = &self.file[segment.weight.clone()];
+        let first = rows.start;
+        let finish = |panel: usize, row: usize, tile: &mut [Lane]| finish(panel, first + row, tile);
         match &segment.kernel {
             LinearKernel::F32(kernel) => {
                 kernel.for_each_tile(weight, panels, self.floats(linear, rows), finish)
@@ -83,6 +97,8 @@ impl Pass<'_> {
         }
     }
 
+    /// Two segments, gates and ups. Each is read as one stream: for as many rows as stay in the cache the gates are put where
+    /// the results will be, then the ups come and take them up.
     fn gated(
         &self,
         linear: &BoundLinear,
@@ -91,30 +107,34 @@ impl Pass<'_> {
         rows: usize,
         panels: Range<usize>,
     ) {
-        let weights = [gate, up].map(|s| &self.file[s.weight.clone()]);
-        let finish = |panel: usize, first_row: usize, gates: &mut [Lane], ups: &mut [Lane]| {
-            let (width, gate_bias) = self.panel_columns(gate, panel);
-            let (_, up_bias) = self.panel_columns(up, panel);
+        let out = |panel: usize, width: usize| {
             let column = gate.column + panel * COLUMNS;
-            gates.iter_mut().for_each(|lane| add(lane, gate_bias));
-            ups.iter_mut().for_each(|lane| add(lane, up_bias));
-            kernel.tile(gates, ups);
-            let out = self.columns(&linear.out, column..column + width);
-            for (i, lane) in gates.iter().enumerate() {
-                out.write(first_row + i, lane);
-            }
+            self.columns(&linear.out, column..column + width)
         };
-        match (&gate.kernel, &up.kernel) {
-            (LinearKernel::F32(g), LinearKernel::F32(u)) => {
-                g.for_each_tile_pair(weights[0], (u, weights[1]), panels, self.floats(linear, rows), finish);
-            }
-            (LinearKernel::Int8(g), LinearKernel::Int8(u)) => {
-                g.for_each_tile_pair(weights[0], (u, weights[1]), panels, self.codes(linear, rows), finish);
-            }
-            (LinearKernel::Bf16(g), LinearKernel::Bf16(u)) => {
-                g.for_each_tile_pair(weights[0], (u, weights[1]), panels, self.codes(linear, rows), finish);
-            }
-            _ => unreachable!("a linear computes in one type: its segments are bound by one `Compute`"),
+        let mut gates = [[0.0; COLUMNS]; TILE_ROWS];
+        for first in (0..rows).step_by(TILE_ROWS) {
+            let tile_rows = first..rows.min(first + TILE_ROWS);
+            self.multiply(linear, gate, panels.clone(), tile_rows.clone(), |panel, row, gates| {
+                let (width, bias) = self.panel_columns(gate, panel);
+                let out = out(panel, width);
+                for (i, lane) in gates.iter_mut().enumerate() {
+                    add(lane, bias);
+                    out.write(row + i, lane);
+                }
+            });
+            self.multiply(linear, up, panels.clone(), tile_rows, |panel, row, ups| {
+                let (width, bias) = self.panel_columns(up, panel);
+                let out = out(panel, width);
+                let gates = &mut gates[..ups.len()];
+                for (i, (gate, up)) in gates.iter_mut().zip(ups.iter_mut()).enumerate() {
+                    out.load(row + i, gate);
+                    add(up, bias);
+                }
+                kernel.tile(gates, ups);
+                for (i, lane) in gates.iter().enumerate() {
+                    out.write(row + i, lane);
+                }
+            });
         }
     }
 
@@ -133,17 +153,17 @@ impl Pass<'_> {
         Columns { buffer: self.buffer(buffer), row_elems: buffer.row_elems, columns }
     }
 
-    fn floats(&self, linear: &BoundLinear, rows: usize) -> RowsF32<'_> {
+    fn floats(&self, linear: &BoundLinear, rows: Range<usize>) -> RowsF32<'_> {
         let stride = linear.input.row_elems;
-        RowsF32 { data: self.buffer(&linear.input).get(0..rows * stride), rows, stride }
+        let data = self.buffer(&linear.input).get(rows.start * stride..rows.end * stride);
+        RowsF32 { data, rows: rows.len(), stride }
     }
 
-    fn codes(&self, linear: &BoundLinear, rows: usize) -> &[u8] {
+    fn codes(&self, linear: &BoundLinear, rows: Range<usize>) -> &[u8] {
         // Bound together with the kernels: those of bytes and of bf16 come with a conversion.
-        linear
-            .convert
-            .as_ref()
-            .map_or(&[], |convert| self.buffer(&convert.scratch).get(0..rows * convert.row_bytes))
+        linear.convert.as_ref().map_or(&[], |convert| {
+            self.buffer(&convert.scratch).get(rows.start * convert.row_bytes..rows.end * convert.row_bytes)
+        })
     }
 }
 
@@ -163,6 +183,16 @@ impl Columns<'_> {
     #[inline(always)]
     fn read(&self, row: usize) -> &[f32] {
         self.buffer.get(self.place(row))
+    }
+
+    /// Fills as many lanes as there are columns.
+    #[inline(always)]
+    fn load(&self, row: usize, lane: &mut Lane) {
+        let found = self.read(row);
+        match <&Lane>::try_from(found) {
+            Ok(found) => *lane = *found,
+            Err(_) => lane[..found.len()].copy_from_slice(found),
+        }
     }
 
     #[inline(always)]

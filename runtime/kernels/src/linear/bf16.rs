@@ -82,28 +82,6 @@ impl LinearBf16 {
             }
         }
     }
-
-    /// As [`LinearBf16::for_each_tile`] for two weights of the same shape that read the same activations (gate and up of
-    /// a SwiGLU): the closure gets the tiles of the same panel and rows together.
-    pub fn for_each_tile_pair(
-        &self,
-        weight: &[u8],
-        other: (&LinearBf16, &[u8]),
-        panels: Range<usize>,
-        x: &[u8],
-        mut finished: impl FnMut(usize, usize, &mut [Lane], &mut [Lane]),
-    ) {
-        let row_bytes = self.act().row_bytes();
-        let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
-        for (i, x) in x.chunks(TILE_ROWS * row_bytes).enumerate() {
-            let [a, b] = tiles.each_mut().map(|t| &mut t[..x.len() / row_bytes]);
-            for panel in panels.clone() {
-                self.tile(weight, panel, x, a);
-                other.0.tile(other.1, panel, x, b);
-                finished(panel, i * TILE_ROWS, a, b);
-            }
-        }
-    }
 }
 
 /// Rounds activations to bfloat16 for [`LinearBf16`], by [`round_bf16`](bessemer_format::scheme::round_bf16). Bit-identical on

@@ -133,27 +133,6 @@ impl LinearF32 {
             }
         }
     }
-
-    /// As [`LinearF32::for_each_tile`] for two weights of the same shape (gate and up of a SwiGLU): the closure gets
-    /// the tiles of the same panel and rows together. `other` may be in another scheme.
-    pub fn for_each_tile_pair(
-        &self,
-        weight: &[u8],
-        other: (&LinearF32, &[u8]),
-        panels: Range<usize>,
-        x: RowsF32<'_>,
-        mut finished: impl FnMut(usize, usize, &mut [Lane], &mut [Lane]),
-    ) {
-        let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
-        for first in (0..x.rows).step_by(TILE_ROWS) {
-            let [a, b] = tiles.each_mut().map(|t| &mut t[..TILE_ROWS.min(x.rows - first)]);
-            for panel in panels.clone() {
-                self.tile(weight, panel, x, first, a);
-                other.0.tile(other.1, panel, x, first, b);
-                finished(panel, first, a, b);
-            }
-        }
-    }
 }
 
 /// A linear with activations rounded to signed bytes: [`Compute::Int8`](bessemer_format::Compute::Int8).
@@ -256,32 +235,6 @@ impl LinearInt8 {
                         finished(panel, first, a);
                     }
                 }
-            }
-        }
-    }
-
-    /// As [`LinearInt8::for_each_tile`] for two weights of the same shape that read the same activations (gate and
-    /// up of a SwiGLU): the closure gets the tiles of the same panel and rows together.
-    pub fn for_each_tile_pair(
-        &self,
-        weight: &[u8],
-        other: (&LinearInt8, &[u8]),
-        panels: Range<usize>,
-        x: &[u8],
-        mut finished: impl FnMut(usize, usize, &mut [Lane], &mut [Lane]),
-    ) {
-        let alike = self.layout == other.0.layout;
-        let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
-        for (i, x) in x.chunks(TILE_ROWS * self.act.row_bytes()).enumerate() {
-            let [a, b] = tiles.each_mut().map(|t| &mut t[..x.len() / self.act.row_bytes()]);
-            for panel in panels.clone() {
-                if alike {
-                    self.tiles([(weight, panel), (other.1, panel)], x, [&mut *a, &mut *b]);
-                } else {
-                    self.tile(weight, panel, x, a);
-                    other.0.tile(other.1, panel, x, b);
-                }
-                finished(panel, i * TILE_ROWS, a, b);
             }
         }
     }

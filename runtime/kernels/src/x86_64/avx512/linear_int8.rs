@@ -148,8 +148,7 @@ unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
     mut x: &[u8],
     mut out: [&mut [Lane]; 2],
 ) {
-    let neighbours = panels[0].as_ptr_range().end == panels[1].as_ptr();
-    let mut ahead = Ahead::of(1 + usize::from(neighbours), panels[0].len());
+    let mut ahead = Ahead::of(2, panels[0].len());
     while !out[0].is_empty() {
         let rows = match out[0].len() {
             // Three and three, rather than five and one; four and four, rather than five and three.
