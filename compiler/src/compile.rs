@@ -89,7 +89,10 @@ pub fn prepare(
 
 /// Plans a prepared graph.
 pub fn plan(prepared: &Prepared, options: &CompileOptions) -> Result<Scheduled, CompileError> {
-    let schedule_options = ScheduleOptions { chunk_rows: options.chunk_rows, ..ScheduleOptions::default() };
+    // A sequence that comes whole has to fit into a pass.
+    let longest = if prepared.facts.whole { prepared.facts.context } else { 1 };
+    let chunk_rows = options.chunk_rows.max(longest);
+    let schedule_options = ScheduleOptions { chunk_rows, ..ScheduleOptions::default() };
     Ok(schedule(&prepared.graph, &prepared.facts, &schedule_options)?)
 }
 

@@ -56,6 +56,13 @@ pub fn schedule(
     options: &ScheduleOptions,
 ) -> Result<Scheduled, TargetError> {
     let order = graph.order();
+    let needs_all = |n: &&NodeId| matches!(graph.op(**n), Op::FullAttention { .. } | Op::Pool { .. });
+    if let Some(node) = order.iter().find(needs_all).filter(|_| !facts.whole) {
+        return Err(TargetError::node(
+            graph.name(*node),
+            "needs whole sequences, and this model takes them in parts",
+        ));
+    }
     let mut shared = Shared::new(graph, &order)?;
     let mut programs = Vec::new();
     for (min_rows, max_rows) in regimes(options.chunk_rows) {

@@ -9,7 +9,9 @@ use bessemer_ir::exec::{SequenceRows, Wanted};
 use bessemer_oracle::{Oracle, Reading};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{Batch, EmbedInput, Embedder, Engine, RunError, Session, Want, Worker, WorkerOptions};
-use bessemer_tests::models::{ENCODERS, engine, fixture, relative_error, root, trusted_engine};
+use bessemer_tests::models::{
+    ENCODERS, cached_model, compile, engine, fixture, open_trusted, relative_error, root, trusted_engine,
+};
 use safetensors::SafeTensors;
 use std::sync::{Arc, Mutex};
 
@@ -120,4 +122,62 @@ fn sequences_come_whole_and_no_text_is_generated() {
     assert!(matches!(error, RunError::Whole { len: 3, tokens: 1, .. }), "{error}");
     let worker = Arc::new(Mutex::new(Worker::new(&engine, WorkerOptions::default()).unwrap()));
     assert!(matches!(Session::new(&worker).err(), Some(RunError::NoLogits)));
+}
+
+/// The largest cosine distance of two lists of vectors.
+fn distance(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let cosine = |(a, b): (&Vec<f32>, &Vec<f32>)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    found.iter().zip(expected).map(|pair| 1.0 - cosine(pair)).fold(0.0, f64::max)
+}
+
+/// Texts, their tokens and their vectors, as sentence-transformers would make them.
+fn sentences() -> (Vec<String>, Vec<EmbedInput>, Vec<Vec<f32>>) {
+    let json = std::fs::read_to_string(root().join("fixtures/goldens/minilm.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let runs = json["runs"].as_array().unwrap();
+    let ids = |run: &serde_json::Value| -> Vec<u32> {
+        run["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    let bytes = std::fs::read(root().join("fixtures/goldens/minilm.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (words, _) = file.tensor("vectors").unwrap().data().as_chunks::<4>();
+    let floats: Vec<f32> = words.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    (
+        runs.iter().map(|run| run["text"].as_str().unwrap().to_owned()).collect(),
+        runs.iter().map(|run| ids(run).into()).collect(),
+        floats.chunks_exact(floats.len() / runs.len()).map(<[f32]>::to_vec).collect(),
+    )
+}
+
+#[test]
+fn minilm_gives_the_vectors_of_sentence_transformers() {
+    let Some(source) = cached_model("all-MiniLM-L6-v2") else { return };
+    // The golden's own tokens: what this test asks for is the model's arithmetic.
+    let bare = tempfile::tempdir().unwrap();
+    std::fs::create_dir(bare.path().join("1_Pooling")).unwrap();
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
+    ] {
+        std::fs::copy(source.join(name), bare.path().join(name)).unwrap();
+    }
+    let (_, inputs, expected) = sentences();
+    assert_eq!(inputs.len(), 50);
+    for (precision, bound) in [
+        (PrecisionPolicy::F32, 1e-4),
+        (PrecisionPolicy::Bf16, 1e-2),
+        (PrecisionPolicy::Int8 { group: 32 }, 1e-2),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _) = compile(bare.path(), folder.path(), &options(precision)).unwrap();
+        let mut embedder = Embedder::new(&open_trusted(&path), WorkerOptions::default().threads(2)).unwrap();
+        let distance = distance(&embedder.vectors(&inputs).unwrap(), &expected);
+        println!("{precision}: {distance:.2e}");
+        assert!(distance < bound, "{precision}: {distance:.2e} above {bound:.0e}");
+    }
 }

@@ -267,6 +267,20 @@ fn a_model_without_a_tokeniser_gives_no_text() {
 }
 
 #[test]
+fn an_encoder_gives_vectors_and_no_text() {
+    let user = User::new();
+    let engine = user.path("bert.engine").to_str().unwrap().to_owned();
+    user.ok(&["compile", &fixture("bert"), "-o", &engine]);
+    user.fails(&["embed", &engine, "--text", "x"], 2, &["no tokeniser"]);
+    user.fails(&["embed", &engine], 2, &["--text"]);
+    user.fails(&["embed", &user.engine(), "--text", "x"], 2, &["logits", "generate text"]);
+    let json = user.json(&["verify", &engine, "--numerics", "--json", "--source", &fixture("bert")]);
+    let steps = json["numerics"]["steps"].as_array().unwrap();
+    assert!(steps.iter().any(|s| s["op"] == "full_attention"), "{json}");
+    assert!(steps.iter().all(|s| s["error"].as_f64().unwrap() < 1e-5), "{json}");
+}
+
+#[test]
 fn a_source_is_compiled_once() {
     let user = User::new();
     // A copy, so that its files' times can be set: what changed a moment ago is not noted.

@@ -63,14 +63,16 @@ mod compare {
         let tokens: Vec<u32> = (0..length).map(|_| random.next_u32() % model.vocab.max(1)).collect();
 
         let meter = Meter::new(Unit::Items);
-        meter.start("oracle", BATCHES.len() as u64 + 2);
+        // A model that takes whole sequences gets one.
+        let batches = if model.whole { &[usize::MAX][..] } else { &BATCHES[..] };
+        meter.start("oracle", batches.len() as u64 + 2);
         let declared = Reading::Declared { kv: KvElem::F32 };
         let mut worker = Worker::new(engine, WorkerOptions::default().kv(KvElem::F32))?;
         let mut sequence = worker.sequence();
         let mut lockstep = Lockstep { oracle: oracle(declared)?, steps: Vec::new() };
         let (mut ours, mut rest) = (Vec::new(), &tokens[..]);
-        for rows in BATCHES {
-            let (batch, later) = rest.split_at(rows.min(rest.len()));
+        for rows in batches {
+            let (batch, later) = rest.split_at((*rows).min(rest.len()));
             if !batch.is_empty() {
                 ours.extend(lockstep.forward(&mut worker, &mut sequence, batch)?);
             }
@@ -85,8 +87,9 @@ mod compare {
             Ok(logits)
         };
         let (declared, exact) = (meaning(declared)?, meaning(Reading::Exact)?);
-        let rows =
-            |logits: &[f32]| logits.chunks(model.vocab as usize).map(<[f32]>::to_vec).collect::<Vec<_>>();
+        let rows = |logits: &[f32]| {
+            logits.chunks(model.output_width() as usize).map(<[f32]>::to_vec).collect::<Vec<_>>()
+        };
         let all = rows(&ours).into_iter().zip(rows(&declared)).zip(rows(&exact)).enumerate();
         let positions = all.map(|(position, ((ours, declared), exact))| Position {
             position,
