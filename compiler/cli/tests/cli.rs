@@ -272,7 +272,7 @@ fn an_encoder_gives_vectors_and_no_text() {
     let engine = user.path("bert.engine").to_str().unwrap().to_owned();
     user.ok(&["compile", &fixture("bert"), "-o", &engine]);
     user.fails(&["embed", &engine, "--text", "x"], 2, &["no tokeniser"]);
-    user.fails(&["embed", &engine], 2, &["--text"]);
+    user.fails(&["embed", &engine], 2, &["FILE"]);
     user.fails(&["embed", &user.engine(), "--text", "x"], 2, &["logits", "generate text"]);
     let json = user.json(&["verify", &engine, "--numerics", "--json", "--source", &fixture("bert")]);
     let steps = json["numerics"]["steps"].as_array().unwrap();
