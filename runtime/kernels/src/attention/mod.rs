@@ -237,13 +237,14 @@ impl Attention {
             queries.hidden.is_empty() || queries.hidden.len() == n,
             "hidden tokens are not told for each query"
         );
-        if queries.softcap.is_none() && queries.hidden.is_empty() {
+        let caps = queries.softcap.is_none() || self.caps();
+        if caps && queries.hidden.is_empty() {
             // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths were
             // checked above.
             return unsafe { (self.kernel)(block, queries, state) };
         }
         // What is done to a query never depends on others: its own numbers alone choose its kernel.
-        let plain = |i: usize| queries.softcap.is_none() && queries.hidden.get(i).is_none_or(|&h| h == 0);
+        let plain = |i: usize| caps && queries.hidden.get(i).is_none_or(|&h| h == 0);
         let mut first = 0;
         while first < n {
             let end = (first..n).find(|&i| plain(i) != plain(first)).unwrap_or(n);
@@ -257,7 +258,12 @@ impl Attention {
         }
     }
 
-    /// The portable kernel compiled for this kernel's instruction set: it alone hides and caps.
+    /// Whether the kernel caps scores by itself.
+    fn caps(&self) -> bool {
+        matches!(self.isa, Isa::Avx512 | Isa::Avx2 | Isa::Portable)
+    }
+
+    /// The portable kernel compiled for this kernel's instruction set: it alone hides tokens, and caps everywhere.
     fn masked(&self, block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
         match self.isa {
             // SAFETY: the host runs the instruction set, as for `attend_block`.

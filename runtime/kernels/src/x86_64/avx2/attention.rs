@@ -21,7 +21,7 @@ pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, st
     }
 }
 
-/// The portable kernel, compiled for these instructions: for queries that hide tokens or cap scores.
+/// The portable kernel, compiled for these instructions: for queries that hide tokens.
 #[target_feature(enable = "avx2,fma")]
 pub(crate) fn masked(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     crate::attention::portable::attend_block(block, queries, state);
@@ -96,6 +96,7 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
             for i in 0..N {
                 for half in 0..2 {
                     let s = _mm256_mul_ps(scores[i][half], _mm256_set1_ps(queries.scale));
+                    let s = queries.softcap.map_or(s, |cap| capped(s, cap));
                     _mm256_storeu_ps(weights[i].as_mut_ptr().add(panel * COLUMNS + half * LANES), s);
                 }
             }
@@ -142,6 +143,17 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
             weigh::<BF16, N>(values, &weights, &corrections, visible, acc, d, whole, counts);
         }
     }
+}
+
+/// `cap * tanh(s / cap)`, where `tanh |x| = (1 - t) / (1 + t)` with `t = e^(-2 |x|)`: its exponent is never positive.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn capped(s: __m256, cap: f32) -> __m256 {
+    let (sign, one, cap) = (_mm256_set1_ps(-0.0), _mm256_set1_ps(1.0), _mm256_set1_ps(cap));
+    let size = _mm256_andnot_ps(sign, _mm256_div_ps(s, cap));
+    let t = exp(_mm256_mul_ps(size, _mm256_set1_ps(-2.0)));
+    let tanh = _mm256_div_ps(_mm256_sub_ps(one, t), _mm256_add_ps(one, t));
+    _mm256_mul_ps(cap, _mm256_or_ps(tanh, _mm256_and_ps(sign, s)))
 }
 
 /// Corrects the elements from `at` on, `counts` of them in two vectors, of `N` accumulators, and adds the values (the first

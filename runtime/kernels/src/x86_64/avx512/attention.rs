@@ -24,7 +24,7 @@ pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, st
     }
 }
 
-/// The portable kernel, compiled for these instructions: for queries that hide tokens or cap scores.
+/// The portable kernel, compiled for these instructions: for queries that hide tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) fn masked(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     crate::attention::portable::attend_block(block, queries, state);
@@ -81,7 +81,7 @@ unsafe fn attend_some<const BF16: bool, const N: usize, const LINES: usize>(
     // SAFETY: the slices hold `N` queries, and the block is as `attend` was promised.
     unsafe {
         let scores = scores::<BF16, N>(block, q);
-        let (weights, corrections) = soften(scores, queries.scale, visible, m, l);
+        let (weights, corrections) = soften(scores, queries.scale, queries.softcap, visible, m, l);
         weigh::<BF16, N, LINES>(block, &weights, &corrections, visible, acc);
     }
 }
@@ -125,6 +125,7 @@ unsafe fn scores<const BF16: bool, const N: usize>(block: &KvBlock<'_>, q: &[f32
 fn soften<const N: usize>(
     scores: [[__m512; 2]; N],
     scale: f32,
+    softcap: Option<f32>,
     visible: usize,
     m: &mut [f32],
     l: &mut [f32],
@@ -133,12 +134,11 @@ fn soften<const N: usize>(
     let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
     let scale = _mm512_set1_ps(scale);
     // What is not visible may be NaN: it is replaced, not multiplied.
-    let scores = scores.map(|s| {
-        [
-            _mm512_mask_mul_ps(lowest, seen as u16, s[0], scale),
-            _mm512_mask_mul_ps(lowest, (seen >> COLUMNS) as u16, s[1], scale),
-        ]
-    });
+    let part = |s: __m512, mask: u16| match softcap {
+        None => _mm512_mask_mul_ps(lowest, mask, s, scale),
+        Some(cap) => _mm512_mask_mov_ps(lowest, mask, capped(_mm512_mul_ps(s, scale), cap)),
+    };
+    let scores = scores.map(|s| [part(s[0], seen as u16), part(s[1], (seen >> COLUMNS) as u16)]);
     let mut largest = [f32::NEG_INFINITY; COLUMNS];
     for i in 0..N {
         largest[i] = m[i].max(_mm512_reduce_max_ps(_mm512_max_ps(scores[i][0], scores[i][1])));
@@ -170,6 +170,18 @@ fn soften<const N: usize>(
         _mm512_storeu_ps(corrections.as_mut_ptr(), c);
     }
     (weights, corrections)
+}
+
+/// `cap * tanh(s / cap)`, where `tanh |x| = (1 - t) / (1 + t)` with `t = e^(-2 |x|)`: its exponent is never positive.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn capped(s: __m512, cap: f32) -> __m512 {
+    let (one, cap) = (_mm512_set1_ps(1.0), _mm512_set1_ps(cap));
+    let size = _mm512_abs_ps(_mm512_div_ps(s, cap));
+    let t = exp(_mm512_mul_ps(size, _mm512_set1_ps(-2.0)));
+    let tanh = _mm512_div_ps(_mm512_sub_ps(one, t), _mm512_add_ps(one, t));
+    let sign = _mm512_and_si512(_mm512_castps_si512(s), _mm512_set1_epi32(i32::MIN));
+    _mm512_mul_ps(cap, _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(tanh), sign)))
 }
 
 /// Corrects `acc` and adds the values of the first `visible` tokens, `LINES` vectors of elements at a time.
