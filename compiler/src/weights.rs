@@ -16,7 +16,7 @@ const STRETCH: usize = 4 << 20;
 
 impl WeightSource for Checkpoint {
     fn tensor(&self, name: &str) -> Option<&[u8]> {
-        self.bytes(name).ok()
+        self.part_bytes(name).or_else(|| self.bytes(name).ok())
     }
 }
 

@@ -72,8 +72,11 @@ impl<'a> Builder<'a> {
     /// A tensor of the checkpoint, as it is stored.
     pub fn weight(&mut self, name: &str) -> Result<Value, ImportError> {
         let shape: Vec<u64> = self.checkpoint.tensor(name)?.shape.iter().map(|d| *d as u64).collect();
-        let stored = self.stored(name)?;
-        self.add(name, Op::Const { recipe: Recipe::tensor(name, stored, &shape) }, &[])
+        let recipe = match self.checkpoint.tensor(name)?.stored {
+            StoredType::Packed(packed) => Recipe::packed(name, packed, &shape),
+            _ => Recipe::tensor(name, self.stored(name)?, &shape),
+        };
+        self.add(name, Op::Const { recipe }, &[])
     }
 
     /// A part of a tensor, of shape `shape`, under a name of its own.
@@ -87,6 +90,12 @@ impl<'a> Builder<'a> {
         let info = self.checkpoint.tensor(name)?;
         match info.stored {
             StoredType::Known(stored) => Ok(stored),
+            StoredType::Packed(packed) => Err(ImportError::UnsupportedEncoding {
+                path: self.checkpoint.path().to_owned(),
+                tensor: name.to_owned(),
+                found: packed.format.name(),
+                supported: format!("{} for tensors that are cut into parts", StoredType::supported()),
+            }),
             StoredType::Unsupported(_) => Err(self
                 .checkpoint
                 .bytes(name)

@@ -39,6 +39,7 @@ pub const HARMLESS_HF: &[Harmless] = &[
         ],
     },
     Harmless { reason: "the encoding is read from each tensor", keys: &["torch_dtype", "dtype"] },
+    Harmless { reason: "read when the checkpoint is opened", keys: &[super::quantised::KEY] },
     Harmless {
         reason: "token ids belong to the tokenizer and to generation",
         keys: &[

@@ -12,6 +12,7 @@ pub mod gguf;
 mod map;
 pub mod names;
 pub mod pooling;
+mod quantised;
 pub mod rope;
 mod safetensors;
 mod source;

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use bessemer_format::file::Bytes;
 use bessemer_ir::Stored;
+use bessemer_ir::stored::Packed;
 use serde_json::Value as Json;
 
 use super::error::{ImportError, excerpt};
 use super::gguf::{self, GgufMetadata};
 use super::map::map_file;
 use super::pooling;
+use super::quantised::{self, Assembled};
 use super::safetensors;
 
 const CONFIG: &str = "config.json";
@@ -42,6 +44,8 @@ const GGUF_NAME: &str = "model.gguf";
 pub enum StoredType {
     /// In an encoding that is read.
     Known(Stored),
+    /// In several tensors, quantised before.
+    Packed(Packed),
     /// A known encoding, by name, that is not read as numbers.
     Unsupported(&'static str),
 }
@@ -56,6 +60,7 @@ impl StoredType {
     pub fn name(self) -> &'static str {
         match self {
             StoredType::Known(stored) => stored.name(),
+            StoredType::Packed(packed) => packed.format.name(),
             StoredType::Unsupported(name) => name,
         }
     }
@@ -118,6 +123,8 @@ pub struct Checkpoint {
     config_path: PathBuf,
     files: Vec<SourceFile>,
     tensors: BTreeMap<String, TensorInfo>,
+    /// Tensors that packed matrices are made of.
+    parts: BTreeMap<String, TensorInfo>,
     config: Metadata,
 }
 
@@ -145,6 +152,7 @@ impl Checkpoint {
             config_path: path.to_owned(),
             files: vec![SourceFile { name: GGUF_NAME.into(), map }],
             tensors,
+            parts: BTreeMap::new(),
             config: Metadata::Gguf(metadata),
         })
     }
@@ -190,11 +198,16 @@ impl Checkpoint {
         for name in COMPANIONS {
             files.extend(open_member(folder, name)?);
         }
+        let Assembled { tensors, parts } =
+            quantised::assemble(folder, &folder.join(CONFIG), &object, tensors, |info| {
+                &files[info.file].map[info.offset..info.offset + info.len]
+            })?;
         Ok(Checkpoint {
             path: folder.to_owned(),
             config_path: folder.join(CONFIG),
             files,
             tensors,
+            parts,
             config: Metadata::HuggingFace(object),
         })
     }
@@ -238,7 +251,13 @@ impl Checkpoint {
         })
     }
 
-    /// The stored bytes of a tensor, straight from the mapping. An encoding that is not read is an error.
+    /// The stored bytes of a tensor that a packed matrix is made of.
+    pub fn part_bytes(&self, name: &str) -> Option<&[u8]> {
+        let info = self.parts.get(name)?;
+        Some(&self.files[info.file].map[info.offset..info.offset + info.len])
+    }
+
+    /// The stored bytes of a tensor (of a packed matrix: its codes), straight from the mapping. An encoding that is not read is an error.
     pub fn bytes(&self, name: &str) -> Result<&[u8], ImportError> {
         let info = self.tensor(name)?;
         if let StoredType::Unsupported(found) = info.stored {

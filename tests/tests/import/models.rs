@@ -55,7 +55,22 @@ fn config_values_that_change_the_arithmetic_are_refused_by_name() {
         (json!({ "sliding_window": 32 }), &["`sliding_window`", "32"]),
         (json!({ "logits_scaling": 8.0 }), &["logits_scaling = 8.0"]),
         (json!({ "auto_map": { "AutoModel": "x.Y" } }), &["auto_map"]),
-        (json!({ "quantization_config": { "quant_method": "gptq" } }), &["`quantization_config`", "gptq"]),
+        (
+            json!({ "quantization_config": { "quant_method": "gptq" } }),
+            &["`quantization_config.bits`", "nothing"],
+        ),
+        (
+            json!({ "quantization_config": { "quant_method": "aqlm", "bits": 2 } }),
+            &["`quantization_config.quant_method`", "aqlm", "awq, gptq"],
+        ),
+        (
+            json!({ "quantization_config": { "quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv" } }),
+            &["`quantization_config.version`", "gemv", "gemm"],
+        ),
+        (
+            json!({ "quantization_config": { "quant_method": "gptq", "bits": 4, "group_size": 32, "tiles": 2 } }),
+            &["quantization_config.tiles = 2"],
+        ),
         (json!({ "partial_rotary_factor": 0.5 }), &["`partial_rotary_factor`", "0.5"]),
         (json!({ "rope_interleaved": true }), &["`rope_interleaved`", "true"]),
         (json!({ "layer_types": ["sliding_attention"] }), &["`layer_types`"]),

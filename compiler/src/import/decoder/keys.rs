@@ -293,10 +293,6 @@ fn finish_hf(fields: Fields) -> Result<(), ImportError> {
             fields.neutral(key, expected, full)?;
         }
     }
-    if fields.value("quantization_config").is_some() {
-        let remedy = "use the checkpoint from before quantisation, or a .gguf file";
-        return Err(fields.error("quantization_config", "plain F32, F16 or BF16 weights", remedy));
-    }
     fields.skip(HARMLESS_HF);
     fields.skip(&[Harmless { reason: "chose the family", keys: &["model_type"] }]);
     fields.skip(&[Harmless {
