@@ -288,7 +288,7 @@ fn tensor_entries(checkpoint: &Checkpoint, scheduled: &Scheduled) -> Vec<TensorE
         .iter()
         .filter_map(|(name, info)| {
             let weights: Vec<u32> = (0..scheduled.weights.len() as u32)
-                .filter(|id| scheduled.weights[*id as usize].source_name() == Some(name))
+                .filter(|id| scheduled.weights[*id as usize].source_names().any(|source| source == name))
                 .collect();
             // A tensor that no step reads (stored rotary frequencies, the copy of a tied head) is not in the engine.
             let first = *weights.first()?;

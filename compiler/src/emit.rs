@@ -1,7 +1,7 @@
 //! Text for people: the plan and the graph.
 
 use bessemer_format::nest::{Base, Extent, Index, Nest, Stmt, Sym};
-use bessemer_format::plan::{Arg, Buffer, Home, Output, Plan, Program, RowCount, StepKind};
+use bessemer_format::plan::{Arg, Buffer, Home, Linear, Output, Plan, Program, RowCount, StepKind};
 use bessemer_ir::{Graph, Op};
 use std::fmt::Write as _;
 
@@ -74,24 +74,14 @@ fn program(plan: &Plan, p: &Program) -> String {
             StepKind::Embed { tokens, table, out } => {
                 format!("embed tokens b{tokens} table w{table} -> b{out}")
             }
-            StepKind::Linear(l) => {
-                let segments: Vec<String> = l
-                    .segments
-                    .iter()
-                    .map(|s| {
-                        let bias = s.bias.map(|b| format!("+w{b}")).unwrap_or_default();
-                        format!("w{}{bias}@{}", s.weight, s.column)
-                    })
-                    .collect();
-                let scratch = l.scratch.map(|b| format!(" scratch b{b}")).unwrap_or_default();
-                format!(
-                    "linear b{} [{}] {:?} {:?}{scratch} -> b{}",
-                    l.input,
-                    segments.join(", "),
-                    l.compute,
-                    l.epilogue,
-                    l.out
-                )
+            StepKind::Linear(l) => linear(l),
+            StepKind::Route(r) => {
+                let bias = r.bias.map(|w| format!(" + w{w}")).unwrap_or_default();
+                format!("route b{}{bias} {:?} -> b{}", r.logits, r.choice, r.chosen)
+            }
+            StepKind::GroupedLinear(g) => {
+                let chosen = g.chosen.map(|b| format!(" chosen b{b}")).unwrap_or_default();
+                format!("grouped {} of {}{chosen}: {}", g.slots, g.groups, linear(&g.linear))
             }
             StepKind::Attention(a) => {
                 let scratch = a.scratch.map(|b| format!(" scratch b{b}")).unwrap_or_default();
@@ -118,6 +108,26 @@ fn program(plan: &Plan, p: &Program) -> String {
         let _ = writeln!(out, "  {i:4} {text}{barrier}    # {}", s.source);
     }
     out
+}
+
+fn linear(l: &Linear) -> String {
+    let segments: Vec<String> = l
+        .segments
+        .iter()
+        .map(|s| {
+            let bias = s.bias.map(|b| format!("+w{b}")).unwrap_or_default();
+            format!("w{}{bias}@{}", s.weight, s.column)
+        })
+        .collect();
+    let scratch = l.scratch.map(|b| format!(" scratch b{b}")).unwrap_or_default();
+    format!(
+        "linear b{} [{}] {:?} {:?}{scratch} -> b{}",
+        l.input,
+        segments.join(", "),
+        l.compute,
+        l.epilogue,
+        l.out
+    )
 }
 
 fn buffer(b: &Buffer) -> String {

@@ -43,7 +43,7 @@ pub(crate) fn write(
     let slice = &scheduled.plan.weights[id as usize];
     let recipe = &scheduled.weights[id as usize];
     let error = |why: String| CompileError::Weight {
-        tensor: recipe.source_name().unwrap_or("(constant)").to_string(),
+        tensor: recipe.source_names().next().unwrap_or("(constant)").to_string(),
         why,
     };
     let row_bytes = (slice.len as usize / (slice.n as usize).max(1)).max(1);

@@ -1,37 +1,46 @@
 //! What fusion patterns share: views of linears, readers, names.
 
-use bessemer_format::Compute;
 use bessemer_ir::attr::{BinaryKind, Epilogue, Segment, UnaryKind};
 use bessemer_ir::{Graph, Op, Value};
 
 /// A linear without an epilogue.
 pub struct Plain {
-    /// Its input.
-    pub x: Value,
+    /// Its input; for a grouped linear that rows choose from, the choice too.
+    pub inputs: Vec<Value>,
+    /// What it is without its segments: a plain or a grouped linear.
+    pub op: Op,
     /// Its segments.
     pub segments: Vec<Segment>,
     /// Weights and biases in the order of the segments.
     pub weights: Vec<Value>,
-    /// What it computes in.
-    pub compute: Compute,
 }
 
 /// The linear without an epilogue that makes `value`, if one does.
 pub fn plain_linear(graph: &Graph, value: Value) -> Option<Plain> {
-    let Op::Linear { segments, epilogue: Epilogue::None, compute } = graph.op(value.node) else {
-        return None;
-    };
-    let operands = graph.operands(value.node);
-    let (x, weights) = operands.split_first()?;
-    Some(Plain { x: *x, segments: segments.clone(), weights: weights.to_vec(), compute: *compute })
+    any_linear(graph, value).filter(|l| matches!(l.op, Op::Linear { .. }))
 }
 
-/// The operands of the one linear that does the work of `parts`; `None` where they differ in input or compute.
+/// The plain or grouped linear without an epilogue that makes `value`, if one does.
+pub fn any_linear(graph: &Graph, value: Value) -> Option<Plain> {
+    let mut op = graph.op(value.node).clone();
+    let inputs = 1 + usize::from(matches!(op, Op::GroupedLinear { routed: true, .. }));
+    let (Op::Linear { segments, epilogue: Epilogue::None, .. }
+    | Op::GroupedLinear { segments, epilogue: Epilogue::None, .. }) = &mut op
+    else {
+        return None;
+    };
+    let segments = std::mem::take(segments);
+    let operands = graph.operands(value.node);
+    let (inputs, weights) = operands.split_at_checked(inputs)?;
+    Some(Plain { inputs: inputs.to_vec(), op, segments, weights: weights.to_vec() })
+}
+
+/// The operands of the one linear that does the work of `parts`; `None` where they differ in more than their segments.
 pub fn join(parts: Vec<Plain>) -> Option<Plain> {
     let mut parts = parts.into_iter();
     let mut joined = parts.next()?;
     for p in parts {
-        if p.x != joined.x || p.compute != joined.compute {
+        if p.inputs != joined.inputs || p.op != joined.op {
             return None;
         }
         joined.segments.extend(p.segments);
@@ -49,10 +58,15 @@ impl Plain {
         epilogue: Epilogue,
         extra: &[Value],
     ) -> Result<Value, bessemer_ir::GraphError> {
-        let mut operands = vec![self.x];
+        let mut operands = self.inputs;
         operands.extend(self.weights);
         operands.extend(extra);
-        let op = Op::Linear { segments: self.segments, epilogue, compute: self.compute };
+        let mut op = self.op;
+        if let Op::Linear { segments, epilogue: after, .. }
+        | Op::GroupedLinear { segments, epilogue: after, .. } = &mut op
+        {
+            (*segments, *after) = (self.segments, epilogue);
+        }
         Ok(graph.add(name, op, &operands)?.into())
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct BoundStep {
 pub(crate) enum BoundKind {
     Embed { tokens: BoundBuffer, table: BoundWeight, layout: PanelLayout, out: BoundBuffer },
     Linear(BoundLinear),
+    Route(BoundRoute),
+    GroupedLinear(BoundGrouped),
     Attention(BoundAttention),
     Nest { nest: usize, rows: RowCount, args: Vec<BoundArg> },
 }
@@ -58,6 +60,29 @@ pub(crate) struct BoundLinear {
     pub(crate) segments: Vec<BoundSegment>,
     pub(crate) epilogue: BoundEpilogue,
     pub(crate) out: BoundBuffer,
+}
+
+impl BoundLinear {
+    /// Inputs of `k` elements that a row holds.
+    pub(crate) fn inputs(&self) -> usize {
+        self.input.row_elems / self.k
+    }
+}
+
+pub(crate) struct BoundRoute {
+    pub(crate) logits: BoundBuffer,
+    pub(crate) rows: RowCount,
+    pub(crate) bias: Option<BoundWeight>,
+    pub(crate) choice: plan::Choice,
+    pub(crate) chosen: BoundBuffer,
+}
+
+/// A linear whose segments are stacks; their `n` and `panels` are those of one weight.
+pub(crate) struct BoundGrouped {
+    pub(crate) linear: BoundLinear,
+    pub(crate) groups: usize,
+    pub(crate) slots: usize,
+    pub(crate) chosen: Option<BoundBuffer>,
 }
 
 /// The conversion of a linear's input.
@@ -174,7 +199,20 @@ impl Binder<'_> {
                 layout: self.panel(*table)?,
                 out: buffer(*out)?,
             }),
-            StepKind::Linear(linear) => Ok(BoundKind::Linear(self.linear(program, linear)?)),
+            StepKind::Linear(linear) => Ok(BoundKind::Linear(self.linear(program, linear, 1)?)),
+            StepKind::Route(route) => Ok(BoundKind::Route(BoundRoute {
+                logits: buffer(route.logits)?,
+                rows: route.rows,
+                bias: route.bias.map(|id| self.weight(id)).transpose()?,
+                choice: route.choice,
+                chosen: buffer(route.chosen)?,
+            })),
+            StepKind::GroupedLinear(grouped) => Ok(BoundKind::GroupedLinear(BoundGrouped {
+                linear: self.linear(program, &grouped.linear, grouped.groups as usize)?,
+                groups: grouped.groups as usize,
+                slots: grouped.slots as usize,
+                chosen: grouped.chosen.map(buffer).transpose()?,
+            })),
             StepKind::Attention(attention) => Ok(BoundKind::Attention(self.attention(program, attention)?)),
             StepKind::Nest { nest, rows, args } => {
                 let views = self
@@ -212,6 +250,9 @@ impl Binder<'_> {
         let ids = match kind {
             StepKind::Embed { out, .. } => vec![*out],
             StepKind::Linear(linear) => vec![linear.out],
+            StepKind::GroupedLinear(grouped) => vec![grouped.linear.out],
+            // What a step shows are activations.
+            StepKind::Route(_) => Vec::new(),
             StepKind::Attention(attention) => vec![attention.out],
             StepKind::Nest { nest, args, .. } => {
                 let views = self.plan.nests.get(*nest as usize).map_or(&[][..], |n| &n.views);
@@ -228,14 +269,15 @@ impl Binder<'_> {
         ids.into_iter().map(|id| self.buffer(program, id)).collect()
     }
 
-    fn linear(&self, program: &Program, linear: &plan::Linear) -> Result<BoundLinear, String> {
+    /// A linear whose segments are stacks of `groups` weights.
+    fn linear(&self, program: &Program, linear: &plan::Linear, groups: usize) -> Result<BoundLinear, String> {
         let first = linear.segments.first().ok_or("a linear without segments")?;
         let k = self.panel(first.weight)?.k();
         let mut act = None;
         let mut segments = Vec::with_capacity(linear.segments.len());
         for segment in &linear.segments {
             let layout = self.panel(segment.weight)?;
-            let (n, panels) = (layout.n(), layout.panels());
+            let (n, panels) = (layout.n() / groups, layout.panels() / groups);
             if layout.k() != k {
                 return Err(format!("segments with {k} and {} input elements", layout.k()));
             }

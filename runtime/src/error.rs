@@ -164,9 +164,9 @@ pub enum RunError {
         /// Tokens.
         tokens: usize,
     },
-    /// A nest met an index outside its bounds.
+    /// A step met an index outside its bounds.
     #[error("step `{step}`: {why}; the engine was not made by a correct compiler")]
-    Nest {
+    Index {
         /// The step's source node.
         step: String,
         /// What was wrong.

@@ -107,5 +107,5 @@ fn code_of_the_file_runs_only_with_trust() {
         return;
     }
     let error = run(&trusted, Nests::Auto).unwrap_err();
-    assert!(matches!(&error, RunError::Nest { step, .. } if step == "wanted"), "{error}");
+    assert!(matches!(&error, RunError::Index { step, .. } if step == "wanted"), "{error}");
 }

@@ -10,10 +10,11 @@ use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::manifest::Selection;
 use bessemer_format::nest::Nest;
 use bessemer_format::plan::{
-    Arg, Attention, Buffer, BufferElem, BufferId, Epilogue, Home, Input, Linear, ModelFacts, Plan, Program,
-    Regime, RowCount, Segment, StateDecl, Step, StepKind, WeightId, WeightLayout, WeightSlice,
+    Arg, Attention, Buffer, BufferElem, BufferId, Choice, Epilogue, GroupedLinear, Home, Input, Linear,
+    ModelFacts, Plan, Program, Regime, Route, RowCount, Segment, StateDecl, Step, StepKind, WeightId,
+    WeightLayout, WeightSlice,
 };
-use bessemer_format::{Compute, PanelLayout, QuantScheme, kv};
+use bessemer_format::{Compute, PanelLayout, QuantScheme, kv, panel};
 use bessemer_ir::attr;
 use bessemer_ir::{DType, Dim, Graph, Layout, NodeId, Op, Recipe, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -251,6 +252,11 @@ struct Draft {
     by_row: Option<RowCount>,
 }
 
+/// Whether each weight of a stack begins at a panel, as kernels need it.
+fn whole_panels(width: u64) -> bool {
+    width.is_multiple_of(panel::COLUMNS as u64)
+}
+
 struct ProgramBuilder<'a> {
     graph: &'a Graph,
     facts: &'a ModelFacts,
@@ -336,9 +342,9 @@ impl<'a> ProgramBuilder<'a> {
     /// A new buffer for a result.
     fn result(&mut self, v: Value) -> Result<BufferId, TargetError> {
         let ty = self.graph.ty(v);
-        let (rows, width) = match (&ty.shape[..], ty.dtype) {
-            ([Dim::Rows, Dim::Const(w)], DType::F32) => (RowCount::Tokens, *w),
-            ([Dim::LogitRows, Dim::Const(w)], DType::F32) => (RowCount::Logits, *w),
+        let (rows, width) = match &ty.shape[..] {
+            [Dim::Rows, Dim::Const(w)] => (RowCount::Tokens, *w),
+            [Dim::LogitRows, Dim::Const(w)] => (RowCount::Logits, *w),
             _ => {
                 return Err(TargetError::node(
                     self.graph.name(v.node),
@@ -348,7 +354,8 @@ impl<'a> ProgramBuilder<'a> {
         };
         let is_logits = self.graph.output().is_some_and(|o| self.graph.operands(o).first() == Some(&v));
         let home = is_logits.then_some(Home::Logits);
-        let id = self.buffer(self.graph.name(v.node).to_string(), BufferElem::F32, rows, width, home);
+        let elem = if ty.dtype == DType::I32 { BufferElem::I32 } else { BufferElem::F32 };
+        let id = self.buffer(self.graph.name(v.node).to_string(), elem, rows, width, home);
         self.of_value.insert(v, id);
         Ok(id)
     }
@@ -394,8 +401,23 @@ impl<'a> ProgramBuilder<'a> {
                 Ok(())
             }
             Op::Linear { segments, epilogue, compute } if self.options.kernels => {
-                self.linear(node, &operands, segments, *epilogue, *compute)
+                let (step, reads, writes) = self.linear(node, &operands, segments, *epilogue, *compute)?;
+                self.draft(node, StepKind::Linear(step), reads, writes, None);
+                Ok(())
             }
+            Op::GroupedLinear { groups, slots, routed, segments, epilogue, compute }
+                if self.options.kernels && segments.iter().all(|s| whole_panels(s.width)) =>
+            {
+                let mut operands = operands.clone();
+                let chosen = routed.then(|| self.value(operands.remove(1))).transpose()?;
+                let (linear, mut reads, writes) =
+                    self.linear(node, &operands, segments, *epilogue, *compute)?;
+                reads.extend(chosen);
+                let step = GroupedLinear { linear, groups: *groups, slots: *slots, chosen };
+                self.draft(node, StepKind::GroupedLinear(step), reads, writes, None);
+                Ok(())
+            }
+            Op::Route { choice } => self.route(node, &operands, *choice),
             Op::Attention { .. } | Op::FullAttention { .. } if self.options.kernels => {
                 self.attention(node, &operands)
             }
@@ -407,6 +429,7 @@ impl<'a> ProgramBuilder<'a> {
         *self.graph.op(value.node) == Op::Input { input }
     }
 
+    /// A linear, or that of one slot of a grouped one: the step, what it reads, what it writes.
     fn linear(
         &mut self,
         node: NodeId,
@@ -414,7 +437,7 @@ impl<'a> ProgramBuilder<'a> {
         segments: &[attr::Segment],
         epilogue: attr::Epilogue,
         compute: Compute,
-    ) -> Result<(), TargetError> {
+    ) -> Result<(Linear, Vec<BufferId>, Vec<BufferId>), TargetError> {
         let input = self.value(operands[0])?;
         let rows = self.buffers[input as usize].rows;
         let mut reads = vec![input];
@@ -456,24 +479,22 @@ impl<'a> ProgramBuilder<'a> {
             }
         };
         let mut writes = vec![out];
-        let scratch = match compute {
+        let name = self.graph.name(node).to_string();
+        let mut panels = Vec::new();
+        for s in &plan_segments {
+            let w = &self.shared.slices[s.weight as usize];
+            let layout = PanelLayout::new(&w.scheme, w.n as usize, w.k as usize);
+            panels.push(layout.map_err(|why| TargetError::node(&name, why))?);
+        }
+        let k = panels.first().map_or(1, PanelLayout::k);
+        let converted = match compute {
             Compute::F32 => None,
-            Compute::Bf16 => {
-                let k = plan_segments.first().map_or(0, |s| self.shared.slices[s.weight as usize].k as usize);
-                let bytes = Bf16Layout { k }.row_bytes() as u64;
-                let name = format!("{}.bf16", self.graph.name(node));
-                let id = self.buffer(name, BufferElem::Bytes, rows, bytes, None);
-                writes.push(id);
-                Some(id)
-            }
+            Compute::Bf16 => Some(("bf16", Bf16Layout { k }.row_bytes())),
             Compute::Int8 { group } => {
-                let name = self.graph.name(node).to_string();
                 let mut layout = None;
-                for s in &plan_segments {
-                    let w = &self.shared.slices[s.weight as usize];
-                    let this = PanelLayout::new(&w.scheme, w.n as usize, w.k as usize)
-                        .and_then(|panel| Int8Layout::new(&panel, group as usize))
-                        .map_err(|why| TargetError::node(&name, why))?;
+                for panel in &panels {
+                    let this = Int8Layout::new(panel, group as usize);
+                    let this = this.map_err(|why| TargetError::node(&name, why))?;
                     if *layout.get_or_insert(this) != this {
                         return Err(TargetError::node(
                             name,
@@ -481,21 +502,34 @@ impl<'a> ProgramBuilder<'a> {
                         ));
                     }
                 }
-                let bytes = layout.map_or(0, |l| l.row_bytes()) as u64;
-                let id = self.buffer(format!("{name}.int8"), BufferElem::Bytes, rows, bytes, None);
-                writes.push(id);
-                Some(id)
+                Some(("int8", layout.map_or(0, |l| l.row_bytes())))
             }
         };
-        let step =
-            Linear { input, rows, compute, scratch, segments: plan_segments, epilogue: plan_epilogue, out };
-        self.draft(node, StepKind::Linear(step), reads, writes, None);
+        let scratch = converted.map(|(kind, row_bytes)| {
+            // Slots that read a part of the row each convert it each.
+            let inputs = self.buffers[input as usize].row_elems / k as u64;
+            self.buffer(format!("{name}.{kind}"), BufferElem::Bytes, rows, row_bytes as u64 * inputs, None)
+        });
+        writes.extend(scratch);
         let chosen = match compute {
             Compute::F32 => "linear kernel, f32 activations".to_string(),
             Compute::Bf16 => "linear kernel, bf16 activations".to_string(),
             Compute::Int8 { group } => format!("linear kernel, int8 activations by {group}"),
         };
         self.selected(node, &chosen, &[("nest", "dequantises element by element")]);
+        let step =
+            Linear { input, rows, compute, scratch, segments: plan_segments, epilogue: plan_epilogue, out };
+        Ok((step, reads, writes))
+    }
+
+    fn route(&mut self, node: NodeId, operands: &[Value], choice: Choice) -> Result<(), TargetError> {
+        let logits = self.value(operands[0])?;
+        let rows = self.buffers[logits as usize].rows;
+        let bias = operands.get(1).map(|bias| self.weight(*bias)).transpose()?;
+        let chosen = self.result(node.into())?;
+        let step = Route { logits, rows, bias, choice, chosen };
+        self.draft(node, StepKind::Route(step), vec![logits], vec![chosen], Some(rows));
+        self.selected(node, "route kernel", &[]);
         Ok(())
     }
 

@@ -104,7 +104,7 @@ impl From<RunError> for Failure {
             | RunError::CacheFull { .. }
             | RunError::Whole { .. }
             | RunError::NoLogits => Code::Usage,
-            RunError::Nest { .. } => Code::Engine,
+            RunError::Index { .. } => Code::Engine,
             RunError::Cancelled => Code::Interrupted,
             _ => Code::Internal,
         };

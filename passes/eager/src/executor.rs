@@ -2,6 +2,7 @@
 
 use crate::attention::{Heads, Scores, attention};
 use crate::error::EagerError;
+use crate::experts;
 use crate::kv::Caches;
 use crate::linear::linear;
 use crate::ops;
@@ -54,7 +55,9 @@ impl Eager {
         let nodes = schedule(graph);
         let fused = |op: &Op| match op {
             Op::AddRmsNorm { .. } | Op::RopeAppend { .. } | Op::Pointwise { .. } => true,
-            Op::Linear { segments, epilogue, .. } => segments.len() != 1 || *epilogue != Epilogue::None,
+            Op::Linear { segments, epilogue, .. } | Op::GroupedLinear { segments, epilogue, .. } => {
+                segments.len() != 1 || *epilogue != Epilogue::None
+            }
             _ => false,
         };
         if let Some(n) = nodes.iter().find(|n| fused(&n.op)) {
@@ -238,7 +241,32 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
             let (x, w) = (at.tensor(0)?, at.constant(1)?);
             let bias = segments.first().is_some_and(|s| s.bias);
             let bias = if bias { Some(at.constant(2)?.vector()?) } else { None };
-            linear(x, x.len() / w.k, w, bias)
+            linear(x, x.len() / w.k, w.rows(0..w.rows), bias)
+        }
+        Op::Route { choice } => {
+            let bias = at.node.operands.get(1).map(|_| at.constant(1)?.vector()).transpose()?;
+            return Ok(Value::Index(experts::route(choice, at.tensor(0)?, batch.rows(), bias)));
+        }
+        Op::RouteWeights { score, renormalise, scale } => {
+            experts::route_weights(*score, *renormalise, *scale, at.tensor(0)?, at.index(1)?, batch.rows())
+        }
+        Op::GroupedLinear { groups, slots, routed, segments, .. } => {
+            let w = at.constant(1 + usize::from(*routed))?;
+            let bias = segments.first().is_some_and(|s| s.bias);
+            let bias = if bias { Some(at.constant(2 + usize::from(*routed))?.vector()?) } else { None };
+            let (groups, slots) = (*groups as usize, *slots as usize);
+            let identity: Vec<u32>;
+            let chosen = if *routed {
+                at.index(1)?
+            } else {
+                identity = (0..batch.rows()).flat_map(|_| 0..slots as u32).collect();
+                &identity
+            };
+            experts::grouped_linear(groups, slots, chosen, at.tensor(0)?, w, bias)?
+        }
+        Op::Combine {} => experts::combine(at.tensor(0)?, at.tensor(1)?, batch.rows()),
+        Op::ConcatHeads { heads } => {
+            experts::concat_heads(at.tensor(0)?, at.tensor(1)?, batch.rows() * *heads as usize)
         }
         Op::RopeTable { inv_freq, factor } => ops::rope_table(at.index(0)?, inv_freq, *factor),
         Op::Rope { style, heads } => {

@@ -7,6 +7,7 @@
 mod attention;
 mod error;
 mod executor;
+mod experts;
 mod kv;
 mod linear;
 mod ops;

@@ -2,7 +2,7 @@
 
 use crate::ops::for_rows;
 use crate::vector::{dot, dot_bf16, vectorised};
-use crate::weights::{Matrix, Numbers, widen};
+use crate::weights::{MatrixRows, NumberSlice, widen};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -17,7 +17,7 @@ const BLOCK: usize = 256;
 const PACKED: usize = 32;
 
 /// `x w^T + bias` for `rows` rows.
-pub(crate) fn linear(x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+pub(crate) fn linear(x: &[f32], rows: usize, w: MatrixRows<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let mut out = vec![0f32; rows * w.rows];
     if rows == 0 || w.rows == 0 {
         return out;
@@ -38,7 +38,7 @@ pub(crate) fn linear(x: &[f32], rows: usize, w: &Matrix, bias: Option<&[f32]>) -
     out
 }
 
-fn few_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
+fn few_rows(x: &[f32], rows: usize, w: MatrixRows<'_>, out: &mut [f32]) {
     let k = w.k;
     // [output][row], so that threads write apart; one row needs no second pass.
     let mut by_output = if rows == 1 { Vec::new() } else { vec![0f32; out.len()] };
@@ -50,9 +50,9 @@ fn few_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
                 for (i, out) in out.chunks_exact_mut(rows).enumerate() {
                     let at = (tile * TILE + i) * k;
                     for (o, x) in out.iter_mut().zip(x.chunks_exact(k)) {
-                        *o = match &w.numbers {
-                            Numbers::F32(w) => dot(&w[at..at + k], x),
-                            Numbers::Bf16(w) => dot_bf16(&w[at..at + k], x),
+                        *o = match w.numbers {
+                            NumberSlice::F32(w) => dot(&w[at..at + k], x),
+                            NumberSlice::Bf16(w) => dot_bf16(&w[at..at + k], x),
                         };
                     }
                 }
@@ -66,7 +66,7 @@ fn few_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
     }
 }
 
-fn many_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
+fn many_rows(x: &[f32], rows: usize, w: MatrixRows<'_>, out: &mut [f32]) {
     let k = w.k;
     let x = MatRef::from_row_major_slice(x, rows, k);
     let mut rest = MatMut::from_row_major_slice_mut(out, rows, w.rows);
@@ -82,9 +82,9 @@ fn many_rows(x: &[f32], rows: usize, w: &Matrix, out: &mut [f32]) {
     // One thread a product: those of the GEMM crate's own pool spin, and would fight with these for cores.
     columns.into_par_iter().for_each_init(Vec::new, |wide, (at, out)| {
         let n = out.ncols();
-        let weights = match &w.numbers {
-            Numbers::F32(w) => &w[at..at + n * k],
-            Numbers::Bf16(w) => {
+        let weights = match w.numbers {
+            NumberSlice::F32(w) => &w[at..at + n * k],
+            NumberSlice::Bf16(w) => {
                 wide.resize(n * k, 0.0);
                 vectorised(
                     #[inline(always)]

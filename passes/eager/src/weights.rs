@@ -3,6 +3,7 @@
 use crate::WeightFormat;
 use bessemer_ir::{Recipe, WeightSource};
 use half::bf16;
+use std::ops::Range;
 
 /// Elements that are converted at a time, so that loading holds little beside the result.
 const SLICE: usize = 1 << 20;
@@ -20,7 +21,32 @@ pub(crate) struct Matrix {
     pub numbers: Numbers,
 }
 
+/// Some rows of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct MatrixRows<'a> {
+    pub rows: usize,
+    pub k: usize,
+    pub numbers: NumberSlice<'a>,
+}
+
+/// Numbers of some rows.
+#[derive(Clone, Copy)]
+pub(crate) enum NumberSlice<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
 impl Matrix {
+    /// A range of rows.
+    pub fn rows(&self, rows: Range<usize>) -> MatrixRows<'_> {
+        let range = rows.start * self.k..rows.end * self.k;
+        let numbers = match &self.numbers {
+            Numbers::F32(v) => NumberSlice::F32(&v[range]),
+            Numbers::Bf16(v) => NumberSlice::Bf16(&v[range]),
+        };
+        MatrixRows { rows: rows.len(), k: self.k, numbers }
+    }
+
     /// Runs a recipe, a few rows at a time. Vectors stay f32: they are small, and norms are sensitive.
     pub fn load(recipe: &Recipe, source: &dyn WeightSource, format: WeightFormat) -> Result<Self, String> {
         let (rows, k) = recipe.matrix();

@@ -2,10 +2,10 @@
 //!
 //! An attribute prints as it parses; the op table calls [`Attr`] for every field, so a new op has text at once.
 
-use crate::recipe::{Origin, Part, Recipe, Transform};
+use crate::recipe::{Origin, Part, Piece, Recipe, Transform};
 use crate::stored::Stored;
 use crate::text::Cursor;
-use bessemer_format::plan::{Gate, Input};
+use bessemer_format::plan::{Choice, Gate, Input, Score};
 use bessemer_format::{Compute, QuantScheme};
 
 /// An attribute that can stand in the text form.
@@ -200,6 +200,7 @@ words!(Epilogue {
 words!(RopeStyle { "half" => RopeStyle::Half, "interleaved" => RopeStyle::Interleaved });
 words!(PoolKind { "mean" => PoolKind::Mean, "first" => PoolKind::First });
 words!(BinaryKind { "add" => BinaryKind::Add, "mul" => BinaryKind::Mul });
+words!(Score { "softmax" => Score::Softmax, "sigmoid" => Score::Sigmoid });
 words!(Input {
     "tokens" => Input::Tokens, "positions" => Input::Positions, "slots" => Input::Slots,
     "sequences" => Input::Sequences, "logit_rows" => Input::LogitRows, "block_table" => Input::BlockTable,
@@ -268,6 +269,33 @@ impl Attr for Compute {
                 group: group().ok_or(format!("`{word}` is no compute (f32, bf16, int8x32)"))?,
             }),
         }
+    }
+}
+
+/// `8 by softmax`, `8 by sigmoid in 4 of 8 groups by 2`.
+impl Attr for Choice {
+    fn print(&self, out: &mut String) {
+        let Self { top_k, score, groups, best_groups, group_keys } = self;
+        out.push_str(&format!("{top_k} by "));
+        score.print(out);
+        if (*groups, *best_groups, *group_keys) != (1, 1, 1) {
+            out.push_str(&format!(" in {best_groups} of {groups} groups by {group_keys}"));
+        }
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let top_k = u32::parse(c)?;
+        c.expect_word("by")?;
+        let score = Score::parse(c)?;
+        let all = Self { top_k, score, groups: 1, best_groups: 1, group_keys: 1 };
+        if !c.eat("in") {
+            return Ok(all);
+        }
+        let best_groups = u32::parse(c)?;
+        c.expect_word("of")?;
+        let groups = u32::parse(c)?;
+        c.expect_word("groups")?;
+        c.expect_word("by")?;
+        Ok(Self { groups, best_groups, group_keys: u32::parse(c)?, ..all })
     }
 }
 
@@ -365,6 +393,17 @@ impl Attr for Part {
     }
 }
 
+/// `"name"`, `"name" rows 0 16 32`: a tensor or a part of one.
+impl Attr for Piece {
+    fn print(&self, out: &mut String) {
+        self.name.print(out);
+        self.part.print(out);
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        Ok(Self { name: c.string()?, part: Part::parse(c)? })
+    }
+}
+
 /// `tensor "name" Q4_1 [576, 576]`, `tensor "name" F32 rows 0 by 64 every 192 [64, 64]`, `random 7 0.5 [64, 64]`, `values [1.0, 2.0] [2]`, then `| transform` …
 impl Attr for Recipe {
     fn print(&self, out: &mut String) {
@@ -381,6 +420,12 @@ impl Attr for Recipe {
                 name.print(out);
                 out.push(' ');
                 packed.to_string().print(out);
+            }
+            Origin::Stack { pieces, stored } => {
+                out.push_str("stack ");
+                pieces.print(out);
+                out.push(' ');
+                stored.print(out);
             }
             Origin::Random { seed, scale } => out.push_str(&format!("random {seed} {scale:?}")),
             Origin::Values(values) => {
@@ -410,9 +455,10 @@ impl Attr for Recipe {
                 Origin::Tensor { name: c.string()?, stored: Stored::parse(c)?, part: Part::parse(c)? }
             }
             "packed" => Origin::Packed { name: c.string()?, packed: c.string()?.parse()? },
+            "stack" => Origin::Stack { pieces: Vec::parse(c)?, stored: Stored::parse(c)? },
             "random" => Origin::Random { seed: u64::parse(c)?, scale: f32::parse(c)? },
             "values" => Origin::Values(Vec::parse(c)?),
-            other => return Err(format!("`{other}` is no origin (tensor, packed, random, values)")),
+            other => return Err(format!("`{other}` is no origin (tensor, packed, stack, random, values)")),
         };
         let shape = Vec::parse(c)?;
         let mut transforms = Vec::new();

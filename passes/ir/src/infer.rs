@@ -69,7 +69,62 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             norm(*eps, &operands[0], &operands[2])?;
             Ok(vec![operands[0].clone(), operands[0].clone()])
         }
-        Op::Linear { segments, epilogue, .. } => linear(segments, *epilogue, operands),
+        Op::Linear { segments, epilogue, .. } => {
+            linear(segments, *epilogue, Stack { groups: 1, slots: 1 }, operands)
+        }
+        Op::Route { choice } => {
+            let logits = operands.first().ok_or("takes logits")?;
+            let (rows, experts) = activation(logits, "logits")?;
+            choice.check(experts)?;
+            if let [_, bias] = operands {
+                expect_vector(bias, experts, "bias")?;
+            } else {
+                arity(1)?;
+            }
+            Ok(vec![TensorType::i32([rows, Dim::Const(u64::from(choice.top_k))])])
+        }
+        Op::RouteWeights { scale, .. } => {
+            arity(2)?;
+            let (rows, _) = activation(&operands[0], "logits")?;
+            let top_k = choices(&operands[1], rows)?;
+            if !scale.is_finite() {
+                return Err(format!("scale {scale}"));
+            }
+            Ok(vec![TensorType::f32([rows, Dim::Const(top_k)])])
+        }
+        Op::GroupedLinear { groups, slots, routed, segments, epilogue, .. } => {
+            let stack = Stack { groups: u64::from(*groups), slots: u64::from(*slots) };
+            let mut operands = operands.to_vec();
+            if *routed && operands.len() > 1 {
+                let (rows, _) = activation(&operands[0], "x")?;
+                let chosen = choices(&operands.remove(1), rows)?;
+                if chosen != stack.slots {
+                    return Err(format!("{chosen} choices for {slots} slots"));
+                }
+            } else if *routed || groups != slots {
+                return Err(format!("{slots} slots that choose nothing from {groups} weights"));
+            }
+            if *epilogue == Epilogue::Residual {
+                return Err("a grouped linear has no residual".into());
+            }
+            linear(segments, *epilogue, stack, &operands)
+        }
+        Op::Combine {} => {
+            arity(2)?;
+            let (rows, width) = activation(&operands[0], "y")?;
+            let (_, slots) = activation(&operands[1], "weights")?;
+            expect(&operands[1], &TensorType::f32([rows, Dim::Const(slots)]), "weights")?;
+            Ok(vec![TensorType::f32([rows, Dim::Const(part(width, slots, "slots")?)])])
+        }
+        Op::ConcatHeads { heads } => {
+            arity(2)?;
+            let ((rows, a), (_, b)) = (activation(&operands[0], "a")?, activation(&operands[1], "b")?);
+            expect(&operands[1], &TensorType::f32([rows, Dim::Const(b)]), "b")?;
+            for width in [a, b] {
+                part(width, u64::from(*heads), "heads")?;
+            }
+            Ok(vec![TensorType::f32([rows, Dim::Const(a.checked_add(b).ok_or("too wide")?)])])
+        }
         Op::RopeTable { inv_freq, .. } => {
             arity(1)?;
             let rows = index_rows(&operands[0], "positions")?;
@@ -186,25 +241,36 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
     }
 }
 
+/// How many weights lie behind each other in a segment, and how many results side by side in a row.
+#[derive(Clone, Copy)]
+struct Stack {
+    groups: u64,
+    slots: u64,
+}
+
 fn linear(
     segments: &[crate::attr::Segment],
     epilogue: Epilogue,
+    stack: Stack,
     operands: &[TensorType],
 ) -> Result<Vec<TensorType>, String> {
     let mut rest = operands.iter();
     let mut next = |what: &str| rest.next().ok_or_else(|| format!("operand {what} is missing"));
-    let (rows, k) = activation(next("x")?, "x")?;
+    let (rows, x_width) = activation(next("x")?, "x")?;
+    let mut common_k = None;
     let mut total = 0u64;
     for s in segments {
         let w = next(&s.name)?;
-        let (n, weight_k) = matrix(w, &s.name)?;
-        if (n, weight_k) != (s.width, k) {
-            return Err(format!("weight `{}` is {n} x {weight_k}, expected {} x {k}", s.name, s.width));
+        let (n, k) = matrix(w, &s.name)?;
+        let stacked = s.width.checked_mul(stack.groups).ok_or("too wide")?;
+        let fits = k == x_width || k.checked_mul(stack.slots) == Some(x_width);
+        if n != stacked || !fits || *common_k.get_or_insert(k) != k {
+            return Err(format!("weight `{}` is {n} x {k}, expected {stacked} x {x_width}", s.name));
         }
         if s.bias {
             expect_vector(next("bias")?, n, "bias")?;
         }
-        total = total.checked_add(n).ok_or("too wide")?;
+        total = total.checked_add(s.width).ok_or("too wide")?;
     }
     if segments.is_empty() {
         return Err("has no segment".into());
@@ -215,7 +281,8 @@ fn linear(
         }
         total = segments[0].width;
     }
-    let out = TensorType::f32([rows, Dim::Const(total)]);
+    let width = total.checked_mul(stack.slots).ok_or("too wide")?;
+    let out = TensorType::f32([rows, Dim::Const(width)]);
     if epilogue == Epilogue::Residual {
         expect(next("residual")?, &out, "residual")?;
     }
@@ -266,6 +333,22 @@ fn index_rows(t: &TensorType, what: &str) -> Result<Dim, String> {
     match (t.dtype, &t.shape[..]) {
         (DType::I32, [rows @ (Dim::Rows | Dim::LogitRows)]) => Ok(*rows),
         _ => Err(format!("{what} is {t}, expected i32[R] or i32[L]")),
+    }
+}
+
+/// How many experts each of `rows` chose.
+fn choices(t: &TensorType, rows: Dim) -> Result<u64, String> {
+    match (t.dtype, &t.shape[..]) {
+        (DType::I32, [found, Dim::Const(n)]) if *found == rows => Ok(*n),
+        _ => Err(format!("chosen is {t}, expected i32[{rows}, k]")),
+    }
+}
+
+/// Elements of each of `parts` equal parts.
+fn part(width: u64, parts: u64, what: &str) -> Result<u64, String> {
+    match width.checked_rem(parts) {
+        Some(0) => Ok(width / parts),
+        _ => Err(format!("{width} elements do not divide into {parts} {what}")),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::attr::{Attr, BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segme
 use crate::recipe::Recipe;
 use crate::text::Cursor;
 use bessemer_format::Compute;
-use bessemer_format::plan::Input;
+use bessemer_format::plan::{Choice, Input, Score};
 
 macro_rules! ops {
     ($($(#[$doc:meta])* $name:ident = $text:literal { $($(#[$fdoc:meta])* $field:ident : $ty:ty),* $(,)? })*) => {
@@ -120,6 +120,45 @@ ops! {
         /// Which elements are pairs.
         style: RopeStyle,
         /// Heads of x.
+        heads: u32,
+    }
+    /// `route(logits f32[R, E] [, bias f32[E]]) -> i32[R, top_k]`: the experts of each row, as
+    /// [`plan::Route`](bessemer_format::plan::Route) chooses them.
+    Route = "route" {
+        /// How the choice is made.
+        choice: Choice,
+    }
+    /// `route_weights(logits f32[R, E], chosen i32[R, k]) -> f32[R, k]`: the scores of the chosen experts, divided by their sum plus 1e-20
+    /// where they are renormalised, times `scale`.
+    RouteWeights = "route_weights" {
+        /// What scores are.
+        score: Score,
+        /// Whether the weights of a row add up to `scale`.
+        renormalise: bool,
+        /// Factor.
+        scale: f32,
+    }
+    /// `grouped_linear(x f32[R, k] or f32[R, slots * k] [, chosen i32[R, slots]], (w f32[groups * n, k] [, bias f32[groups * n]])…)
+    /// -> f32[R, slots * sum n]`: slot s of row r is a linear of the row (or of part s of it) with weight `chosen[r, s]` (or s) of each stack.
+    GroupedLinear = "grouped_linear" {
+        /// Weights of a stack.
+        groups: u32,
+        /// Results of a row.
+        slots: u32,
+        /// Whether rows choose.
+        routed: bool,
+        /// Segments of a slot in output order; their width is that of one weight.
+        segments: Vec<Segment>,
+        /// What happens before the result is stored; there is no residual.
+        epilogue: Epilogue,
+        /// What it computes in.
+        compute: Compute,
+    }
+    /// `combine(y f32[R, slots * n], weights f32[R, slots]) -> f32[R, n]`: the weighted sum of the slots, in ascending order.
+    Combine = "combine" {}
+    /// `concat_heads(a f32[R, heads * n], b f32[R, heads * m]) -> f32[R, heads * (n + m)]`: each head of a, then the same head of b.
+    ConcatHeads = "concat_heads" {
+        /// Heads of both.
         heads: u32,
     }
     /// `append(state, k f32[R, kv_heads * d], v f32[R, kv_heads * d]) -> state`: each row's key and value enter at its position.

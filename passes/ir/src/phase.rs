@@ -39,7 +39,7 @@ impl Phase {
     pub fn allows(self, op: &Op) -> bool {
         match op {
             Op::AddRmsNorm { .. } | Op::RopeAppend { .. } | Op::Pointwise { .. } => self >= Phase::Fused,
-            Op::Linear { segments, epilogue, .. } => {
+            Op::Linear { segments, epilogue, .. } | Op::GroupedLinear { segments, epilogue, .. } => {
                 self >= Phase::Fused || (segments.len() == 1 && *epilogue == crate::attr::Epilogue::None)
             }
             _ => true,

@@ -42,6 +42,13 @@ pub enum Origin {
         /// How it is stored.
         packed: Packed,
     },
+    /// Matrices of equal shape that lie somewhere in the checkpoint, one below the other.
+    Stack {
+        /// The matrices, top to bottom.
+        pieces: Vec<Piece>,
+        /// The encoding of all of them there.
+        stored: Stored,
+    },
     /// Uniform pseudo-random numbers in `-scale..scale`, for tests and for shapes without weights.
     Random {
         /// Seed.
@@ -51,6 +58,15 @@ pub enum Origin {
     },
     /// Literal numbers.
     Values(Vec<f32>),
+}
+
+/// A tensor, or a part of one, that is one of the matrices of a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Which of its elements.
+    pub part: Part,
 }
 
 /// Which elements of a stored tensor a constant is. Fused projections are cut apart here, and what is stored transposed is turned.
@@ -69,7 +85,8 @@ pub enum Part {
         /// Stored rows from the start of a block to that of the next.
         stride: u64,
     },
-    /// Row `r` is a stored column, counted in the same way.
+    /// Row `r` is a stored column, counted in the same way. Columns beyond the width begin so many rows further down: the second of
+    /// several matrices of h rows begins at column `h * width`.
     Columns {
         /// Stored column of row 0.
         first: u64,
@@ -131,7 +148,7 @@ impl Part {
                 };
                 let mut out = vec![0; rows.len() * row_bytes];
                 for (r, row) in rows.enumerate() {
-                    let column = at(row, first, block, stride).filter(|c: &usize| (*c as u64) < width);
+                    let column: Option<usize> = at(row, first, block, stride);
                     for i in 0..k {
                         let element = column.and_then(|c| i.checked_mul(width as usize)?.checked_add(c));
                         let from = slice(element, 1, size).ok_or_else(outside)?;
@@ -185,6 +202,11 @@ impl Recipe {
         }
     }
 
+    /// Matrices of one encoding below each other, as one matrix of shape `shape`.
+    pub fn stack(pieces: Vec<Piece>, stored: Stored, shape: &[u64]) -> Self {
+        Self { origin: Origin::Stack { pieces, stored }, shape: shape.to_vec(), transforms: Vec::new() }
+    }
+
     /// The same numbers, each with `number` added.
     pub fn plus(mut self, number: f32) -> Self {
         self.transforms.push(Transform::Add(number));
@@ -207,7 +229,7 @@ impl Recipe {
         match (self.transforms.last(), &self.origin) {
             (Some(Transform::Convert(scheme)), _) => *scheme,
             (Some(Transform::Add(_)), _) => QuantScheme::F32,
-            (None, Origin::Tensor { stored, .. }) => stored.scheme(),
+            (None, Origin::Tensor { stored, .. } | Origin::Stack { stored, .. }) => stored.scheme(),
             (None, Origin::Packed { packed, .. }) => packed.scheme(),
             (None, _) => QuantScheme::F32,
         }
@@ -221,12 +243,14 @@ impl Recipe {
         self
     }
 
-    /// Name of the tensor it comes from.
-    pub fn source_name(&self) -> Option<&str> {
-        match &self.origin {
-            Origin::Tensor { name, .. } | Origin::Packed { name, .. } => Some(name),
-            _ => None,
-        }
+    /// Names of the tensors it comes from.
+    pub fn source_names(&self) -> impl Iterator<Item = &str> {
+        let (one, many) = match &self.origin {
+            Origin::Tensor { name, .. } | Origin::Packed { name, .. } => (Some(name), &[][..]),
+            Origin::Stack { pieces, .. } => (None, &pieces[..]),
+            Origin::Random { .. } | Origin::Values(_) => (None, &[][..]),
+        };
+        one.into_iter().chain(many.iter().map(|piece| &piece.name)).map(String::as_str)
     }
 
     /// Rows (1 for a vector) and elements of a row.
@@ -246,14 +270,35 @@ impl Recipe {
         }
         let mut out = match &self.origin {
             Origin::Tensor { name, stored, part } => {
-                let bytes =
-                    source.tensor(name).ok_or_else(|| format!("the source has no tensor `{name}`"))?;
-                let error = |why| format!("`{name}`: {why}");
                 // A part of a vector is cut by elements; as a constant it is one row all the same.
                 let one_row = self.shape.len() == 1 && *part != Part::Whole;
                 let (rows, width) = if one_row { (0..k, 1) } else { (rows.clone(), k) };
-                let taken = part.take(bytes, *stored, width, rows).map_err(error)?;
-                stored.rows(&taken, k).map_err(error)?
+                stored_rows(source, name, *stored, *part, (width, rows), k)?
+            }
+            Origin::Stack { pieces, stored } => {
+                let height = n / pieces.len().max(1);
+                if height * pieces.len() != n {
+                    return Err(format!("{n} rows do not divide into {} matrices", pieces.len()));
+                }
+                let mut out: Option<Rows> = None;
+                for (i, piece) in pieces.iter().enumerate() {
+                    let (first, end) = (i * height, (i + 1) * height);
+                    let rows = rows.start.clamp(first, end) - first..rows.end.clamp(first, end) - first;
+                    if rows.is_empty() {
+                        continue;
+                    }
+                    let found = stored_rows(source, &piece.name, *stored, piece.part, (k, rows), k)?;
+                    match &mut out {
+                        None => out = Some(found),
+                        Some(all) => {
+                            all.rows += found.rows;
+                            all.codes.extend(found.codes);
+                            all.scales.extend(found.scales);
+                            all.offsets.extend(found.offsets);
+                        }
+                    }
+                }
+                out.unwrap_or_else(|| Rows::floats(Elem::F32, 0, k, Vec::new()))
             }
             Origin::Packed { name, packed } => packed.rows(source, name, (n, k), rows.clone())?,
             Origin::Random { seed, scale } => {
@@ -286,6 +331,21 @@ impl Recipe {
     pub fn values_f32(&self, source: &dyn WeightSource) -> Result<Vec<f32>, String> {
         Ok(self.rows(source, 0..self.matrix().0)?.values())
     }
+}
+
+/// Rows of a part of a stored tensor, whose rows have `width` elements there, as rows of `k` elements.
+fn stored_rows(
+    source: &dyn WeightSource,
+    name: &str,
+    stored: Stored,
+    part: Part,
+    (width, rows): (usize, Range<usize>),
+    k: usize,
+) -> Result<Rows, String> {
+    let bytes = source.tensor(name).ok_or_else(|| format!("the source has no tensor `{name}`"))?;
+    let error = |why| format!("`{name}`: {why}");
+    let taken = part.take(bytes, stored, width, rows).map_err(error)?;
+    stored.rows(&taken, k).map_err(error)
 }
 
 /// The `i`-th number of a stream in -1..1: splitmix64, top 24 bits.
@@ -347,5 +407,45 @@ mod tests {
         assert!(error.contains("row 3") && error.contains("too large"), "{error}");
         with("s8:f32x32", 3 * 64 + 40, 1e30).unwrap();
         with("bf16", 100, f32::NAN).unwrap();
+    }
+
+    /// Tensors `a` and `b` of numbers that count up from 0 and from 100.
+    struct Counting(Vec<u8>, Vec<u8>);
+
+    impl WeightSource for Counting {
+        fn tensor(&self, name: &str) -> Option<&[u8]> {
+            match name {
+                "a" => Some(&self.0),
+                "b" => Some(&self.1),
+                _ => None,
+            }
+        }
+    }
+
+    #[test]
+    fn stacks_give_their_rows_in_any_stretches() {
+        let numbers = |first: u8| (first..first + 12).flat_map(|n| f32::from(n).to_le_bytes()).collect();
+        let source = Counting(numbers(0), numbers(100));
+        let piece = |name: &str, part| Piece { name: name.into(), part };
+        let stack = |pieces: &[Piece], shape: &[u64]| Recipe::stack(pieces.to_vec(), Stored::F32, shape);
+        // Each tensor is 4 x 3; every other row, from the second on.
+        let part = Part::Rows { first: 1, block: 1, stride: 2 };
+        let odd = stack(&[piece("a", part), piece("b", part)], &[4, 3]);
+        let expected = [3., 4., 5., 9., 10., 11., 103., 104., 105., 109., 110., 111.];
+        assert_eq!(odd.values_f32(&source).unwrap(), expected);
+        // Tensor a is two matrices of 2 x 3 below each other; of each, the first two columns.
+        let of = |matrix: u64| piece("a", Part::columns(matrix * 2 * 3, 2, 3));
+        let turned = stack(&[of(0), of(1)], &[4, 2]);
+        assert_eq!(turned.values_f32(&source).unwrap(), [0., 3., 1., 4., 6., 9., 7., 10.]);
+        for recipe in [odd.clone(), turned, odd.converted(QuantScheme::int8(0))] {
+            let whole = recipe.rows(&source, 0..4).unwrap();
+            for cut in 0..=4 {
+                let parts = [0..cut, cut..4].map(|rows| recipe.rows(&source, rows).unwrap().values());
+                assert_eq!(parts.concat(), whole.values(), "{recipe:?} cut at {cut}");
+            }
+        }
+        for bad in [stack(&[of(0), of(1)], &[5, 2]), stack(&[of(1), of(2)], &[4, 2]), stack(&[], &[4, 2])] {
+            assert!(bad.rows(&source, 0..4).is_err(), "{bad:?}");
+        }
     }
 }

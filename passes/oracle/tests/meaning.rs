@@ -1,8 +1,7 @@
 //! Each op against numbers worked out by hand, and each fused op against its parts.
 
 use bessemer_format::manifest::KvElem;
-use bessemer_format::plan::Gate;
-use bessemer_format::plan::Input;
+use bessemer_format::plan::{Choice, Gate, Input, Score};
 use bessemer_format::{Compute, QuantScheme};
 use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
 use bessemer_ir::{Op, Recipe};
@@ -103,6 +102,66 @@ fn by_hand(name: &str) {
             let op = linear(vec![segment(3, true)], Epilogue::None, Compute::F32);
             let out = run(1, op, &[&tensor(2, &[10.0, 1.0]), &table, &weight(1, &[0.5, 0.25, -1.0])]);
             assert_near(&out[0], &[12.5, 34.25, 55.0]);
+        }
+        "route" => {
+            // Sigmoids order as logits do. Experts 1 and 3 tie; the bias lifts expert 2 above expert 4.
+            let logits = tensor(5, &[-3.0, 2.0, 0.0, 2.0, 1.0]);
+            let choice = Choice { top_k: 3, score: Score::Sigmoid, groups: 1, best_groups: 1, group_keys: 1 };
+            let out = run(1, Op::Route { choice }, &[&logits]);
+            assert_eq!(out, [Val::Index(vec![1, 3, 4])]);
+            let bias = weight(1, &[0.0, 0.0, 0.3, 0.0, 0.0]);
+            let out = run(1, Op::Route { choice }, &[&logits, &bias]);
+            assert_eq!(out, [Val::Index(vec![1, 3, 2])]);
+            // Two groups of two keys each: the second has the larger key, the first the larger sum.
+            let logits = tensor(4, &[2.0, 1.0, 3.0, -3.0]);
+            let by = |group_keys| Op::Route {
+                choice: Choice { top_k: 2, groups: 2, best_groups: 1, group_keys, ..choice },
+            };
+            assert_eq!(run(1, by(1), &[&logits]), [Val::Index(vec![2, 3])]);
+            assert_eq!(run(1, by(2), &[&logits]), [Val::Index(vec![0, 1])]);
+        }
+        "route_weights" => {
+            // Softmax gives 1/8, 5/8, 2/8.
+            let logits = tensor(3, &[1f32.ln(), 5f32.ln(), 2f32.ln()]);
+            let chosen = Val::Index(vec![1, 2]);
+            let weights = |renormalise, scale| {
+                let op = Op::RouteWeights { score: Score::Softmax, renormalise, scale };
+                run(1, op, &[&logits, &chosen])[0].tensor().unwrap().data.clone()
+            };
+            let near = |found: Vec<f64>, expected: [f64; 2]| {
+                assert!(found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-6), "{found:?}");
+            };
+            near(weights(false, 1.0), [5.0 / 8.0, 2.0 / 8.0]);
+            near(weights(true, 2.0), [10.0 / 7.0, 4.0 / 7.0]);
+            let op = Op::RouteWeights { score: Score::Sigmoid, renormalise: false, scale: 3.0 };
+            assert_near(&run(1, op, &[&tensor(1, &[0.0]), &Val::Index(vec![0])])[0], &[1.5]);
+        }
+        "grouped_linear" => {
+            // Three weights of one row each; both slots of a row read all of it.
+            let grouped = |slots, routed| Op::GroupedLinear {
+                groups: 3,
+                slots,
+                routed,
+                segments: vec![segment(1, true)],
+                epilogue: Epilogue::None,
+                compute: Compute::F32,
+            };
+            let bias = weight(1, &[0.5, 0.25, -1.0]);
+            let (x, chosen) = (tensor(2, &[10.0, 1.0, 1.0, 0.0]), Val::Index(vec![2, 0, 1, 1]));
+            let out = run(2, grouped(2, true), &[&x, &chosen, &table, &bias]);
+            assert_near(&out[0], &[55.0, 12.5, 3.25, 3.25]);
+            // Without a choice slot s reads its part of the row and takes weight s.
+            let parts = tensor(6, &[10.0, 1.0, 1.0, 0.0, 0.0, 1.0]);
+            assert_near(&run(1, grouped(3, false), &[&parts, &table, &bias])[0], &[12.5, 3.25, 5.0]);
+        }
+        "combine" => {
+            let (y, w) = (tensor(4, &[1.0, 2.0, 10.0, 20.0]), tensor(2, &[2.0, 0.5]));
+            assert_near(&run(1, Op::Combine {}, &[&y, &w])[0], &[7.0, 14.0]);
+        }
+        "concat_heads" => {
+            let (a, b) = (tensor(4, &[1.0, 2.0, 3.0, 4.0]), tensor(2, &[5.0, 6.0]));
+            let out = run(1, Op::ConcatHeads { heads: 2 }, &[&a, &b]);
+            assert_near(&out[0], &[1.0, 2.0, 5.0, 3.0, 4.0, 6.0]);
         }
         "rope_table" => {
             let out =
@@ -313,6 +372,7 @@ fn wrong_operands_are_errors() {
     let caches = &mut Caches::default();
     let mut cx = Context { reading: Reading::Exact, batch: &batch(1), caches };
     let x = tensor(2, &[1.0, 2.0]);
+    let absent_expert = Op::RouteWeights { score: Score::Softmax, renormalise: false, scale: 1.0 };
     let bad = [
         run_node(&Op::Embed {}, &[&Val::Index(vec![3]), &weight(3, &[0.0; 6])], &mut cx),
         run_node(&Op::RmsNorm { eps: 0.0 }, &[&x], &mut cx),
@@ -323,6 +383,7 @@ fn wrong_operands_are_errors() {
             &mut cx,
         ),
         run_node(&Op::Input { input: Input::Slots }, &[], &mut cx),
+        run_node(&absent_expert, &[&x, &Val::Index(vec![2])], &mut cx),
     ];
     assert!(bad.iter().all(Result::is_err), "{bad:?}");
 }

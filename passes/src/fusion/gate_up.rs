@@ -1,7 +1,7 @@
 //! Gate and up projections into one segmented linear with a gated epilogue: `f(linear x) * linear x`.
 
 use crate::error::Cause;
-use crate::pattern::{Plain, binary, join, joint_name, plain_linear, read_once, unary};
+use crate::pattern::{Plain, any_linear, binary, join, joint_name, read_once, unary};
 use crate::pipeline::Context;
 use bessemer_format::plan::Gate;
 use bessemer_ir::attr::{BinaryKind, Epilogue, UnaryKind};
@@ -28,7 +28,7 @@ fn find(graph: &Graph, activated: Value, up: Value) -> Option<(Plain, Gate, Stri
     if ![activated, gate, up].into_iter().all(|v| read_once(graph, v)) {
         return None;
     }
-    let parts = [gate, up].map(|v| plain_linear(graph, v).filter(|l| l.segments.len() == 1));
+    let parts = [gate, up].map(|v| any_linear(graph, v).filter(|l| l.segments.len() == 1));
     let linear = join(parts.into_iter().collect::<Option<_>>()?)?;
     Some((linear, function, joint_name(&[graph.name(gate.node), graph.name(up.node)])))
 }

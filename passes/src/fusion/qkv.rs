@@ -48,7 +48,7 @@ fn find(graph: &Graph, append: NodeId) -> Option<Match> {
         return None;
     }
     let (k_linear, v_linear) = (single(graph, k.x)?, single(graph, v)?);
-    let (rotated, q) = query(graph, &k, k_linear.x, keys)?;
+    let (rotated, q) = query(graph, &k, &k_linear.inputs, keys)?;
     let q_linear = single(graph, q.x)?;
     let head = u64::from(head_dim);
     let width = |heads: u32| head.checked_mul(u64::from(heads));
@@ -68,14 +68,14 @@ fn find(graph: &Graph, append: NodeId) -> Option<Match> {
 
 /// The rotated queries that belong to these keys: another rope with the same table over a linear of the same `x`. A second
 /// candidate makes it undecided, so nothing fuses.
-fn query(graph: &Graph, k: &Rope, x: Value, keys: Value) -> Option<(Value, Rope)> {
+fn query(graph: &Graph, k: &Rope, x: &[Value], keys: Value) -> Option<(Value, Rope)> {
     let mut found = None;
     for (reader, _) in graph.uses(k.table) {
         let rotated = Value::from(reader);
         let Some(q) = rope(graph, rotated).filter(|q| rotated != keys && q.table == k.table) else {
             continue;
         };
-        if single(graph, q.x).is_some_and(|l| l.x == x)
+        if single(graph, q.x).is_some_and(|l| l.inputs == x)
             && read_once(graph, q.x)
             && found.replace((rotated, q)).is_some()
         {

@@ -3,17 +3,20 @@
 use super::weights;
 use crate::error::Cause;
 use crate::pipeline::Context;
-use bessemer_format::Compute;
+use bessemer_format::{Compute, panel};
 use bessemer_ir::{Graph, NodeId, Op, Value};
+
+const COLUMNS: u64 = panel::COLUMNS as u64;
 
 /// The pass.
 pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
     let mut rewrites = 0;
     for node in graph.order() {
-        let Op::Linear { segments, epilogue, compute } = graph.op(node) else { continue };
+        let mut op = graph.op(node).clone();
+        let (Op::Linear { compute, .. } | Op::GroupedLinear { compute, .. }) = &mut op else { continue };
         let chosen = if context.f32_activations { Compute::F32 } else { choose(graph, node, context) };
         if *compute != chosen {
-            let op = Op::Linear { segments: segments.clone(), epilogue: *epilogue, compute: chosen };
+            *compute = chosen;
             graph.set_op(node, op)?;
             rewrites += 1;
         }
@@ -33,6 +36,12 @@ fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Compute {
         (Compute::Int8 { group: a }, Compute::Int8 { group: b }) => Compute::Int8 { group: gcd(a, b) },
         _ => Compute::F32,
     };
+    // Where the weights of a stack do not begin at a panel no kernel takes them, and nests compute in f32.
+    if let Op::GroupedLinear { segments, .. } = graph.op(linear)
+        && !segments.iter().all(|s| s.width.is_multiple_of(COLUMNS))
+    {
+        return Compute::F32;
+    }
     weights(graph, linear).into_iter().map(default).reduce(common).unwrap_or(Compute::F32)
 }
 

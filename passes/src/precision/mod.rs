@@ -29,8 +29,8 @@ pub fn role(graph: &Graph, reader: NodeId, index: usize) -> Use {
             Op::Input { input: Input::Tokens } => Use::Matrix,
             _ => Use::Lookup,
         },
-        Op::Linear { segments, .. } => {
-            let mut next = 1;
+        op @ (Op::Linear { segments, .. } | Op::GroupedLinear { segments, .. }) => {
+            let mut next = 1 + usize::from(matches!(op, Op::GroupedLinear { routed: true, .. }));
             for s in segments {
                 if index == next {
                     return Use::Matrix;
@@ -44,8 +44,15 @@ pub fn role(graph: &Graph, reader: NodeId, index: usize) -> Use {
         }
         // Sinks join f32 scores.
         Op::Attention { .. } if index == 2 => Use::Bias,
+        // Added to f32 scores.
+        Op::Route { .. } if index == 1 => Use::Bias,
         _ => Use::Other,
     }
+}
+
+/// Whether a linear makes the logits of a router: a small matrix, and a rounding of it changes which experts run.
+pub fn is_router(graph: &Graph, linear: NodeId) -> bool {
+    graph.uses(linear.into()).into_iter().any(|(reader, _)| matches!(graph.op(reader), Op::Route { .. }))
 }
 
 /// Weights of a linear, one a segment.

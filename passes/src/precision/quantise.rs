@@ -1,6 +1,6 @@
 //! Gives every constant the scheme that the engine will hold.
 
-use super::{Use, role};
+use super::{Use, is_router, role};
 use crate::error::Cause;
 use crate::pipeline::Context;
 use bessemer_format::QuantScheme;
@@ -14,7 +14,9 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
         let uses: Vec<Use> =
             graph.uses(node.into()).into_iter().map(|(reader, i)| role(graph, reader, i)).collect();
         let scheme = if uses.contains(&Use::Matrix) {
-            let scheme = context.precision.scheme().unwrap_or(recipe.scheme());
+            let router = graph.uses(node.into()).into_iter().any(|(reader, _)| is_router(graph, reader));
+            let chosen = context.precision.scheme().filter(|_| !router);
+            let scheme = chosen.unwrap_or(recipe.scheme());
             check(graph, node, context, &scheme)?;
             scheme
         } else if uses.contains(&Use::Bias) {

@@ -266,6 +266,10 @@ pub enum StepKind {
         /// Destination.
         to: BufferId,
     },
+    /// Which experts each row goes to.
+    Route(Route),
+    /// A linear over stacked weights, of which each row takes some.
+    GroupedLinear(GroupedLinear),
 }
 
 /// One input, one activation conversion, a list of weight segments, an epilogue.
@@ -318,6 +322,87 @@ pub enum Gate {
     Gelu,
     /// `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`: GeGLU as it is approximated.
     GeluTanh,
+}
+
+/// The choice of experts: `chosen[r]` are the `top_k` experts of row `r` with the largest keys, best first; of equal keys the expert with
+/// the smaller number comes first. The key of an expert is its score plus its bias.
+///
+/// Where experts are divided into groups (neighbours by number), only the experts of the `best_groups` groups with the largest keys take
+/// part; the key of a group is the sum of its `group_keys` largest keys, and ties go to the smaller number again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// `f32[rows][experts]`: the router's logits.
+    pub logits: BufferId,
+    /// Which rows.
+    pub rows: RowCount,
+    /// A dense f32 vector with a number an expert.
+    pub bias: Option<WeightId>,
+    /// How the choice is made.
+    pub choice: Choice,
+    /// `i32[rows][top_k]`.
+    pub chosen: BufferId,
+}
+
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Choice {
+    /// Experts of a row.
+    pub top_k: u32,
+    /// What scores are.
+    pub score: Score,
+    /// Groups of experts, of equal size; 1 where there are none.
+    pub groups: u32,
+    /// Groups that a row's experts may come from.
+    pub best_groups: u32,
+    /// Keys that are added up to the key of a group.
+    pub group_keys: u32,
+}
+
+impl Choice {
+    /// Whether `experts` can be chosen from in this way, or why not.
+    pub fn check(&self, experts: u64) -> Result<(), String> {
+        let [top_k, groups, best_groups, group_keys] =
+            [self.top_k, self.groups, self.best_groups, self.group_keys].map(u64::from);
+        if groups == 0 || !experts.is_multiple_of(groups) {
+            return Err(format!("{experts} experts do not divide into {groups} groups"));
+        }
+        let size = experts / groups;
+        if best_groups == 0 || best_groups > groups || group_keys == 0 || group_keys > size {
+            return Err(format!("{best_groups} best of {groups} groups by {group_keys} of {size} keys"));
+        }
+        if top_k == 0 || top_k > best_groups * size {
+            return Err(format!("{top_k} of {} experts", best_groups * size));
+        }
+        Ok(())
+    }
+}
+
+/// What a router's logits become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Score {
+    /// `e^x` over the sum of `e^x` of all experts.
+    Softmax,
+    /// `1 / (1 + e^-x)`
+    Sigmoid,
+}
+
+/// A linear over stacks of `groups` weights: mixtures of experts, and heads that have a weight each.
+///
+/// A row holds `slots` results side by side, and slot `s` of row `r` is multiplied with weight `chosen[r][s]` of the stack. Which rows a
+/// weight meets is known only at run time: the step brings the slots that meet the same weight together, multiplies them as one matrix
+/// and stores each result where it belongs. Weights that no slot chose are not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupedLinear {
+    /// The linear of one slot. Its segments are stacks of `groups * n` rows, each `n` a multiple of [`crate::panel::COLUMNS`] so that a
+    /// weight begins at a panel; columns are those of a slot. Its input is `f32[rows][k]`, which all slots read, or
+    /// `f32[rows][slots * k]`, its output `f32[rows][slots * columns]`. It has no residual.
+    pub linear: Linear,
+    /// Weights of a stack.
+    pub groups: u32,
+    /// Results of a row.
+    pub slots: u32,
+    /// `i32[rows][slots]`, each checked to be below `groups` when it is used; without it slot `s` takes weight `s`.
+    pub chosen: Option<BufferId>,
 }
 
 /// Attention with grouped queries: head `h` reads key head `h / (heads / kv_heads)`. A row sees the positions up to its own, or those

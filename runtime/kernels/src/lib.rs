@@ -46,6 +46,7 @@ pub mod math;
 #[cfg(any(test, feature = "pack"))]
 pub mod pack;
 pub mod peak;
+pub mod route;
 mod table;
 #[cfg(test)]
 mod testkit;

@@ -1,26 +1,100 @@
 //! Linears: convert the activations once, then every thread multiplies them with its panels of the weights.
 
 use super::{Pass, Stop, Thread};
-use crate::bind::{BoundBuffer, BoundEpilogue, BoundLinear, BoundSegment, Convert, Converted, LinearKernel};
+use crate::bind::{BoundBuffer, BoundEpilogue, BoundLinear, BoundSegment, Converted, LinearKernel};
 use crate::pool::SharedBytes;
 use bessemer_format::panel::COLUMNS;
 use bessemer_kernels::Gated;
 use bessemer_kernels::linear::{Lane, RowsF32, TILE_ROWS};
 use std::ops::Range;
 
+/// The input of a product, as its kernels read it.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    Floats(RowsF32<'a>),
+    /// Whole converted rows.
+    Codes {
+        data: &'a [u8],
+        row_bytes: usize,
+    },
+}
+
+impl Input<'_> {
+    fn rows(&self) -> usize {
+        match self {
+            Input::Floats(x) => x.rows,
+            Input::Codes { data, row_bytes } => data.len() / row_bytes,
+        }
+    }
+
+    /// Some of its rows.
+    fn part(self, rows: Range<usize>) -> Self {
+        match self {
+            Input::Floats(RowsF32 { data, stride, .. }) => {
+                let end = data.len().min(rows.end * stride);
+                Input::Floats(RowsF32 { data: &data[rows.start * stride..end], rows: rows.len(), stride })
+            }
+            Input::Codes { data, row_bytes } => {
+                Input::Codes { data: &data[rows.start * row_bytes..rows.end * row_bytes], row_bytes }
+            }
+        }
+    }
+}
+
 impl Pass<'_> {
     pub(super) fn linear(&self, linear: &BoundLinear, thread: &Thread<'_>) -> Result<(), Stop> {
         let rows = self.rows(linear.rows);
-        if let Some(convert) = &linear.convert {
-            self.convert(linear, convert, thread.share(rows));
-            thread.meet()?;
+        self.convert(linear, thread)?;
+        if rows > 0 {
+            let input = match &linear.convert {
+                None => {
+                    let stride = linear.input.row_elems;
+                    let data = self.buffer(&linear.input).get(0..rows * stride);
+                    Input::Floats(RowsF32 { data, rows, stride })
+                }
+                Some(c) => {
+                    let data = self.buffer(&c.scratch).get(0..rows * c.row_bytes);
+                    Input::Codes { data, row_bytes: c.row_bytes }
+                }
+            };
+            let row_elems = linear.out.row_elems;
+            self.multiply(linear, 0, input, thread, |row| row * row_elems);
         }
-        if rows == 0 {
-            return Ok(());
+        Ok(())
+    }
+
+    /// Rounds the input to what the kernels read, if they ask for it; then all threads have finished that.
+    pub(super) fn convert(&self, linear: &BoundLinear, thread: &Thread<'_>) -> Result<(), Stop> {
+        let Some(convert) = &linear.convert else { return Ok(()) };
+        let (scratch, row_bytes) = (self.buffer(&convert.scratch), convert.row_bytes);
+        let inputs = linear.inputs();
+        for row in thread.share(self.rows(linear.rows)) {
+            for part in 0..inputs {
+                let x = self.row(&linear.input, row, part * linear.k..(part + 1) * linear.k);
+                let at = (row * inputs + part) * row_bytes;
+                let out = scratch.get_mut::<u8>(at..at + row_bytes);
+                match &convert.to {
+                    Converted::Int8(layout, quantise) => quantise.row(layout, x, out),
+                    Converted::Bf16(layout, round) => round.row(layout, x, out),
+                }
+            }
         }
+        thread.meet()
+    }
+
+    /// This thread's part of the product of all rows of `x` with weight `weight` of the segments' stacks. `place` says at which element
+    /// of the output (and of a residual) the results of a row of `x` begin.
+    pub(super) fn multiply(
+        &self,
+        linear: &BoundLinear,
+        weight: usize,
+        x: Input<'_>,
+        thread: &Thread<'_>,
+        place: impl Fn(usize) -> usize,
+    ) {
         if let (BoundEpilogue::Gated(kernel), [gate, up]) = (&linear.epilogue, &linear.segments[..]) {
-            self.gated(linear, *kernel, [gate, up], rows, thread.share(gate.panels));
-            return Ok(());
+            self.gated(linear, *kernel, [gate, up], (weight, thread.share(gate.panels)), x, place);
+            return;
         }
         // A thread's share is a range of the panels of all segments, one behind the other.
         let share = thread.share(linear.segments.iter().map(|s| s.panels).sum());
@@ -29,71 +103,61 @@ impl Pass<'_> {
             let start = share.start.clamp(first, first + segment.panels) - first;
             let end = share.end.clamp(first, first + segment.panels) - first;
             if start < end {
-                self.segment(linear, segment, rows, start..end);
+                self.segment(linear, segment, (weight, start..end), x, &place);
             }
             first += segment.panels;
         }
-        Ok(())
     }
 
-    /// Rounds `rows` of the input to what the kernels read.
-    fn convert(&self, linear: &BoundLinear, convert: &Convert, rows: Range<usize>) {
-        let scratch = self.buffer(&convert.scratch);
-        let row_bytes = convert.row_bytes;
-        for row in rows {
-            let out = scratch.get_mut::<u8>(row * row_bytes..(row + 1) * row_bytes);
-            let x = self.row(&linear.input, row, 0..linear.k);
-            match &convert.to {
-                Converted::Int8(layout, quantise) => quantise.row(layout, x, out),
-                Converted::Bf16(layout, round) => round.row(layout, x, out),
-            }
-        }
-    }
-
-    fn segment(&self, linear: &BoundLinear, segment: &BoundSegment, rows: usize, panels: Range<usize>) {
+    fn segment(
+        &self,
+        linear: &BoundLinear,
+        segment: &BoundSegment,
+        (weight, panels): (usize, Range<usize>),
+        x: Input<'_>,
+        place: impl Fn(usize) -> usize,
+    ) {
         let residual = match &linear.epilogue {
             BoundEpilogue::Residual(residual) => Some(residual),
             _ => None,
         };
-        let finish = |panel: usize, first_row: usize, tile: &mut [Lane]| {
-            let (width, bias) = self.panel_columns(segment, panel);
-            let columns = segment.column + panel * COLUMNS..segment.column + panel * COLUMNS + width;
+        self.tiles(segment, (weight, panels), x, |panel, first_row, tile| {
+            let (columns, bias) = self.panel_columns(segment, weight, panel);
             let residual = residual.map(|residual| self.columns(residual, columns.clone()));
             let out = self.columns(&linear.out, columns);
             for (i, lane) in tile.iter_mut().enumerate() {
+                let at = place(first_row + i);
                 add(lane, bias);
                 if let Some(residual) = &residual {
                     // `residual + result`; read before the row is written: it may be the output itself.
-                    add(lane, residual.read(first_row + i));
+                    add(lane, residual.read(at));
                 }
-                out.write(first_row + i, lane);
+                out.write(at, lane);
             }
-        };
-        self.multiply(linear, segment, panels, 0..rows, finish);
+        });
     }
 
-    /// Some rows by some panels of a segment, tile by tile: `finish(panel, first_row, tile)`.
-    fn multiply(
+    /// All rows of `x` by some panels of a weight, tile by tile: `finish(panel, first_row, tile)`.
+    fn tiles(
         &self,
-        linear: &BoundLinear,
         segment: &BoundSegment,
-        panels: Range<usize>,
-        rows: Range<usize>,
-        mut finish: impl FnMut(usize, usize, &mut [Lane]),
+        (weight, panels): (usize, Range<usize>),
+        x: Input<'_>,
+        finish: impl FnMut(usize, usize, &mut [Lane]),
     ) {
-        let weight = &self.file[segment.weight.clone()];
-        let first = rows.start;
-        let finish = |panel: usize, row: usize, tile: &mut [Lane]| finish(panel, first + row, tile);
-        match &segment.kernel {
-            LinearKernel::F32(kernel) => {
-                kernel.for_each_tile(weight, panels, self.floats(linear, rows), finish)
+        let bytes = &self.file[segment.weight.clone()];
+        // Panels of one weight as panels of its stack.
+        let first = weight * segment.panels;
+        let panels = first + panels.start..first + panels.end;
+        match (&segment.kernel, x) {
+            (LinearKernel::F32(kernel), Input::Floats(x)) => kernel.for_each_tile(bytes, panels, x, finish),
+            (LinearKernel::Int8(kernel), Input::Codes { data, .. }) => {
+                kernel.for_each_tile(bytes, panels, data, finish);
             }
-            LinearKernel::Int8(kernel) => {
-                kernel.for_each_tile(weight, panels, self.codes(linear, rows), finish)
+            (LinearKernel::Bf16(kernel), Input::Codes { data, .. }) => {
+                kernel.for_each_tile(bytes, panels, data, finish);
             }
-            LinearKernel::Bf16(kernel) => {
-                kernel.for_each_tile(weight, panels, self.codes(linear, rows), finish)
-            }
+            _ => unreachable!("kernels are bound together with the conversion of their input"),
         }
     }
 
@@ -104,91 +168,75 @@ impl Pass<'_> {
         linear: &BoundLinear,
         kernel: Gated,
         [gate, up]: [&BoundSegment; 2],
-        rows: usize,
-        panels: Range<usize>,
+        (weight, panels): (usize, Range<usize>),
+        x: Input<'_>,
+        place: impl Fn(usize) -> usize,
     ) {
-        let out = |panel: usize, width: usize| {
-            let column = gate.column + panel * COLUMNS;
-            self.columns(&linear.out, column..column + width)
-        };
         let mut gates = [[0.0; COLUMNS]; TILE_ROWS];
-        for first in (0..rows).step_by(TILE_ROWS) {
-            let tile_rows = first..rows.min(first + TILE_ROWS);
-            self.multiply(linear, gate, panels.clone(), tile_rows.clone(), |panel, row, gates| {
-                let (width, bias) = self.panel_columns(gate, panel);
-                let out = out(panel, width);
+        for first in (0..x.rows()).step_by(TILE_ROWS) {
+            let x = x.part(first..x.rows().min(first + TILE_ROWS));
+            self.tiles(gate, (weight, panels.clone()), x, |panel, row, gates| {
+                let (columns, bias) = self.panel_columns(gate, weight, panel);
+                let out = self.columns(&linear.out, columns);
                 for (i, lane) in gates.iter_mut().enumerate() {
                     add(lane, bias);
-                    out.write(row + i, lane);
+                    out.write(place(first + row + i), lane);
                 }
             });
-            self.multiply(linear, up, panels.clone(), tile_rows, |panel, row, ups| {
-                let (width, bias) = self.panel_columns(up, panel);
-                let out = out(panel, width);
+            self.tiles(up, (weight, panels.clone()), x, |panel, row, ups| {
+                let (columns, bias) = self.panel_columns(up, weight, panel);
+                let out = self.columns(&linear.out, columns);
                 let gates = &mut gates[..ups.len()];
                 for (i, (gate, up)) in gates.iter_mut().zip(ups.iter_mut()).enumerate() {
-                    out.load(row + i, gate);
+                    out.load(place(first + row + i), gate);
                     add(up, bias);
                 }
                 kernel.tile(gates, ups);
                 for (i, lane) in gates.iter().enumerate() {
-                    out.write(row + i, lane);
+                    out.write(place(first + row + i), lane);
                 }
             });
         }
     }
 
-    /// The real columns of a panel, and the bias that belongs to them (empty without one).
-    fn panel_columns(&self, segment: &BoundSegment, panel: usize) -> (usize, &[f32]) {
-        let first = panel * COLUMNS;
+    /// The columns of a slot that a panel of a stack writes, and the bias that belongs to them (empty without one).
+    fn panel_columns(&self, segment: &BoundSegment, weight: usize, panel: usize) -> (Range<usize>, &[f32]) {
+        let first = (panel - weight * segment.panels) * COLUMNS;
         let width = COLUMNS.min(segment.n - first);
         let bias = segment.bias.as_ref().map_or(&[][..], |range| {
+            let first = weight * segment.n + first;
             SharedBytes::read_only(&self.file[range.clone()]).get(first..first + width)
         });
-        (width, bias)
+        (segment.column + first..segment.column + first + width, bias)
     }
 
     /// `columns` of a buffer of floats: what a panel is stored in.
     fn columns(&self, buffer: &BoundBuffer, columns: Range<usize>) -> Columns<'_> {
-        Columns { buffer: self.buffer(buffer), row_elems: buffer.row_elems, columns }
-    }
-
-    fn floats(&self, linear: &BoundLinear, rows: Range<usize>) -> RowsF32<'_> {
-        let stride = linear.input.row_elems;
-        let data = self.buffer(&linear.input).get(rows.start * stride..rows.end * stride);
-        RowsF32 { data, rows: rows.len(), stride }
-    }
-
-    fn codes(&self, linear: &BoundLinear, rows: Range<usize>) -> &[u8] {
-        // Bound together with the kernels: those of bytes and of bf16 come with a conversion.
-        linear.convert.as_ref().map_or(&[], |convert| {
-            self.buffer(&convert.scratch).get(rows.start * convert.row_bytes..rows.end * convert.row_bytes)
-        })
+        Columns { buffer: self.buffer(buffer), columns }
     }
 }
 
 /// At most [`COLUMNS`] columns of a buffer: found once a tile, not once a row.
 struct Columns<'a> {
     buffer: SharedBytes<'a>,
-    row_elems: usize,
     columns: Range<usize>,
 }
 
 impl Columns<'_> {
     #[inline(always)]
-    fn place(&self, row: usize) -> Range<usize> {
-        row * self.row_elems + self.columns.start..row * self.row_elems + self.columns.end
+    fn place(&self, start: usize) -> Range<usize> {
+        start + self.columns.start..start + self.columns.end
     }
 
     #[inline(always)]
-    fn read(&self, row: usize) -> &[f32] {
-        self.buffer.get(self.place(row))
+    fn read(&self, start: usize) -> &[f32] {
+        self.buffer.get(self.place(start))
     }
 
     /// Fills as many lanes as there are columns.
     #[inline(always)]
-    fn load(&self, row: usize, lane: &mut Lane) {
-        let found = self.read(row);
+    fn load(&self, start: usize, lane: &mut Lane) {
+        let found = self.read(start);
         match <&Lane>::try_from(found) {
             Ok(found) => *lane = *found,
             Err(_) => lane[..found.len()].copy_from_slice(found),
@@ -196,8 +244,8 @@ impl Columns<'_> {
     }
 
     #[inline(always)]
-    fn write(&self, row: usize, lane: &Lane) {
-        let out = self.buffer.get_mut::<f32>(self.place(row));
+    fn write(&self, start: usize, lane: &Lane) {
+        let out = self.buffer.get_mut::<f32>(self.place(start));
         match <&mut Lane>::try_from(&mut *out) {
             // A length that is known, so that no call copies 64 bytes.
             Ok(out) => *out = *lane,

@@ -5,6 +5,7 @@
 //! merged in order: so the number of threads changes no bit of the result.
 
 mod attention;
+mod experts;
 mod linear;
 mod nests;
 mod watch;
@@ -58,6 +59,9 @@ pub(crate) struct Inputs {
 pub(crate) struct Scratch {
     pub(crate) floats: Vec<f32>,
     pub(crate) visible: Vec<u32>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) order: Vec<u32>,
+    pub(crate) ends: Vec<usize>,
 }
 
 /// One pass of one program over at most its number of rows.
@@ -177,11 +181,16 @@ impl Pass<'_> {
                 Ok(())
             }
             BoundKind::Linear(linear) => self.linear(linear, thread),
+            BoundKind::Route(route) => {
+                self.route(route, thread, scratch);
+                Ok(())
+            }
+            BoundKind::GroupedLinear(grouped) => self.grouped(grouped, &step.source, thread, scratch),
             BoundKind::Attention(attention) => self.attention(attention, thread, scratch),
             BoundKind::Nest { nest, rows, args } => {
                 let rows = thread.share(self.rows(*rows));
                 self.nest(*nest, rows, args)
-                    .map_err(|why| Stop::Error(RunError::Nest { step: step.source.clone(), why }))
+                    .map_err(|why| Stop::Error(RunError::Index { step: step.source.clone(), why }))
             }
         }
     }

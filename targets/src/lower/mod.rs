@@ -5,6 +5,7 @@
 
 mod attention;
 pub mod builder;
+mod experts;
 mod linear;
 mod norm;
 mod pointwise;
@@ -65,6 +66,20 @@ pub fn lower(
         Op::Linear { compute, .. } => {
             Err(format!("computes in {compute:?}, which only the linear kernels do"))
         }
+        Op::Route { .. } => Err("is an argmax, which nests lack: every device has a kernel for it".into()),
+        Op::RouteWeights { score, renormalise, scale } => {
+            experts::route_weights(*score, *renormalise, *scale, &operands[0], &operands[1])
+        }
+        Op::GroupedLinear { groups, slots, routed, segments, epilogue, compute: Compute::F32 } => {
+            let (groups, slots) = (i64::from(*groups), i64::from(*slots));
+            let grouped = experts::Grouped { groups, slots, routed: *routed, segments, epilogue: *epilogue };
+            experts::grouped_linear(&grouped, operands)
+        }
+        Op::GroupedLinear { compute, .. } => {
+            Err(format!("computes in {compute:?}, which only the linear kernels do"))
+        }
+        Op::Combine {} => experts::combine(&operands[0], &operands[1]),
+        Op::ConcatHeads { heads } => experts::concat_heads(*heads, &operands[0], &operands[1]),
         Op::RopeTable { inv_freq, factor } => rope::table(inv_freq, *factor, &operands[0], facts),
         Op::Rope { style, heads } => rope::rope(*style, *heads, &operands[0], &operands[1]),
         Op::Append { kv_heads } => rope::append(*kv_heads, &operands[1], layer()?),

@@ -1,7 +1,7 @@
-//! Every op of the table has a nest, or is a place.
+//! Every op of the table has a nest, is a place, or says why it needs none.
 
 use super::*;
-use bessemer_format::plan::Output;
+use bessemer_format::plan::{Output, Score};
 use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
 
 fn facts() -> ModelFacts {
@@ -20,11 +20,26 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
     let ints = TensorType::i32([Dim::Rows]);
     let segment = |width| Segment { name: "w".into(), width, bias: false };
     let linear = Op::Linear { segments: vec![segment(8)], epilogue: Epilogue::None, compute: Compute::F32 };
+    let grouped = Op::GroupedLinear {
+        groups: 4,
+        slots: 2,
+        routed: true,
+        segments: vec![segment(8)],
+        epilogue: Epilogue::None,
+        compute: Compute::F32,
+    };
     vec![
         (Op::Embed {}, vec![ints.clone(), matrix(32, 16)]),
         (Op::RmsNorm { eps: 1e-5 }, vec![rows(16), vector(16)]),
         (Op::LayerNorm { eps: 1e-5 }, vec![rows(16), vector(16), vector(16)]),
         (linear, vec![rows(32), matrix(8, 32)]),
+        (
+            Op::RouteWeights { score: Score::Softmax, renormalise: true, scale: 1.0 },
+            vec![rows(4), TensorType::i32([Dim::Rows, Dim::Const(2)])],
+        ),
+        (grouped, vec![rows(32), TensorType::i32([Dim::Rows, Dim::Const(2)]), matrix(32, 32)]),
+        (Op::Combine {}, vec![rows(16), rows(2)]),
+        (Op::ConcatHeads { heads: 2 }, vec![rows(16), rows(8)]),
         (Op::RopeTable { inv_freq: vec![1.0; 4], factor: 1.0 }, vec![ints]),
         (Op::Rope { style: RopeStyle::Half, heads: 2 }, vec![rows(16), rows(8)]),
         (Op::Append { kv_heads: 1 }, vec![TensorType::state(), rows(8), rows(8)]),
@@ -51,7 +66,8 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
 
 #[test]
 fn every_op_has_a_lowering() {
-    let places = ["input", "state", "const", "output"];
+    // An argmax is no nest; its kernel runs everywhere.
+    let places = ["input", "state", "const", "output", "route"];
     let examples = examples();
     for name in Op::NAMES {
         if places.contains(name) {

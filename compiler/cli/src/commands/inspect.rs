@@ -6,7 +6,7 @@ use crate::output::out;
 use crate::size::Size;
 use bessemer_format::header::SectionKind;
 use bessemer_format::manifest::{Manifest, Report};
-use bessemer_format::plan::{Plan, Program, StepKind};
+use bessemer_format::plan::{Linear, Plan, Program, StepKind};
 use bessemer_runtime::{Engine, KvElem};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -208,12 +208,15 @@ fn print_kernels(plan: &Plan) -> Result<(), Failure> {
 
 fn describe(plan: &Plan, kind: &StepKind) -> String {
     let scheme = |weight: u32| plan.weights.get(weight as usize).map_or("?".into(), |w| w.scheme.to_string());
+    let of_linear = |linear: &Linear| {
+        let segments: Vec<_> = linear.segments.iter().map(|s| scheme(s.weight)).collect();
+        format!("linear {:?} [{}] {:?}", linear.compute, segments.join(", "), linear.epilogue)
+    };
     match kind {
         StepKind::Embed { table, .. } => format!("embed {}", scheme(*table)),
-        StepKind::Linear(linear) => {
-            let segments: Vec<_> = linear.segments.iter().map(|s| scheme(s.weight)).collect();
-            format!("linear {:?} [{}] {:?}", linear.compute, segments.join(", "), linear.epilogue)
-        }
+        StepKind::Linear(linear) => of_linear(linear),
+        StepKind::GroupedLinear(g) => format!("{} of {} by {}", g.slots, g.groups, of_linear(&g.linear)),
+        StepKind::Route(r) => format!("route to {} of {:?}", r.choice.top_k, r.choice.score),
         StepKind::Attention(a) => format!("attention {} heads on {}", a.heads, a.kv_heads),
         StepKind::Nest { nest, .. } => format!("nest {nest}"),
         StepKind::Copy { .. } => "copy".into(),
@@ -226,6 +229,8 @@ fn summary(program: &Program) -> ProgramSummary {
         let name = match step.kind {
             StepKind::Embed { .. } => "embed",
             StepKind::Linear(_) => "linear",
+            StepKind::GroupedLinear(_) => "grouped linear",
+            StepKind::Route(_) => "route",
             StepKind::Attention(_) => "attention",
             StepKind::Nest { .. } => "nest",
             StepKind::Copy { .. } => "copy",

@@ -79,7 +79,12 @@ impl Phase {
                 threads.iter().map(|t| us(t.waiting)).sum::<f64>() / threads.len().max(1) as f64;
             match &step.kind {
                 StepKind::Embed { .. } => cost.kind = "embed",
-                StepKind::Linear(linear) => cost.linear(plan, linear, of),
+                StepKind::Linear(linear) => cost.linear(plan, linear, 1.0, of),
+                StepKind::GroupedLinear(g) => {
+                    let share = f64::from(g.slots) / f64::from(g.groups.max(1));
+                    cost.linear(plan, &g.linear, share, of);
+                }
+                StepKind::Route(_) => cost.kind = "route",
                 StepKind::Attention(attention) => cost.attention(attention, kv, of),
                 _ => cost.kind = "nest",
             }
@@ -145,12 +150,15 @@ impl Phase {
 }
 
 impl StepCost {
-    fn linear(&mut self, plan: &Plan, linear: &Linear, of: Passes) {
+    /// `taken`: the share of its weights that a row takes. Rows are assumed to take different ones, until all are taken.
+    fn linear(&mut self, plan: &Plan, linear: &Linear, taken: f64, of: Passes) {
         self.kind = "linear";
         let rows = if linear.rows == RowCount::Tokens { of.rows } else { of.logits };
         for weight in linear.segments.iter().filter_map(|s| plan.weights.get(s.weight as usize)) {
-            self.bytes += if rows > 0 { weight.len } else { 0 };
-            self.multiply_adds += rows as u64 * u64::from(weight.n) * u64::from(weight.k);
+            let elements = u64::from(weight.n) * u64::from(weight.k);
+            self.bytes +=
+                (weight.len as f64 * (rows as f64 * taken).min(f64::from(u8::from(rows > 0)))) as u64;
+            self.multiply_adds += (rows as f64 * taken * elements as f64) as u64;
         }
         if let Compute::Int8 { .. } = linear.compute {
             self.int8 = self.multiply_adds;

@@ -4,10 +4,11 @@ use super::ceilings::Ceilings;
 use super::profile::Passes;
 use crate::exit::Failure;
 use bessemer_format::Compute;
-use bessemer_format::plan::{Plan, Program, RowCount, StateDecl, StepKind};
+use bessemer_format::plan::{Linear, Plan, Program, RowCount, StateDecl, StepKind};
 use bessemer_runtime::sample::Pcg32;
 use bessemer_runtime::{Batch, KvElem, Profile, Sequence, Want, Worker};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// What is measured.
@@ -195,20 +196,24 @@ impl StateBytes {
     }
 }
 
-/// Bytes of the weights that a program's linears read.
+/// Bytes of the weights that a program's linears read for one row.
 fn weight_bytes(plan: &Plan, program: &Program) -> u64 {
-    let mut read: Vec<u32> = linears(program).flat_map(|l| l.segments.iter().map(|s| s.weight)).collect();
-    read.sort_unstable();
-    read.dedup();
-    read.iter().filter_map(|w| plan.weights.get(*w as usize)).map(|w| w.len).sum()
+    // A weight that several linears read (never parts of one that differ) is read once.
+    let mut read: BTreeMap<u32, f64> = BTreeMap::new();
+    for (linear, taken) in linears(program) {
+        read.extend(linear.segments.iter().map(|s| (s.weight, taken)));
+    }
+    let bytes = |(id, taken): (&u32, &f64)| Some(plan.weights.get(*id as usize)?.len as f64 * taken);
+    read.iter().filter_map(bytes).sum::<f64>() as u64
 }
 
 /// Multiply-adds of a token in f32 and in bytes. The logits of a prompt are wanted once, so its linear is left out.
 fn multiply_adds(plan: &Plan, program: &Program) -> (u64, u64) {
     let (mut f32s, mut int8s) = (0, 0);
-    for linear in linears(program).filter(|l| l.rows == RowCount::Tokens) {
+    for (linear, taken) in linears(program).filter(|(l, _)| l.rows == RowCount::Tokens) {
         let weights = linear.segments.iter().filter_map(|s| plan.weights.get(s.weight as usize));
-        let count: u64 = weights.map(|w| u64::from(w.n) * u64::from(w.k)).sum();
+        let elements: f64 = weights.map(|w| f64::from(w.n) * f64::from(w.k)).sum();
+        let count = (elements * taken) as u64;
         match linear.compute {
             Compute::Int8 { .. } => int8s += count,
             _ => f32s += count,
@@ -217,9 +222,11 @@ fn multiply_adds(plan: &Plan, program: &Program) -> (u64, u64) {
     (f32s, int8s)
 }
 
-fn linears(program: &Program) -> impl Iterator<Item = &bessemer_format::plan::Linear> {
+/// The linears of a program, and which share of its weights each row takes.
+fn linears(program: &Program) -> impl Iterator<Item = (&Linear, f64)> {
     program.steps.iter().filter_map(|s| match &s.kind {
-        StepKind::Linear(linear) => Some(linear),
+        StepKind::Linear(linear) => Some((linear, 1.0)),
+        StepKind::GroupedLinear(g) => Some((&g.linear, f64::from(g.slots) / f64::from(g.groups.max(1)))),
         _ => None,
     })
 }

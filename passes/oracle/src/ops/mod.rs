@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod elementwise;
+pub mod experts;
 pub mod linear;
 pub mod norm;
 pub mod rope;
@@ -65,6 +66,22 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
         Op::Linear { segments, epilogue, compute } => {
             one(linear::linear(segments, *epilogue, *compute, operands, cx.reading)?)
         }
+        Op::Route { choice } => {
+            let bias = operands.get(1).map(|b| b.weight()).transpose()?;
+            return Ok(vec![Val::Index(experts::route(choice, tensor(0)?, bias)?)]);
+        }
+        Op::RouteWeights { score, renormalise, scale } => {
+            one(experts::route_weights(*score, *renormalise, *scale, tensor(0)?, at(1)?.index()?)?)
+        }
+        Op::GroupedLinear { groups, slots, routed, segments, epilogue, compute } => {
+            let chosen = if *routed { Some(at(1)?.index()?) } else { None };
+            let grouped = experts::Grouped { groups: *groups as usize, slots: *slots as usize, chosen };
+            let weights = operands.get(1 + usize::from(*routed)..).unwrap_or_default();
+            let x = tensor(0)?;
+            one(experts::grouped_linear(grouped, segments, *epilogue, *compute, x, weights, cx.reading)?)
+        }
+        Op::Combine {} => one(experts::combine(tensor(0)?, tensor(1)?)?),
+        Op::ConcatHeads { heads } => one(experts::concat_heads(*heads, tensor(0)?, tensor(1)?)?),
         Op::RopeTable { inv_freq, factor } => one(rope::table(at(0)?.index()?, inv_freq, *factor)),
         Op::Rope { style, heads } => one(rope::rotate(*style, *heads, tensor(0)?, tensor(1)?)?),
         Op::Attention { heads, kv_heads, scale, window, softcap } => {

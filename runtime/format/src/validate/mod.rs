@@ -33,6 +33,8 @@ pub const MAX_STEPS: usize = 1_000_000;
 pub const MAX_NESTS: usize = 1 << 16;
 /// Most heads of an attention, and most elements of a head.
 pub const MAX_HEADS: u32 = 1 << 12;
+/// Most weights of a stack, and most results that a row has of it.
+pub const MAX_GROUPS: u64 = 1 << 12;
 /// Most elements of a block, so that its bytes and any index into it stay far from overflow.
 pub const MAX_STATE_ELEMS: u64 = 1 << 31;
 /// Most bytes of an arena.

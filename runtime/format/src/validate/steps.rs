@@ -2,14 +2,14 @@
 
 use super::memory::Effects;
 use super::nest::{self, Bound, Work};
-use super::{Check, MAX_HEADS, ensure};
+use super::{Check, MAX_GROUPS, MAX_HEADS, ensure};
 use crate::act::{Bf16Layout, Int8Layout};
 use crate::kv;
 use crate::nest::ViewElem;
-use crate::panel::PanelLayout;
+use crate::panel::{COLUMNS, PanelLayout};
 use crate::plan::{
-    Arg, Attention, Buffer, BufferElem, BufferId, Epilogue, Home, Input, Linear, NestId, Plan, Program,
-    RowCount, StateDecl, StateId, Step, StepKind, WeightId, WeightLayout, WeightSlice,
+    Arg, Attention, Buffer, BufferElem, BufferId, Epilogue, GroupedLinear, Home, Input, Linear, NestId, Plan,
+    Program, Route, RowCount, StateDecl, StateId, Step, StepKind, WeightId, WeightLayout, WeightSlice,
 };
 use crate::scheme::{Compute, Elem, QuantScheme};
 
@@ -20,10 +20,19 @@ pub(super) fn step(plan: &Plan, program: &Program, step: &Step, work: &mut Work)
     match &step.kind {
         StepKind::Embed { tokens, table, out } => checker.embed(*tokens, *table, *out),
         StepKind::Linear(linear) => checker.linear(linear),
+        StepKind::Route(route) => checker.route(route),
+        StepKind::GroupedLinear(grouped) => checker.grouped(grouped),
         StepKind::Attention(attention) => checker.attention(attention),
         StepKind::Nest { nest, rows, args } => checker.nest(*nest, *rows, args, work),
         StepKind::Copy { .. } => Err("copies between places are not supported by this version".into()),
     }
+}
+
+/// How many weights lie behind each other in a segment, and how many results side by side in a row.
+#[derive(Clone, Copy)]
+struct Stack {
+    groups: u64,
+    slots: u64,
 }
 
 struct Checker<'a> {
@@ -96,35 +105,86 @@ impl<'a> Checker<'a> {
     }
 
     fn linear(&self, l: &Linear) -> Check<Effects> {
+        self.stacked(l, Stack { groups: 1, slots: 1 })
+    }
+
+    fn route(&self, r: &Route) -> Check<Effects> {
+        let experts = self.buffer("logits", r.logits, BufferElem::F32, r.rows)?.row_elems;
+        ensure!((1..=MAX_GROUPS).contains(&experts), "{experts} experts, at most {MAX_GROUPS}");
+        r.choice.check(experts)?;
+        if let Some(bias) = r.bias {
+            self.vector("bias", bias, experts)?;
+        }
+        let top_k = u64::from(r.choice.top_k);
+        self.exact("chosen", r.chosen, BufferElem::I32, r.rows, top_k)?;
+        Ok(Effects {
+            reads: vec![r.logits],
+            writes: vec![(r.chosen, vec![(0, top_k)])],
+            by_row: Some(r.rows),
+            ..Effects::default()
+        })
+    }
+
+    fn grouped(&self, g: &GroupedLinear) -> Check<Effects> {
+        let (groups, slots) = (u64::from(g.groups), u64::from(g.slots));
+        let possible = 1..=MAX_GROUPS;
+        ensure!(possible.contains(&groups) && possible.contains(&slots), "{slots} slots of {groups} weights");
+        for (i, s) in g.linear.segments.iter().enumerate() {
+            let (n, k) = (self.panel(s.weight)?.n() as u64, self.panel(s.weight)?.k());
+            ensure!(
+                n.is_multiple_of(groups * COLUMNS as u64),
+                "segment {i} stacks {n} rows of {k} elements, no {groups} weights of whole panels"
+            );
+        }
+        let residual = matches!(g.linear.epilogue, Epilogue::Residual(_));
+        ensure!(!residual, "a grouped linear with a residual");
+        let mut effects = self.stacked(&g.linear, Stack { groups, slots })?;
+        match g.chosen {
+            Some(id) => {
+                self.exact("chosen", id, BufferElem::I32, g.linear.rows, slots)?;
+                if !matches!(self.any_buffer(id)?.home, Home::Input(_)) {
+                    effects.reads.push(id);
+                }
+            }
+            None => ensure!(slots == groups, "{slots} slots that choose nothing from {groups} weights"),
+        }
+        Ok(effects)
+    }
+
+    /// A linear whose segments are stacks of weights. A plain one is a stack of one weight for one slot.
+    fn stacked(&self, l: &Linear, stack: Stack) -> Check<Effects> {
+        let Stack { groups, slots } = stack;
         let input = self.buffer("input", l.input, BufferElem::F32, l.rows)?;
         let out = self.buffer("out", l.out, BufferElem::F32, l.rows)?;
         ensure!(!l.segments.is_empty(), "a linear without segments");
+        ensure!(
+            out.row_elems.is_multiple_of(slots),
+            "{slots} slots of equal width in rows of {}",
+            out.row_elems
+        );
+        let width = out.row_elems / slots;
         let mut act: Option<Int8Layout> = None;
         let mut columns: Vec<(u64, u64)> = Vec::with_capacity(l.segments.len());
+        // Slots read the whole row, or their own part of it.
+        let mut inputs = None;
         for (i, s) in l.segments.iter().enumerate() {
             let layout = self.panel(s.weight)?;
-            let (n, k) = (layout.n() as u64, layout.k() as u64);
+            let (n, k) = (layout.n() as u64 / groups, layout.k() as u64);
             ensure!(
-                k == input.row_elems,
+                k == input.row_elems || Some(input.row_elems) == k.checked_mul(slots),
                 "segment {i} takes {k} elements, the input has {}",
                 input.row_elems
             );
-            let end = u64::from(s.column) + n;
+            let these = input.row_elems / k;
             ensure!(
-                end <= out.row_elems,
-                "segment {i} writes columns {}..{end} of {}",
-                s.column,
-                out.row_elems
+                *inputs.get_or_insert(these) == these,
+                "segment {i} reads other parts of a row than segment 0"
             );
+            let end = u64::from(s.column) + n;
+            ensure!(end <= width, "segment {i} writes columns {}..{end} of {width}", s.column);
             columns.push((u64::from(s.column), end));
             if let Some(bias) = s.bias {
-                let b = self.weight(bias)?;
-                ensure!(
-                    b.layout == WeightLayout::Dense
-                        && b.scheme == QuantScheme::F32
-                        && u64::from(b.n) * u64::from(b.k) == n,
-                    "bias of segment {i} is no dense f32 vector of {n} elements"
-                );
+                self.vector(&format!("bias of segment {i}"), bias, layout.n() as u64)?;
             }
             if let Compute::Int8 { group } = l.compute {
                 let this = Int8Layout::new(&layout, group as usize)?;
@@ -134,6 +194,7 @@ impl<'a> Checker<'a> {
                 );
             }
         }
+        let inputs = inputs.unwrap_or(1);
         let mut effects = Effects { reads: vec![l.input], ..Effects::default() };
         match l.epilogue {
             Epilogue::Gated(_) => {
@@ -153,23 +214,40 @@ impl<'a> Checker<'a> {
         }
         columns.sort_unstable();
         ensure!(columns.windows(2).all(|w| w[0].1 <= w[1].0), "segments write the same columns: {columns:?}");
+        if slots > 1 {
+            let filled: u64 = columns.iter().map(|(start, end)| end - start).sum();
+            ensure!(filled == width, "segments write {filled} of the {width} columns of a slot");
+            columns = vec![(0, out.row_elems)];
+        }
         effects.writes.push((l.out, columns));
         let row_bytes = match l.compute {
             Compute::F32 => None,
             Compute::Int8 { .. } => act.map(|layout| layout.row_bytes()),
-            Compute::Bf16 => Some(Bf16Layout { k: input.row_elems as usize }.row_bytes()),
+            Compute::Bf16 => Some(Bf16Layout { k: (input.row_elems / inputs) as usize }.row_bytes()),
         };
         match (row_bytes, l.scratch) {
             (None, None) => {}
             (None, Some(_)) => return Err("scratch for a linear that converts nothing".into()),
             (Some(_), None) => return Err("no scratch for a linear that converts its input".into()),
             (Some(bytes), Some(id)) => {
-                let bytes = bytes as u64;
+                let bytes = bytes as u64 * inputs;
                 self.exact("scratch", id, BufferElem::Bytes, l.rows, bytes)?;
                 effects.writes.push((id, vec![(0, bytes)]));
             }
         }
         Ok(effects)
+    }
+
+    /// A dense f32 weight of `elems` elements.
+    fn vector(&self, what: &str, id: WeightId, elems: u64) -> Check {
+        let w = self.weight(id)?;
+        ensure!(
+            w.layout == WeightLayout::Dense
+                && w.scheme == QuantScheme::F32
+                && u64::from(w.n) * u64::from(w.k) == elems,
+            "{what} is no dense f32 vector of {elems} elements"
+        );
+        Ok(())
     }
 
     fn attention(&self, a: &Attention) -> Check<Effects> {
