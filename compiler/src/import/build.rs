@@ -4,9 +4,9 @@ use super::error::ImportError;
 use super::rope::{Rope, RopePairing};
 use super::source::{Checkpoint, StoredType};
 use bessemer_format::Compute;
-use bessemer_format::plan::{Input, ModelFacts};
+use bessemer_format::plan::{Choice, Input, ModelFacts, Score};
 use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Segment, UnaryKind};
-use bessemer_ir::recipe::Part;
+use bessemer_ir::recipe::{Part, Piece};
 use bessemer_ir::{Graph, Op, Recipe, Stored, Value};
 use std::ops::Range;
 
@@ -84,6 +84,77 @@ impl<'a> Builder<'a> {
         let shape: Vec<u64> = shape.iter().map(|d| *d as u64).collect();
         let recipe = Recipe::part(of, self.stored(of)?, part, &shape);
         self.add(name, Op::Const { recipe }, &[])
+    }
+
+    /// The weights of `count` experts below each other: tensors that hold one each, or one tensor of all.
+    pub fn stack(&mut self, name: &str, tensors: &[String], count: usize) -> Result<Value, ImportError> {
+        let [first, rest @ ..] = tensors else { unreachable!("a stack of no tensor") };
+        let stored = self.stored(first)?;
+        for other in rest {
+            if self.stored(other)? != stored {
+                return Err(ImportError::UnsupportedEncoding {
+                    path: self.checkpoint.path().to_owned(),
+                    tensor: other.clone(),
+                    found: self.checkpoint.tensor(other)?.stored.name(),
+                    supported: "that of the block's first expert".into(),
+                });
+            }
+        }
+        let extents = &self.checkpoint.tensor(first)?.shape;
+        let [n, k] = [extents.len().wrapping_sub(2), extents.len().wrapping_sub(1)]
+            .map(|at| extents.get(at).copied().unwrap_or(1) as u64);
+        let shape = [count as u64 * n, k];
+        let recipe = match rest {
+            [] => Recipe::tensor(first, stored, &shape),
+            _ => {
+                let piece = |name: &String| Piece { name: name.clone(), part: Part::Whole };
+                Recipe::stack(tensors.iter().map(piece).collect(), stored, &shape)
+            }
+        };
+        self.add(name, Op::Const { recipe }, &[])
+    }
+
+    /// The experts of each row.
+    pub fn route(&mut self, name: String, logits: Value, choice: Choice) -> Result<Value, ImportError> {
+        self.add(name, Op::Route { choice }, &[logits])
+    }
+
+    /// What the chosen experts count.
+    pub fn route_weights(
+        &mut self,
+        name: String,
+        logits: Value,
+        chosen: Value,
+        score: Score,
+        renormalise: bool,
+    ) -> Result<Value, ImportError> {
+        self.add(name, Op::RouteWeights { score, renormalise, scale: 1.0 }, &[logits, chosen])
+    }
+
+    /// `x`, or the part of a slot of it, times the weight that the slot chose of `count`.
+    pub fn experts_linear(
+        &mut self,
+        name: String,
+        x: Value,
+        chosen: Value,
+        stack: Value,
+        (count, slots): (usize, usize),
+    ) -> Result<Value, ImportError> {
+        let width = self.graph.ty(stack).const_dim(0).unwrap_or(0) / count.max(1) as u64;
+        let op = Op::GroupedLinear {
+            groups: count as u32,
+            slots: slots as u32,
+            routed: true,
+            segments: vec![Segment { name: name.clone(), width, bias: false }],
+            epilogue: Epilogue::None,
+            compute: Compute::F32,
+        };
+        self.add(name, op, &[x, chosen, stack])
+    }
+
+    /// The weighted sum of the slots of each row.
+    pub fn combine(&mut self, name: String, y: Value, weights: Value) -> Result<Value, ImportError> {
+        self.add(name, Op::Combine {}, &[y, weights])
     }
 
     fn stored(&self, name: &str) -> Result<Stored, ImportError> {

@@ -10,12 +10,15 @@ pub mod gpt_neox;
 pub mod granite;
 pub mod llama;
 pub mod mistral;
+pub mod mixtral;
 pub mod modernbert;
 pub mod olmo2;
 pub mod olmo3;
+pub mod olmoe;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_moe;
 pub mod smollm3;
 pub mod starcoder2;
 
@@ -23,6 +26,7 @@ use serde_json::Value;
 
 use super::build::Model;
 use super::error::{ImportError, excerpt};
+use super::gguf;
 use super::source::{Checkpoint, Metadata};
 
 /// A model family: how checkpoints name it and who reads it.
@@ -54,12 +58,15 @@ pub const ARCHITECTURES: &[&Architecture] = &[
     &granite::ARCHITECTURE,
     &llama::ARCHITECTURE,
     &mistral::ARCHITECTURE,
+    &mixtral::ARCHITECTURE,
     &modernbert::ARCHITECTURE,
     &olmo2::ARCHITECTURE,
     &olmo3::ARCHITECTURE,
+    &olmoe::ARCHITECTURE,
     &phi3::ARCHITECTURE,
     &qwen2::ARCHITECTURE,
     &qwen3::ARCHITECTURE,
+    &qwen3_moe::ARCHITECTURE,
     &smollm3::ARCHITECTURE,
     &starcoder2::ARCHITECTURE,
 ];
@@ -102,6 +109,13 @@ pub fn detect(checkpoint: &Checkpoint) -> Result<&'static Architecture, ImportEr
         }
         Metadata::Gguf(metadata) => {
             let name = metadata.string("general.architecture").unwrap_or("");
+            let key = format!("{name}.expert_count");
+            let has_experts = !matches!(metadata.entries.get(&key), None | Some(gguf::Value::Unsigned(0)));
+            // One name for a family and its mixture of experts, where they share it.
+            let with_experts = format!("{name} with experts");
+            let names = if has_experts { [with_experts.as_str(), name] } else { [name, name] };
+            let known = |name: &str| ARCHITECTURES.iter().any(|family| family.gguf.contains(&name));
+            let name = if known(names[0]) { names[0] } else { names[1] };
             find(checkpoint, |family| family.gguf.contains(&name), || excerpt(name))
         }
     }

@@ -154,6 +154,9 @@ impl Blocks<'_> {
         let d = self.decoder;
         let name = |what: &str| format!("layer.{layer}.{what}");
         let h = self.norm(layer, Role::FfnNorm, x)?;
+        if let Some(experts) = &d.experts {
+            return experts.build(&mut self.b, d, layer, h);
+        }
         let roles = [(Role::Gate, "gate", d.ffn), (Role::Up, "up", d.ffn)];
         let [gate, up] = self.parts(layer, Role::JointGateUp, roles, h)?;
         let gate = self.b.unary(name("gate"), UnaryKind::from(d.gate), gate)?;

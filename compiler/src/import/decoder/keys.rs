@@ -146,6 +146,7 @@ impl Decoder {
             kv_heads: 0,
             head_dim,
             ffn: 0,
+            experts: None,
             vocab: 0,
             context: 0,
             layers: Layers::plain(0),
@@ -305,7 +306,10 @@ fn finish_hf(fields: Fields) -> Result<(), ImportError> {
 /// Accepts what a GGUF file may say beside, where it says nothing, and refuses the rest.
 fn finish_gguf(fields: Fields) -> Result<(), ImportError> {
     for key in ["expert_count", "expert_used_count", "attention.clamp_kqv", "attention.max_alibi_bias"] {
-        fields.neutral(key, "0", |value| value.as_f64() == Some(0.0))?;
+        // A family that knows the key has read it, and decided.
+        if !fields.was_read(key) {
+            fields.neutral(key, "0", |value| value.as_f64() == Some(0.0))?;
+        }
     }
     fields.neutral("use_parallel_residual", "false", |value| value == false)?;
     fields.neutral("attention.causal", "true", |value| value == true)?;

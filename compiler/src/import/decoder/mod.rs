@@ -3,10 +3,12 @@
 //! A family's file reads its configuration into a [`Decoder`]; whatever families differ in is a field of it. Then
 //! [`Decoder::model`] holds the checkpoint's tensors against it and builds the graph.
 
+mod experts;
 mod graph;
 pub mod keys;
 mod tensors;
 
+pub use experts::{ExpertNames, Experts};
 pub use tensors::Role;
 
 use super::error::ImportError;
@@ -29,6 +31,8 @@ pub struct Decoder {
     pub head_dim: usize,
     /// Width of the feed-forward network.
     pub ffn: usize,
+    /// What stands in place of the feed-forward network, where something does.
+    pub experts: Option<Experts>,
     /// Rows of the token embedding.
     pub vocab: usize,
     /// Most positions that the model was trained for.

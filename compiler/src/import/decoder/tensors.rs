@@ -104,6 +104,7 @@ impl Decoder {
     /// Shape of a weight; none where the model has no such weight.
     fn shape(&self, role: Role) -> Option<Vec<usize>> {
         let (q, kv, hidden, ffn) = (self.q_rows(), self.kv_rows(), self.hidden, self.ffn);
+        let dense = self.experts.is_none();
         let norm = |there: bool, width: usize| there.then(|| vec![width]);
         let matrix = |there: bool, rows: usize, columns: usize| there.then(|| vec![rows, columns]);
         let qk_norm = |rows: usize| match self.qk_norm {
@@ -125,9 +126,9 @@ impl Decoder {
             QueryNorm => qk_norm(q),
             KeyNorm => qk_norm(kv),
             AttentionOut => matrix(true, hidden, q),
-            Gate | Up => matrix(!self.joint_gate_up, ffn, hidden),
-            JointGateUp => matrix(self.joint_gate_up, 2 * ffn, hidden),
-            Down => matrix(true, hidden, ffn),
+            Gate | Up => matrix(dense && !self.joint_gate_up, ffn, hidden),
+            JointGateUp => matrix(dense && self.joint_gate_up, 2 * ffn, hidden),
+            Down => matrix(dense, hidden, ffn),
         }
     }
 
@@ -146,8 +147,12 @@ impl Decoder {
     pub(super) fn check_tensors(&self, checkpoint: &Checkpoint) -> Result<(), ImportError> {
         let of =
             |roles: &'static [Role], layer| roles.iter().flat_map(move |role| self.tensors(*role, layer));
-        let count = of(&GLOBAL, 0).count() + self.layers.count * of(&BLOCK, 0).count();
-        let expected = of(&GLOBAL, 0).chain((0..self.layers.count).flat_map(|layer| of(&BLOCK, layer)));
+        let block = |layer| {
+            let experts = self.experts.iter();
+            of(&BLOCK, layer).chain(experts.flat_map(move |e| e.tensors(self.hidden, self.naming, layer)))
+        };
+        let count = of(&GLOBAL, 0).count() + self.layers.count * block(0).count();
+        let expected = of(&GLOBAL, 0).chain((0..self.layers.count).flat_map(block));
 
         let head = self.tensor_name(Output, 0);
         let stored_tie = self.tied && checkpoint.tensors().contains_key(&head);
