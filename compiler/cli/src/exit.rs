@@ -177,6 +177,18 @@ impl From<bessemer_compiler::import::ImportError> for Failure {
 }
 
 #[cfg(feature = "compile")]
+impl From<bessemer_compiler::import::hub::HubError> for Failure {
+    fn from(e: bessemer_compiler::import::hub::HubError) -> Self {
+        use bessemer_compiler::import::hub::HubError;
+        let code = match &e {
+            HubError::Name { .. } | HubError::Several { .. } | HubError::Offline { .. } => Code::Usage,
+            _ => Code::Source,
+        };
+        Self::new(code, e)
+    }
+}
+
+#[cfg(feature = "compile")]
 impl From<bessemer_compiler::cache::CacheError> for Failure {
     fn from(e: bessemer_compiler::cache::CacheError) -> Self {
         Self::new(Code::Internal, e)

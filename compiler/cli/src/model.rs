@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// A model on the command line, and how to open it.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// An engine, a GGUF file or a Hugging Face directory. A source is compiled first, into the cache
+    /// An engine, a GGUF file, a Hugging Face directory or hf:ORG/MODEL[@REVISION][/FILE.gguf]. A source is compiled first, into the cache
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
 
@@ -35,6 +35,32 @@ struct SourceArgs {
 
     #[command(flatten)]
     cache: CacheArgs,
+
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// How models come from the Hugging Face Hub.
+#[cfg(feature = "compile")]
+#[derive(Args, Clone, Debug, Default)]
+pub struct HubArgs {
+    /// Take models of the Hub from its cache only
+    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
+    offline: bool,
+}
+
+#[cfg(feature = "compile")]
+impl HubArgs {
+    /// Where a source lies: `source` itself if it is a path, else where it was downloaded to. Says which commit it is.
+    pub fn local(&self, source: &Path) -> Result<PathBuf, Failure> {
+        use bessemer_compiler::import::hub::{Hub, HubName};
+        let Some(name) = source.to_str().and_then(HubName::parse) else { return Ok(source.to_path_buf()) };
+        let meter = crate::progress::Meter::new(crate::progress::Unit::Bytes);
+        let fetched = Hub::from_env(self.offline)?.fetch(&name?, &meter)?;
+        drop(meter);
+        eprintln!("source: {fetched}");
+        Ok(fetched.path)
+    }
 }
 
 /// Where compiled engines are kept.
@@ -100,9 +126,10 @@ impl ModelArgs {
             precision: self.source.precision.unwrap_or_default(),
             ..CompileOptions::default()
         };
+        let source = self.source.hub.local(&self.path)?;
         let cache = self.source.cache.open()?;
         let meter = crate::progress::Meter::new(crate::progress::Unit::Bytes);
-        let cached = cache.engine(&self.path, &options, &RunOptions::default(), &meter, &waiting)?;
+        let cached = cache.engine(&source, &options, &RunOptions::default(), &meter, &waiting)?;
         drop(meter);
         if cached.hit {
             eprintln!("cached: {}", cached.path.display());

@@ -261,6 +261,52 @@ fn stop_strings_end_the_text() {
 }
 
 #[test]
+fn a_chat_takes_another_template() {
+    let user = User::new();
+    let engine = user.engine();
+    let file = |name: &str, content: &str| {
+        fs::write(user.path(name), content).unwrap();
+        text(&user.path(name))
+    };
+    let template =
+        file("t.jinja", "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}assistant:");
+    let chat = ["--system", "Be kind.", "--chat-template", &template, "-p", "hello"];
+    let of_chat = user.json(&[&["run", &engine, "-n", "6", "--json"][..], &chat].concat());
+    let prompt = "system: Be kind. user: hello assistant:";
+    let of_text = user.json(&["run", &engine, "-n", "6", "--json", "--raw", "-p", prompt]);
+    assert_eq!(of_chat["tokens"], of_text["tokens"]);
+    assert_eq!(of_chat["timings"]["prompt_tokens"], of_text["timings"]["prompt_tokens"]);
+
+    let refusing = file("no.jinja", "{{ raise_exception('roles must alternate') }}");
+    user.fails(&["run", &engine, "--chat-template", &refusing, "-p", "x"], 4, &["roles must alternate"]);
+    user.fails(&["run", &engine, "--chat-template", "none.jinja", "-p", "x"], 2, &["none.jinja"]);
+}
+
+#[test]
+fn a_model_of_the_hub_is_found_in_its_cache() {
+    let user = User::new();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repository = user.path("hf/hub/models--org--tiny");
+    let snapshot = repository.join("snapshots").join(commit);
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repository.join("refs")).unwrap();
+    fs::write(repository.join("refs/main"), commit).unwrap();
+    for file in fs::read_dir(model()).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), snapshot.join(file.file_name())).unwrap();
+    }
+    let hub = |args: &[&str]| user.command(args).env("HF_HOME", user.path("hf")).output().unwrap();
+    let found = hub(&["compile", "hf:org/tiny", "--offline", "--key"]);
+    assert!(stderr(&found).contains(&format!("source: hf:org/tiny@{commit}")), "{}", stderr(&found));
+    assert_eq!(String::from_utf8(found.stdout).unwrap(), user.ok(&["compile", &model(), "--key"]));
+    for (name, words) in [("hf:org/other", "run once without --offline"), ("hf:tiny", "hf:ORG/MODEL")] {
+        let missing = hub(&["compile", name, "--offline", "--key"]);
+        assert_eq!(missing.status.code(), Some(2));
+        assert!(stderr(&missing).contains(words), "{}", stderr(&missing));
+    }
+}
+
+#[test]
 fn a_model_without_a_tokeniser_gives_no_text() {
     let user = User::new();
     user.fails(&["run", &fixture("gqa_untied"), "-p", "x"], 2, &["tokeniser"]);

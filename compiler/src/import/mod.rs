@@ -9,6 +9,8 @@ pub mod config;
 pub mod decoder;
 mod error;
 pub mod gguf;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod map;
 pub mod names;
 pub mod pooling;

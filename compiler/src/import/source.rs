@@ -16,13 +16,13 @@ use super::pooling;
 use super::quantised::{self, Assembled};
 use super::safetensors;
 
-const CONFIG: &str = "config.json";
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The files beside config and weights that change what an engine does. Together with those they are the content
 /// of a Hugging Face directory; a README is not.
-const COMPANIONS: [&str; 11] = [
+pub(super) const COMPANIONS: [&str; 11] = [
     pooling::POOLING,
     "added_tokens.json",
     "chat_template.jinja",

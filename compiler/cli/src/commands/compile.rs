@@ -19,6 +19,7 @@ const EXAMPLES: &str = "\
 Examples:
   bessemer compile model.gguf -o model.engine                     keep the weights exactly as they are stored
   bessemer compile model/ -o model.engine --precision int4:64     four bits a weight, a scale for every 64
+  bessemer compile hf:ORG/MODEL@main -o model.engine              fetch it from the Hugging Face Hub
   bessemer compile model.gguf --emit plan                         what would run, as text
   bessemer compile model.gguf --stop-after fused --emit dot | dot -Tsvg > graph.svg
   bessemer compile model.gguf --key                               the name under which the cache keeps it";
@@ -30,9 +31,12 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A GGUF file or a Hugging Face directory
+    /// A GGUF file, a Hugging Face directory or hf:ORG/MODEL[@REVISION][/FILE.gguf]
     #[arg(value_name = "SRC")]
     source: PathBuf,
+
+    #[command(flatten)]
+    hub: model::HubArgs,
 
     /// The engine to write
     #[arg(short, long, value_name = "ENGINE", required_unless_present_any = ["emit", "key", "stop_after"])]
@@ -102,8 +106,9 @@ enum Emit {
 
 impl Args {
     /// Does it.
-    pub fn run(self) -> Result<(), Failure> {
+    pub fn run(mut self) -> Result<(), Failure> {
         let options = self.options()?;
+        self.source = self.hub.local(&self.source)?;
         let run = RunOptions { threads: self.threads, stop_after: self.stop_after, ..RunOptions::default() };
         if self.key {
             return self.print_key(&options);

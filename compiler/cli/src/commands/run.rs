@@ -11,6 +11,7 @@ use bessemer_runtime::{Finish, KvElem, Worker, WorkerOptions};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,6 +52,10 @@ pub struct Args {
     /// System message of the chat
     #[arg(long, value_name = "S", conflicts_with = "raw")]
     system: Option<String>,
+
+    /// Chat template to use in place of the model's own: a file with Jinja
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    chat_template: Option<PathBuf>,
 
     /// Longest sequence, in tokens; the model's own by default
     #[arg(long, value_name = "N")]
@@ -151,21 +156,22 @@ impl Args {
         let sampler = Sampler::new(self.sampling.config())?.config().clone();
         let model = self.model.open()?;
         let tokenizer = tokenizer(&model)?;
-        let template = match (self.raw, tokenizer.chat_template()) {
-            (false, Some(template)) => Some(template.clone()),
-            (false, None) if self.chat || self.system.is_some() => {
-                return Err(Failure::usage("the model has no chat template; continue text with --raw"));
+        let template = match (self.raw, &self.chat_template, tokenizer.chat_template()) {
+            (false, Some(file), _) => Some(template(&tokenizer, read(file)?)),
+            (false, None, Some(template)) => Some(template.clone()),
+            (false, None, None) if self.chat || self.system.is_some() => {
+                let why = "the model has no chat template; bring one with --chat-template, or continue text with --raw";
+                return Err(Failure::usage(why));
             }
             _ => None,
         };
         let prompt = self.prompt(template.is_some())?;
         let context = self.context(&model)?;
         let mut generator = self.generator(&model, &tokenizer, sampler, context)?;
-        match (prompt, template) {
-            (Some(prompt), template) => {
-                self.once(&mut generator, &model, &tokenizer, template.as_ref(), &prompt)
-            }
-            (None, Some(template)) => self.converse(&mut generator, &tokenizer, &template),
+        let chat = template.map(|template| self.chat(&tokenizer, template));
+        match (prompt, chat) {
+            (Some(prompt), chat) => self.once(&mut generator, &model, &tokenizer, chat, &prompt),
+            (None, Some(chat)) => self.converse(&mut generator, chat),
             (None, None) => {
                 Err(Failure::usage("a chat needs a chat template, and the model has none; give -p PROMPT"))
             }
@@ -223,14 +229,13 @@ impl Args {
         generator: &mut Generator,
         model: &Model,
         tokenizer: &Tokenizer,
-        template: Option<&ChatTemplate>,
+        chat: Option<Chat>,
         prompt: &str,
     ) -> Result<(), Failure> {
-        let tokens = match template {
-            Some(template) => {
-                let mut messages = self.opening();
-                messages.push(ChatMessage::new("user", prompt));
-                tokenizer.encode(&template.render(&ChatInput::new(&messages))?, Special::Parse)?
+        let tokens = match chat {
+            Some(mut chat) => {
+                chat.say("user", prompt);
+                chat.tokens()?
             }
             None => raw_tokens(tokenizer, prompt)?,
         };
@@ -255,14 +260,8 @@ impl Args {
     }
 
     /// A chat in the terminal. Its KV is kept: a turn processes only what is new.
-    fn converse(
-        &self,
-        generator: &mut Generator,
-        tokenizer: &Tokenizer,
-        template: &ChatTemplate,
-    ) -> Result<(), Failure> {
+    fn converse(&self, generator: &mut Generator, mut chat: Chat) -> Result<(), Failure> {
         eprintln!("Type a message; Ctrl-C stops an answer, Ctrl-C twice or Ctrl-D leaves.");
-        let mut messages = self.opening();
         loop {
             eprint!("> ");
             interrupt::rearm();
@@ -275,20 +274,57 @@ impl Args {
                 continue;
             }
             interrupt::rearm();
-            messages.push(ChatMessage::new("user", line.trim()));
-            let tokens = tokenizer.encode(&template.render(&ChatInput::new(&messages))?, Special::Parse)?;
-            let answer = generator.answer(&tokens, self.n, interrupt::handle(), &mut show)?;
+            chat.say("user", line.trim());
+            let answer = generator.answer(&chat.tokens()?, self.n, interrupt::handle(), &mut show)?;
             show("\n")?;
             if matches!(answer.finish, Finish::Context | Finish::Length) {
                 summarise(&answer);
             }
-            messages.push(ChatMessage::new("assistant", answer.text));
+            chat.say("assistant", &answer.text);
         }
     }
 
-    fn opening(&self) -> Vec<ChatMessage> {
-        self.system.iter().map(|s| ChatMessage::new("system", s)).collect()
+    /// A conversation that has its system message, and waits for the user.
+    fn chat(&self, tokenizer: &Tokenizer, template: ChatTemplate) -> Chat {
+        let mut chat = Chat { tokenizer: tokenizer.clone(), template, messages: Vec::new() };
+        if let Some(system) = &self.system {
+            chat.say("system", system);
+        }
+        chat
     }
+}
+
+/// A conversation, and how it becomes a prompt.
+struct Chat {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Vec<ChatMessage>,
+}
+
+impl Chat {
+    /// Adds a message.
+    fn say(&mut self, role: &str, content: &str) {
+        self.messages.push(ChatMessage::new(role, content));
+    }
+
+    /// The prompt that the assistant is to answer.
+    fn tokens(&self) -> Result<Vec<u32>, Failure> {
+        let prompt = self.template.render(&ChatInput::new(&self.messages))?;
+        Ok(self.tokenizer.encode(&prompt, Special::Parse)?)
+    }
+}
+
+/// A template from a file, with the names that this tokeniser's tokens have.
+fn template(tokenizer: &Tokenizer, source: String) -> ChatTemplate {
+    let name = |id: Option<u32>| {
+        let bytes = id.and_then(|id| tokenizer.token_bytes(id)).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    ChatTemplate::new(source, name(tokenizer.bos()), name(tokenizer.eos()))
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }
 
 impl Sampling {

@@ -6,6 +6,7 @@ use serde_json::{Value as Json, json};
 use super::*;
 
 mod damage;
+mod published;
 mod wishes;
 
 fn repository() -> PathBuf {
