@@ -183,6 +183,7 @@ fn families_are_named_in_their_own_file_only() {
         ("compiler/src/import/text/", "`llama`, `llama-bpe`, `smollm` name kinds of tokenisers"),
         ("compiler/src/import/gguf.rs", "a merge tool's name in a remedy"),
         ("compiler/src/import/config.rs", "prefix of metadata keys"),
+        ("compiler/src/import/quantised.rs", "`use_exllama` is a key that another tool writes"),
         ("compiler/cli/src/commands/demo", "the demo names its model"),
         ("passes/ir/src/testing.rs", "`tiny_llama` builds graphs for tests"),
         ("passes/eager/examples/", "measures on such a graph"),
