@@ -176,7 +176,7 @@ impl From<bessemer_compiler::import::ImportError> for Failure {
     }
 }
 
-#[cfg(feature = "compile")]
+#[cfg(feature = "hub")]
 impl From<bessemer_compiler::import::hub::HubError> for Failure {
     fn from(e: bessemer_compiler::import::hub::HubError) -> Self {
         use bessemer_compiler::import::hub::HubError;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// A model on the command line, and how to open it.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// An engine, a GGUF file, a Hugging Face directory or hf:ORG/MODEL[@REVISION][/FILE.gguf]. A source is compiled first, into the cache
+    /// An engine, a GGUF file, a Hugging Face directory or `hf:ORG/MODEL[@REVISION][/FILE.gguf]`. A source is compiled first, into the cache
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
 
@@ -45,6 +45,7 @@ struct SourceArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct HubArgs {
     /// Take models of the Hub from its cache only
+    #[cfg(feature = "hub")]
     #[arg(long, env = "HF_HUB_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
     offline: bool,
 }
@@ -52,6 +53,7 @@ pub struct HubArgs {
 #[cfg(feature = "compile")]
 impl HubArgs {
     /// Where a source lies: `source` itself if it is a path, else where it was downloaded to. Says which commit it is.
+    #[cfg(feature = "hub")]
     pub fn local(&self, source: &Path) -> Result<PathBuf, Failure> {
         use bessemer_compiler::import::hub::{Hub, HubName};
         let Some(name) = source.to_str().and_then(HubName::parse) else { return Ok(source.to_path_buf()) };
@@ -60,6 +62,19 @@ impl HubArgs {
         drop(meter);
         eprintln!("source: {fetched}");
         Ok(fetched.path)
+    }
+
+    /// Where a source lies. This build has no client of the Hub.
+    #[cfg(not(feature = "hub"))]
+    pub fn local(&self, source: &Path) -> Result<PathBuf, Failure> {
+        if source.to_str().is_some_and(|name| name.starts_with("hf:")) && !source.exists() {
+            return Err(Failure::usage(format!(
+                "{}: this build of bessemer does not fetch models; download it and give its path, or build with \
+                 the feature `hub`",
+                source.display()
+            )));
+        }
+        Ok(source.to_path_buf())
     }
 }
 
@@ -142,19 +157,19 @@ impl ModelArgs {
 
     /// Opens the model, compiling it first if it is a source.
     pub fn open(&self) -> Result<Model, Failure> {
-        let mut path = self.engine_path()?;
-        let mut started = std::time::Instant::now();
-        let engine = match open(&path, self.trust) {
+        let path = self.engine_path()?;
+        let started = std::time::Instant::now();
+        let (engine, path, started) = match open(&path, self.trust) {
             #[cfg(feature = "compile")]
             Err(refused) if refused.code == Code::Engine && !is_engine(&self.path) => {
                 // In the cache, an engine that is damaged is worth no more than none.
                 eprintln!("{refused}; compiling it again");
                 self.source.cache.open()?.forget(&path, &waiting)?;
-                path = self.engine_path()?;
-                started = std::time::Instant::now();
-                open(&path, self.trust)?
+                let path = self.engine_path()?;
+                let started = std::time::Instant::now();
+                (open(&path, self.trust)?, path, started)
             }
-            opened => opened?,
+            opened => (opened?, path, started),
         };
         let open_ms = started.elapsed().as_secs_f64() * 1e3;
         if engine.nest_path() == NestPath::Interpreted && !engine.manifest().code.is_empty() {

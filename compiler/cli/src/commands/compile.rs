@@ -31,7 +31,7 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A GGUF file, a Hugging Face directory or hf:ORG/MODEL[@REVISION][/FILE.gguf]
+    /// A GGUF file, a Hugging Face directory or `hf:ORG/MODEL[@REVISION][/FILE.gguf]`
     #[arg(value_name = "SRC")]
     source: PathBuf,
 
