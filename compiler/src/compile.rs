@@ -1,5 +1,6 @@
 //! The driver: checkpoint -> graph -> passes -> plan -> engine file.
 
+use crate::calibrate::{Calibrate, Calibrated, Codes};
 use crate::error::CompileError;
 use crate::import::text::text_section;
 use crate::import::{Checkpoint, arch};
@@ -7,11 +8,11 @@ use crate::options::{CompileOptions, RunOptions};
 use crate::weights;
 use bessemer_format::file::{EngineFile, map_opened};
 use bessemer_format::header;
-use bessemer_format::manifest::{Hash, Manifest, PassReport, Report, Source, TensorEntry};
+use bessemer_format::manifest::{Hash, Manifest, PassReport, Quality, Report, Source, TensorEntry};
 use bessemer_format::plan::ModelFacts;
 use bessemer_format::write::{Sections, write_engine};
-use bessemer_ir::Graph;
-use bessemer_passes::pipeline;
+use bessemer_ir::{Graph, Phase};
+use bessemer_passes::pipeline::{self, Refine};
 use bessemer_targets::schedule::{ScheduleOptions, Scheduled, schedule};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -55,6 +56,8 @@ pub struct Compiled {
     pub bits_per_weight: f64,
     /// Layers of the model.
     pub layers: u32,
+    /// What rounding costs, where it was measured.
+    pub quality: Option<Quality>,
 }
 
 /// A graph that has gone through the passes.
@@ -67,6 +70,10 @@ pub struct Prepared {
     pub architecture: &'static str,
     /// What each pass did.
     pub passes: Vec<PassReport>,
+    /// What calibration made of the weights.
+    pub codes: Codes,
+    /// What rounding costs, where it was measured.
+    pub quality: Option<Quality>,
 }
 
 /// Imports a checkpoint and runs the passes.
@@ -75,16 +82,38 @@ pub fn prepare(
     options: &CompileOptions,
     run: &RunOptions,
 ) -> Result<Prepared, CompileError> {
+    prepare_with(checkpoint, options, run, &Silent)
+}
+
+/// As [`prepare`], for someone who watches.
+pub fn prepare_with(
+    checkpoint: &Checkpoint,
+    options: &CompileOptions,
+    run: &RunOptions,
+    progress: &dyn Progress,
+) -> Result<Prepared, CompileError> {
     let model = (arch::detect(checkpoint)?.build)(checkpoint)?;
     let mut graph = model.graph;
     let context = pipeline::Context {
         target: &options.target,
         precision: options.precision,
         f32_activations: options.f32_activations,
+        refine: Refine { overrides: &options.overrides, scales: &[] },
     };
-    let passes = pipeline::Options { disable: options.disable.clone(), stop_after: run.stop_after };
-    let passes = pipeline::run(&mut graph, &context, &passes)?;
-    Ok(Prepared { graph, facts: model.facts, architecture: model.architecture, passes })
+    let mut until = pipeline::Options { disable: options.disable.clone(), stop_after: run.stop_after };
+    let (mut passes, mut codes, mut quality) = (Vec::new(), Codes::default(), None);
+    let calibrates = options.method.calibrates() || options.measure.is_some();
+    if calibrates && run.stop_after.is_none_or(|phase| phase > Phase::Canonical) {
+        until.stop_after = Some(Phase::Canonical);
+        passes = pipeline::run(&mut graph, &context, &until)?;
+        let source = graph.clone();
+        let calibrate = Calibrate { checkpoint, options, run, context, progress };
+        codes = calibrate.lower(&mut graph)?;
+        quality = calibrate.quality(&source, &graph, &codes)?;
+        until.stop_after = run.stop_after;
+    }
+    passes.extend(pipeline::run(&mut graph, &context, &until)?);
+    Ok(Prepared { graph, facts: model.facts, architecture: model.architecture, passes, codes, quality })
 }
 
 /// Plans a prepared graph.
@@ -119,7 +148,7 @@ pub fn compile_checkpoint(
     expect_sha256: Option<&str>,
     progress: &dyn Progress,
 ) -> Result<Compiled, CompileError> {
-    let prepared = prepare(checkpoint, options, run)?;
+    let prepared = prepare_with(checkpoint, options, run, progress)?;
     let scheduled = plan(&prepared, options)?;
     let text = text(checkpoint, &prepared.facts)?;
     let (code, code_entries) = crate::code::generate(&scheduled.plan, options)?;
@@ -148,7 +177,11 @@ pub fn compile_checkpoint(
         .tempfile_in(folder)
         .map_err(|e| output(format!("cannot write into {}: {e}", folder.display())))?;
 
-    let report = Report { selection: scheduled.selection.clone(), passes: prepared.passes.clone() };
+    let report = Report {
+        selection: scheduled.selection.clone(),
+        passes: prepared.passes.clone(),
+        quality: prepared.quality.clone(),
+    };
     let manifest = Manifest {
         producer: bessemer_format::PRODUCER.into(),
         source: Source {
@@ -172,10 +205,11 @@ pub fn compile_checkpoint(
     };
     progress.start("pack weights", scheduled.plan.weights.iter().map(|w| w.len).sum());
     let mut failure = None;
+    let weights_source = Calibrated { checkpoint, codes: &prepared.codes };
     {
         let mut file = BufWriter::with_capacity(1 << 20, temp.as_file());
         let result = write_engine(&mut file, out, sections, &mut |id, sink| {
-            weights::write(checkpoint, &scheduled, id, run.threads, progress, sink).map_err(|e| {
+            weights::write(&weights_source, &scheduled, id, run.threads, progress, sink).map_err(|e| {
                 let message = e.to_string();
                 match e {
                     weights::WriteError::Io(e) => e,
@@ -216,6 +250,7 @@ pub fn compile_checkpoint(
         source_hash: source_hash.to_string(),
         bits_per_weight: bits_per_weight(&scheduled),
         layers: prepared.facts.layers,
+        quality: prepared.quality,
     })
 }
 

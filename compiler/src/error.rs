@@ -62,6 +62,9 @@ pub enum CompileError {
         /// Demanded.
         expected: String,
     },
+    /// Calibration or the measurement of quality failed.
+    #[error("calibration: {0}")]
+    Calibration(String),
     /// The user or the system asked to stop.
     #[error("interrupted; nothing was written")]
     Interrupted,

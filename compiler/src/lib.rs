@@ -4,6 +4,7 @@
 //! layer over this crate and has no option that is not here.
 
 pub mod cache;
+pub mod calibrate;
 pub mod code;
 pub mod compile;
 pub mod emit;
@@ -12,6 +13,7 @@ pub mod import;
 pub mod options;
 mod weights;
 
+pub use bessemer_calibrate::Method;
 pub use compile::{Compiled, Progress, Silent, compile};
 pub use error::CompileError;
 pub use options::{CompileOptions, Emit, RunOptions};

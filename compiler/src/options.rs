@@ -1,9 +1,12 @@
 //! Options of a compilation: what shapes the bytes of an engine, and what does not.
 
+use crate::calibrate::Corpus;
+use bessemer_calibrate::Method;
 use bessemer_format::manifest::Hash;
 use bessemer_ir::Phase;
-use bessemer_passes::PrecisionPolicy;
+use bessemer_passes::{Override, PrecisionPolicy};
 use bessemer_targets::CpuTarget;
+use std::path::PathBuf;
 
 /// Options that shape an engine's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +15,14 @@ pub struct CompileOptions {
     pub target: CpuTarget,
     /// What becomes of the weights.
     pub precision: PrecisionPolicy,
+    /// Other precisions, by the names of weights; the last that matches counts.
+    pub overrides: Vec<Override>,
+    /// How weights are rounded.
+    pub method: Method,
+    /// On what text, where the method needs one.
+    pub calibration: Corpus,
+    /// The text on which the loss by rounding is measured, which the engine's report then holds.
+    pub measure: Option<Corpus>,
     /// Compute in f32 even where integer kernels exist: slower, without rounding of activations.
     pub f32_activations: bool,
     /// Passes that are switched off.
@@ -27,6 +38,10 @@ impl Default for CompileOptions {
         Self {
             target: CpuTarget::default(),
             precision: PrecisionPolicy::Source,
+            overrides: Vec::new(),
+            method: Method::Rtn,
+            calibration: Corpus::calibration(),
+            measure: None,
             f32_activations: false,
             disable: Vec::new(),
             chunk_rows: 512,
@@ -40,18 +55,37 @@ impl CompileOptions {
     pub fn pairs(&self) -> Vec<(String, String)> {
         use bessemer_ir::TargetInfo;
         // Exhaustive, so that a new option is decided upon.
-        let Self { target, precision, f32_activations, disable, chunk_rows, code } = self;
+        let Self {
+            target,
+            precision,
+            overrides,
+            method,
+            calibration,
+            measure,
+            f32_activations,
+            disable,
+            chunk_rows,
+            code,
+        } = self;
         let mut disable = disable.clone();
         disable.sort();
         disable.dedup();
-        vec![
+        let mut pairs = vec![
             ("target".into(), target.name()),
             ("precision".into(), precision.to_string()),
             ("f32_activations".into(), f32_activations.to_string()),
             ("disable".into(), disable.join(",")),
             ("chunk_rows".into(), chunk_rows.to_string()),
             ("code".into(), code.to_string()),
-        ]
+        ];
+        // Only what was asked for: an engine says nothing of means that it did not need.
+        pairs.extend(overrides.iter().map(|o| ("override".into(), o.to_string())));
+        if method.calibrates() {
+            pairs.push(("method".into(), method.to_string()));
+            pairs.push(("calibration".into(), calibration.to_string()));
+        }
+        pairs.extend(measure.iter().map(|corpus| ("measure".into(), corpus.to_string())));
+        pairs
     }
 }
 
@@ -77,4 +111,7 @@ pub struct RunOptions {
     pub stop_after: Option<Phase>,
     /// The source's content hash, where the caller has just computed it: the checkpoint is then read once less.
     pub source_hash: Option<Hash>,
+    /// Folder of results that are dear to compute, by their content's hash: an interrupted compilation goes on from there. A temporary
+    /// one where there is none.
+    pub scratch: Option<PathBuf>,
 }

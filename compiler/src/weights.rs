@@ -33,7 +33,7 @@ pub(crate) enum WriteError {
 
 /// Writes the bytes of weight `id`. The bytes do not depend on `threads`: every stretch is packed by itself and written in order.
 pub(crate) fn write(
-    source: &Checkpoint,
+    source: &dyn WeightSource,
     scheduled: &Scheduled,
     id: u32,
     threads: usize,

@@ -12,5 +12,6 @@ pub mod pipeline;
 mod precision;
 pub mod testing;
 
+pub use canonical::equalise::{Pair, Scale, pairs};
 pub use error::{Cause, PassError};
-pub use precision::PrecisionPolicy;
+pub use precision::{Override, PrecisionPolicy, scheme_of};

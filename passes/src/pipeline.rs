@@ -1,6 +1,8 @@
 //! The order of the passes, and what runs them.
 
+use crate::canonical::equalise::Scale;
 use crate::error::{Cause, PassError};
+use crate::precision::Override;
 use crate::{PrecisionPolicy, canonical, fusion, layout, precision};
 use bessemer_format::manifest::PassReport;
 use bessemer_ir::verify::verify;
@@ -23,11 +25,27 @@ pub enum Effect {
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The target's taste.
-    pub target: &'a dyn TargetInfo,
+    pub target: &'a (dyn TargetInfo + Sync),
     /// What becomes of the weights.
     pub precision: PrecisionPolicy,
     /// Whether every linear computes in f32, even where integer kernels exist.
     pub f32_activations: bool,
+    /// What is known of single weights.
+    pub refine: Refine<'a>,
+}
+
+/// Choices for single weights, beyond the one for all.
+#[derive(Clone, Copy, Default)]
+pub struct Refine<'a> {
+    /// Precisions by name; the last that matches counts.
+    pub overrides: &'a [Override],
+    /// Scales that `equalise` folds, each with its pair.
+    pub scales: &'a [Scale],
+}
+
+impl Refine<'_> {
+    /// None.
+    pub const NONE: Self = Self { overrides: &[], scales: &[] };
 }
 
 /// A pass.
@@ -72,6 +90,10 @@ pub const PASSES: &[Pass] = &[
     // Last: a layout depends on the scheme.
     pass("pack",                  Packed,    BitExact, layout::run),
 ];
+
+/// Folds the scales that calibration has found. Not among [`PASSES`]: it runs on a canonical graph, between the passes of that phase and
+/// the rounding of weights, and a second run would scale a second time.
+pub const EQUALISE: Pass = pass("equalise", Canonical, Effect::Reassociates, canonical::equalise::run);
 
 const fn pass(
     name: &'static str,

@@ -11,7 +11,7 @@ use bessemer_ir::attr::{BinaryKind, Epilogue, Scalar, UnaryKind};
 use bessemer_ir::recipe::{NoSource, quantise};
 use bessemer_ir::{Graph, Layout, NodeId, Op, Value};
 use bessemer_passes::PrecisionPolicy;
-use bessemer_passes::pipeline::{Context, Effect, Options, PASSES, apply, run};
+use bessemer_passes::pipeline::{Context, Effect, Options, PASSES, Refine, apply, run};
 use bessemer_passes::testing::TestTarget;
 use std::collections::BTreeMap;
 
@@ -163,7 +163,12 @@ fn as_stored(_: NodeId, rows: Rows) -> Vec<f32> {
 
 #[test]
 fn bit_exact_passes_keep_the_expression_alone_and_together() {
-    let context = Context { target: &TARGET, precision: PrecisionPolicy::Source, f32_activations: false };
+    let context = Context {
+        target: &TARGET,
+        precision: PrecisionPolicy::Source,
+        f32_activations: false,
+        refine: Refine::NONE,
+    };
     for seed in 0..200 {
         let mut terms = Terms::default();
         let original = soup::graph(seed);
@@ -206,7 +211,8 @@ fn precision_changes_matrices_once_and_nothing_else() {
                 let values = rows.values();
                 if matrix && !same { quantise(&scheme, n, k, &values).values() } else { values }
             });
-            let context = Context { target: &TARGET, precision, f32_activations: false };
+            let context =
+                Context { target: &TARGET, precision, f32_activations: false, refine: Refine::NONE };
             let mut graph = original.clone();
             run(&mut graph, &context, &Options::default()).unwrap();
             assert_eq!(expressions(&graph, &mut terms, as_stored), expected, "seed {seed}: {precision}");

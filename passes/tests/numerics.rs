@@ -5,19 +5,19 @@ mod soup;
 use bessemer_format::manifest::KvElem;
 use bessemer_format::{Compute, QuantScheme};
 use bessemer_ir::attr::RopeStyle;
-use bessemer_ir::recipe::NoSource;
+use bessemer_ir::recipe::{NoSource, uniform};
 use bessemer_ir::testing::{TinyConfig, tiny_llama};
 use bessemer_ir::{Graph, Layout, Op};
 use bessemer_oracle::{Oracle, Reading, SequenceRows, Wanted};
-use bessemer_passes::PrecisionPolicy;
-use bessemer_passes::pipeline::{Context, Effect, Options, PASSES, apply, find, run};
+use bessemer_passes::pipeline::{Context, EQUALISE, Effect, Options, PASSES, Refine, apply, find, run};
 use bessemer_passes::testing::TestTarget;
+use bessemer_passes::{PrecisionPolicy, Scale, pairs};
 
 const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel };
 const DECLARED: Reading = Reading::Declared { kv: KvElem::F32 };
 
 fn context(precision: PrecisionPolicy) -> Context<'static> {
-    Context { target: &TARGET, precision, f32_activations: false }
+    Context { target: &TARGET, precision, f32_activations: false, refine: Refine::NONE }
 }
 
 /// Logits of a prefill, of a batch of a continuation and a new sequence, and of a single token.
@@ -78,6 +78,55 @@ fn bit_exact_passes_keep_every_bit_alone_and_together() {
             assert!(bits(&logits(&graph, Reading::Exact)) == expected, "model {i}: {options:?}");
         }
     }
+}
+
+/// Scales that are powers of two change no bit, so a fold loses nothing but the rounding of its products.
+#[test]
+fn equalise_is_exact_before_rounding() {
+    let mut kinds = [0; 3];
+    for (i, original) in models().into_iter().enumerate() {
+        let expected = logits(&original, Reading::Exact);
+        for pair in pairs(&original) {
+            let head = matches!(original.op(pair.input.node), Op::Attention { .. });
+            kinds[if head { 2 } else { usize::from(pair.by_rows) }] += 1;
+            for power in [true, false] {
+                let numbers = (0..pair.scales).map(|s| uniform(i as u64, s as u64));
+                let by = numbers.map(|u| if power { (3.0 * u).round().exp2() } else { (2.0 * u).exp2() });
+                let scales = [Scale { pair: pair.clone(), by: by.collect() }];
+                let refine = Refine { scales: &scales, ..Refine::NONE };
+                let mut graph = original.clone();
+                apply(&EQUALISE, &mut graph, &Context { refine, ..context(PrecisionPolicy::Source) })
+                    .unwrap();
+                let found = logits(&graph, Reading::Exact);
+                if power {
+                    assert!(bits(&found) == bits(&expected), "model {i}: {pair:?}");
+                } else {
+                    assert!(error(&found, &expected) < 1e-6, "model {i}: {:e}", error(&found, &expected));
+                }
+            }
+        }
+    }
+    assert!(kinds.iter().all(|n| *n >= 4), "norms, products and attention: {kinds:?}");
+}
+
+/// What more than one node reads, or what is not linear in its scale, is left alone.
+#[test]
+fn no_pair_has_a_second_reader_or_a_bias() {
+    for original in models() {
+        for pair in pairs(&original) {
+            for constant in pair.readers.iter().chain([&pair.writer]) {
+                assert_eq!(original.uses((*constant).into()).len(), 1);
+            }
+            if pair.by_rows {
+                let (linear, _) = original.uses(pair.writer.into())[0];
+                assert_eq!(original.operands(linear).len(), 2, "neither bias nor residual");
+            }
+        }
+    }
+    // The head shares its table with the embedding: its norm makes no pair.
+    let names = |config: TinyConfig| pairs(&tiny_llama(&config).unwrap()).len();
+    assert_eq!(names(TinyConfig { tied: false, ..TinyConfig::default() }), 9);
+    assert_eq!(names(TinyConfig { tied: true, ..TinyConfig::default() }), 8);
 }
 
 /// Fusion takes away places where results are stored, hence rounded to f32, and adds none.

@@ -4,14 +4,18 @@ mod soup;
 
 use bessemer_ir::{Graph, Layout, Op, Phase, text};
 use bessemer_passes::pipeline::{
-    self, Context, Effect, Options, PASSES, Pass, apply, find, run, run_observed,
+    self, Context, Effect, Options, PASSES, Pass, Refine, apply, find, run, run_observed,
 };
 use bessemer_passes::testing::TestTarget;
 use bessemer_passes::{Cause, PassError, PrecisionPolicy};
 
 const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel };
-const CONTEXT: Context<'_> =
-    Context { target: &TARGET, precision: PrecisionPolicy::Int4 { group: 16 }, f32_activations: false };
+const CONTEXT: Context<'_> = Context {
+    target: &TARGET,
+    precision: PrecisionPolicy::Int4 { group: 16 },
+    f32_activations: false,
+    refine: Refine::NONE,
+};
 
 #[test]
 fn passes_are_done_after_one_run() {

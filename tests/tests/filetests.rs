@@ -20,7 +20,7 @@
 //! difference before you commit it.
 
 use bessemer_ir::{Graph, Layout, Op, Phase, text};
-use bessemer_passes::pipeline::{self, Context, Options, PASSES};
+use bessemer_passes::pipeline::{self, Context, Options, PASSES, Refine};
 use bessemer_passes::testing::TestTarget;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::collections::BTreeMap;
@@ -188,8 +188,12 @@ fn parse(found_in: &str, all: &str) -> Result<FileTest, String> {
 /// What comes out, or the message of the error.
 fn execute(test: &FileTest) -> Result<String, String> {
     let mut graph = text::parse(&test.input).map_err(|e| e.to_string())?;
-    let context =
-        Context { target: &test.target, precision: test.precision, f32_activations: test.f32_activations };
+    let context = Context {
+        target: &test.target,
+        precision: test.precision,
+        f32_activations: test.f32_activations,
+        refine: Refine::NONE,
+    };
     let reports = match test.run {
         Run::RoundTrip | Run::Verify => return Ok(text::print(&graph)),
         Run::Pass(pass) => {

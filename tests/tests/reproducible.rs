@@ -1,7 +1,8 @@
 //! The bytes of an engine are a function of source, options and version, and of nothing else.
 
+use bessemer_compiler::calibrate::{Corpus, Text};
 use bessemer_compiler::options::{CompileOptions, RunOptions};
-use bessemer_compiler::{CompileError, Silent, compile};
+use bessemer_compiler::{CompileError, Method, Progress, Silent, compile};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_tests::models::fixture;
 use std::path::Path;
@@ -57,4 +58,90 @@ fn a_demanded_hash_is_checked_before_anything_appears() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
     let made = run(None).unwrap();
     run(Some(&made.sha256)).unwrap();
+}
+
+/// Options that calibrate on made-up tokens, since the fixture has no tokenizer.
+fn calibrated(method: Method) -> CompileOptions {
+    let tokens = |seed: u32, n: u32| (0..n).map(|i| (i * i * 7 + i * seed) % 96).collect();
+    let corpus = |seed, windows| Corpus { text: Text::Tokens(tokens(seed, 256)), windows, window: 32 };
+    CompileOptions {
+        precision: PrecisionPolicy::Int4 { group: 32 },
+        overrides: vec!["embed=int8".parse().unwrap()],
+        method,
+        calibration: corpus(3, 8),
+        measure: Some(corpus(5, 2)),
+        ..CompileOptions::default()
+    }
+}
+
+#[test]
+fn calibrated_bytes_are_those_of_any_thread_count_and_scratch() {
+    for method in [Method::Awq, Method::Gptq, Method::AwqGptq] {
+        let folder = tempfile::tempdir().unwrap();
+        let scratch = folder.path().join("scratch");
+        let run = |name: &str, threads, scratch: Option<&Path>| {
+            let run =
+                RunOptions { threads, scratch: scratch.map(Path::to_path_buf), ..RunOptions::default() };
+            let out = folder.path().join(name);
+            compile(&fixture("gqa_untied"), &out, &calibrated(method), &run, None, &Silent).unwrap()
+        };
+        let first = run("a.engine", 1, None);
+        assert_eq!(first.sha256, run("b.engine", 3, Some(&scratch)).sha256, "{method}");
+        assert_eq!(first.sha256, run("c.engine", 2, Some(&scratch)).sha256, "{method}, from the scratch");
+        let quality = first.quality.unwrap();
+        assert!(quality.mean_kl > 0.0 && quality.mean_kl < 0.1, "{method}: {quality:?}");
+        assert!(quality.weights.len() >= 14, "{} weights", quality.weights.len());
+        verify_weights(&folder.path().join("a.engine"));
+    }
+}
+
+fn verify_weights(engine: &Path) {
+    bessemer_runtime::Engine::open(engine).unwrap().verify().unwrap();
+}
+
+/// Stops after so many pieces of work.
+struct Killed {
+    after: i64,
+    done: std::sync::atomic::AtomicI64,
+}
+
+impl Progress for Killed {
+    fn start(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {
+        self.done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    fn cancelled(&self) -> bool {
+        self.done.load(std::sync::atomic::Ordering::Relaxed) >= self.after
+    }
+}
+
+#[test]
+fn a_killed_calibration_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("m.engine");
+    let options = calibrated(Method::AwqGptq);
+    let scratch = Some(folder.path().join("scratch"));
+    let run = RunOptions { threads: 2, scratch, ..RunOptions::default() };
+    let files = || -> std::collections::BTreeMap<_, _> {
+        let folders = std::fs::read_dir(folder.path().join("scratch")).into_iter().flatten();
+        let files = folders.flat_map(|f| std::fs::read_dir(f.unwrap().path()).unwrap());
+        files.map(|f| f.unwrap()).map(|f| (f.path(), f.metadata().unwrap().modified().unwrap())).collect()
+    };
+    let mut kept = files();
+    for after in [4, 12, 22] {
+        let killed = Killed { after, done: 0.into() };
+        let stopped = compile(&fixture("gqa_untied"), &out, &options, &run, None, &killed);
+        assert!(matches!(stopped, Err(CompileError::Interrupted)), "after {after}: {stopped:?}");
+        assert!(!out.exists());
+        let now = files();
+        assert!(now.len() > kept.len(), "after {after}: {} results", now.len());
+        assert!(kept.iter().all(|(path, time)| now.get(path) == Some(time)), "nothing is made twice");
+        kept = now;
+    }
+    let resumed = compile(&fixture("gqa_untied"), &out, &options, &run, None, &Silent).unwrap();
+    assert!(kept.iter().all(|(path, time)| files().get(path) == Some(time)));
+    let whole = RunOptions { threads: 1, ..RunOptions::default() };
+    let other = folder.path().join("whole.engine");
+    let whole = compile(&fixture("gqa_untied"), &other, &options, &whole, None, &Silent).unwrap();
+    assert_eq!(resumed.sha256, whole.sha256);
 }

@@ -23,7 +23,7 @@ fn metadata() -> Value {
 /// Which floor a crate lives on; a floor may use itself and those below it in this list.
 const FLOORS: [&[&str]; 4] = [
     &["bessemer-runtime", "bessemer-format", "bessemer-kernels"],
-    &["bessemer-passes", "bessemer-ir", "bessemer-oracle", "bessemer-eager"],
+    &["bessemer-passes", "bessemer-ir", "bessemer-oracle", "bessemer-eager", "bessemer-calibrate"],
     &["bessemer-targets"],
     &["bessemer-compiler", "bessemer", "bessemer-tests"],
 ];

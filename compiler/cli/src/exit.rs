@@ -157,6 +157,7 @@ impl From<bessemer_compiler::CompileError> for Failure {
             CompileError::Import(_)
             | CompileError::Text(_)
             | CompileError::Vocabulary { .. }
+            | CompileError::Calibration(_)
             | CompileError::Weight { .. } => Code::Source,
             CompileError::Pass(PassError::Unknown { .. })
             | CompileError::Target(TargetError::UnknownTarget { .. }) => Code::Usage,

@@ -10,6 +10,7 @@ mod model;
 mod output;
 mod paths;
 mod progress;
+mod quality;
 mod size;
 mod trust;
 

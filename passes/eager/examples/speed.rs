@@ -75,7 +75,8 @@ fn main() {
     let tokens: Vec<u32> = (0..PROMPT as u32).collect();
     for (weights, bytes) in [(WeightFormat::F32, 4), (WeightFormat::Bf16, 2)] {
         let mut eager =
-            Eager::new(&graph, &NoSource, EagerOptions { weights, threads }).expect("an executor");
+            Eager::new(&graph, &NoSource, EagerOptions { weights, threads, ..EagerOptions::default() })
+                .expect("an executor");
         let pass = |eager: &mut Eager, tokens: &[u32]| {
             let rows = SequenceRows { sequence: 0, tokens, logits: Wanted::Last };
             black_box(eager.forward(&[rows]).expect("logits"));

@@ -51,13 +51,14 @@ struct Task<'a> {
     sink: f32,
 }
 
-/// Attention of every row over what its sequence holds up to it.
+/// Attention of every row over what its sequence holds up to it; by dot products alone if the result must be `defined` to the bit.
 pub(crate) fn attention(
     shape: Heads<'_>,
     q: &[f32],
     layer: u32,
     batch: &Batch,
     caches: &Caches,
+    defined: bool,
 ) -> Result<Vec<f32>, String> {
     let mut out = vec![0f32; q.len()];
     let width = q.len().checked_div(batch.rows()).unwrap_or(0);
@@ -67,7 +68,7 @@ pub(crate) fn attention(
     for part in batch.sequences.chunk_by(|a, b| a == b) {
         let held = caches.get(layer, part[0]).filter(|held: &&Layer| held.head_dim == d);
         let held = held.ok_or("reads a state that nothing was appended to")?;
-        let block = if part.len() <= FEW_ROWS { 1 } else { BLOCK };
+        let block = if defined || part.len() <= FEW_ROWS { 1 } else { BLOCK };
         for positions in batch.positions[start..start + part.len()].chunks(block) {
             let rows = positions.len();
             let first = (positions[0] as usize + 1).saturating_sub(shape.window);
@@ -160,7 +161,7 @@ impl Task<'_> {
 #[inline(always)]
 fn cap(scores: &mut [f32], softcap: Option<f32>) {
     if let Some(cap) = softcap {
-        scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+        scores.iter_mut().for_each(|s| *s = cap * libm::tanhf(*s / cap));
     }
 }
 

@@ -55,4 +55,10 @@ pub enum EagerError {
         /// What the system says.
         why: String,
     },
+    /// Whoever observes a run stopped it.
+    #[error("{why}")]
+    Stopped {
+        /// Why.
+        why: String,
+    },
 }

@@ -1,10 +1,11 @@
 //! A whole graph, with state.
 
 use crate::attention::{Heads, Scores, attention};
+use crate::defined;
 use crate::error::EagerError;
 use crate::experts;
 use crate::kv::Caches;
-use crate::linear::linear;
+use crate::linear::{Linear, linear};
 use crate::ops;
 use crate::weights::Matrix;
 use bessemer_ir::attr::Epilogue;
@@ -29,6 +30,8 @@ pub struct EagerOptions {
     pub weights: WeightFormat,
     /// Threads; 0 takes as many as the machine offers.
     pub threads: usize,
+    /// Whether results are defined to the bit ([`crate::defined`]): slower, and the same on every machine.
+    pub defined: bool,
 }
 
 /// A graph that runs node by node.
@@ -38,11 +41,12 @@ pub struct Eager {
     constants: Vec<Option<Matrix>>,
     caches: Caches,
     lens: BTreeMap<usize, usize>,
+    defined: bool,
     pool: rayon::ThreadPool,
 }
 
 /// The result of a step; constants and states are found by step.
-enum Value {
+pub(crate) enum Value {
     Tensor(Vec<f32>),
     Index(Vec<u32>),
     State(u32),
@@ -51,18 +55,7 @@ enum Value {
 impl Eager {
     /// Verifies the graph and loads its constants, one after the other.
     pub fn new(graph: &Graph, source: &dyn WeightSource, options: EagerOptions) -> Result<Self, EagerError> {
-        bessemer_ir::verify::verify(graph)?;
-        let nodes = schedule(graph);
-        let fused = |op: &Op| match op {
-            Op::AddRmsNorm { .. } | Op::RopeAppend { .. } | Op::Pointwise { .. } => true,
-            Op::Linear { segments, epilogue, .. } | Op::GroupedLinear { segments, epilogue, .. } => {
-                segments.len() != 1 || *epilogue != Epilogue::None
-            }
-            _ => false,
-        };
-        if let Some(n) = nodes.iter().find(|n| fused(&n.op)) {
-            return Err(EagerError::Fused { node: n.name.clone(), op: n.op.name() });
-        }
+        let nodes = unfused(graph)?;
         let constants = nodes.iter().map(|n| match &n.op {
             Op::Const { recipe } => Matrix::load(recipe, source, options.weights)
                 .map(Some)
@@ -70,10 +63,8 @@ impl Eager {
             _ => Ok(None),
         });
         let constants = constants.collect::<Result<_, _>>()?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
-        let pool =
-            pool.map_err(|why| EagerError::Threads { threads: options.threads, why: why.to_string() })?;
-        Ok(Self { nodes, constants, caches: Caches::default(), lens: BTreeMap::new(), pool })
+        let (caches, lens) = (Caches::default(), BTreeMap::new());
+        Ok(Self { nodes, constants, caches, lens, defined: options.defined, pool: pool(options.threads)? })
     }
 
     /// Tokens that a sequence holds.
@@ -108,8 +99,12 @@ impl Eager {
     /// One forward pass. A pass that fails leaves every sequence as it was.
     pub fn forward(&mut self, parts: &[SequenceRows<'_>]) -> Result<Logits, EagerError> {
         let batch = Batch::new(parts, |sequence| self.len(sequence))?;
-        let Self { nodes, constants, caches, pool, .. } = self;
-        let result = pool.install(|| run(nodes, constants, caches, &batch));
+        let Self { nodes, constants, caches, pool, defined, .. } = self;
+        let mut values: Vec<Option<Value>> = nodes.iter().map(|_| None).collect();
+        let mut pass = Pass { nodes, constants, caches, batch: &batch, defined: *defined };
+        let result = pool.install(|| pass.run(0..pass.nodes.len(), &mut values, &mut |_, _| {}));
+        let no_output = || bessemer_ir::GraphError { node: "graph".into(), why: "has no output".into() };
+        let result = result.and_then(|logits| logits.ok_or_else(|| EagerError::Graph(no_output())));
         for part in parts {
             let before = self.len(part.sequence);
             match &result {
@@ -121,49 +116,93 @@ impl Eager {
     }
 }
 
-fn run(
-    nodes: &[ExecNode],
-    constants: &[Option<Matrix>],
-    caches: &mut Caches,
-    batch: &Batch,
-) -> Result<Logits, EagerError> {
-    let mut values: Vec<Option<Value>> = nodes.iter().map(|_| None).collect();
-    for (i, node) in nodes.iter().enumerate() {
-        if constants[i].is_some() {
-            continue;
+/// The nodes in execution order, none of which is fused.
+pub(crate) fn unfused(graph: &Graph) -> Result<Vec<ExecNode>, EagerError> {
+    bessemer_ir::verify::verify(graph)?;
+    let nodes = schedule(graph);
+    let fused = |op: &Op| match op {
+        Op::AddRmsNorm { .. } | Op::RopeAppend { .. } | Op::Pointwise { .. } => true,
+        Op::Linear { segments, epilogue, .. } | Op::GroupedLinear { segments, epilogue, .. } => {
+            segments.len() != 1 || *epilogue != Epilogue::None
         }
-        let error = |why| EagerError::Node { node: node.name.clone(), op: node.op.name(), why };
-        if let Op::Output {} = node.op {
-            let logits = Operands { node, constants, values: &values }.tensor(0).map_err(error)?.to_vec();
-            let rows = batch.logit_rows.len();
-            let vocab = logits.len().checked_div(rows).unwrap_or(0);
-            return Ok(Logits { vocab, values: logits });
-        }
-        if let Op::Embed {} = node.op {
-            let operands = Operands { node, constants, values: &values };
-            let vocab = operands.constant(1).map_err(error)?.rows;
-            let tokens = operands.index(0).map_err(error)?;
-            if let Some(&token) = tokens.iter().find(|t| **t as usize >= vocab) {
-                return Err(EagerError::Token { token, vocab });
+        _ => false,
+    };
+    match nodes.iter().find(|n| fused(&n.op)) {
+        Some(n) => Err(EagerError::Fused { node: n.name.clone(), op: n.op.name() }),
+        None => Ok(nodes),
+    }
+}
+
+/// A pool of `threads` threads; 0 takes as many as the machine offers.
+pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool, EagerError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|why| EagerError::Threads { threads, why: why.to_string() })
+}
+
+/// A forward pass of one batch.
+pub(crate) struct Pass<'a> {
+    pub nodes: &'a [ExecNode],
+    /// The constant of each step that is one and is needed.
+    pub constants: &'a [Option<Matrix>],
+    pub caches: &'a mut Caches,
+    pub batch: &'a Batch,
+    pub defined: bool,
+}
+
+impl Pass<'_> {
+    /// Runs a range of steps from the `values` of earlier ones. `observe` sees the input of every linear, and its step. Gives the logits
+    /// if the output is among the steps.
+    pub fn run(
+        &mut self,
+        steps: std::ops::Range<usize>,
+        values: &mut [Option<Value>],
+        observe: &mut (dyn FnMut(usize, &[f32]) + Send),
+    ) -> Result<Option<Logits>, EagerError> {
+        for i in steps {
+            let node = &self.nodes[i];
+            if matches!(node.op, Op::Const { .. }) || values[i].is_some() {
+                continue;
+            }
+            let error = |why| EagerError::Node { node: node.name.clone(), op: node.op.name(), why };
+            let constants = self.constants;
+            let operands = Operands { node, constants, values, defined: self.defined };
+            match node.op {
+                Op::Output {} => {
+                    let logits = operands.tensor(0).map_err(error)?.to_vec();
+                    let rows = self.batch.logit_rows.len();
+                    let vocab = logits.len().checked_div(rows).unwrap_or(0);
+                    return Ok(Some(Logits { vocab, values: logits }));
+                }
+                Op::Embed {} => {
+                    let vocab = operands.constant(1).map_err(error)?.rows;
+                    let tokens = operands.index(0).map_err(error)?;
+                    if let Some(&token) = tokens.iter().find(|t| **t as usize >= vocab) {
+                        return Err(EagerError::Token { token, vocab });
+                    }
+                }
+                Op::Linear { .. } => observe(i, operands.tensor(0).map_err(error)?),
+                _ => {}
+            }
+            // A tensor that nobody reads again is changed in place.
+            let own = node.operands.first().filter(|(step, _)| {
+                let reads = node.operands.iter().filter(|(s, _)| s == step).count();
+                reads == 1 && node.last_uses.contains(step)
+            });
+            let own = match (own, &node.op) {
+                (Some((step, _)), Op::Unary { .. } | Op::Binary { .. } | Op::Rope { .. }) => {
+                    values[*step].take()
+                }
+                _ => None,
+            };
+            let operands = Operands { node, constants, values, defined: self.defined };
+            let value = step(&operands, own, self.caches, self.batch).map_err(error)?;
+            values[i] = Some(value);
+            for &step in &node.last_uses {
+                values[step] = None;
             }
         }
-        // A tensor that nobody reads again is changed in place.
-        let own = node.operands.first().filter(|(step, _)| {
-            let reads = node.operands.iter().filter(|(s, _)| s == step).count();
-            reads == 1 && node.last_uses.contains(step)
-        });
-        let own = match (own, &node.op) {
-            (Some((step, _)), Op::Unary { .. } | Op::Binary { .. } | Op::Rope { .. }) => values[*step].take(),
-            _ => None,
-        };
-        let operands = Operands { node, constants, values: &values };
-        let value = step(&operands, own, caches, batch).map_err(error)?;
-        values[i] = Some(value);
-        for &step in &node.last_uses {
-            values[step] = None;
-        }
+        Ok(None)
     }
-    Err(EagerError::Graph(bessemer_ir::GraphError { node: "graph".into(), why: "has no output".into() }))
 }
 
 /// The operands of one node.
@@ -171,9 +210,15 @@ struct Operands<'a> {
     node: &'a ExecNode,
     constants: &'a [Option<Matrix>],
     values: &'a [Option<Value>],
+    defined: bool,
 }
 
 impl<'a> Operands<'a> {
+    /// The product with a weight.
+    fn linear(&self) -> Linear {
+        if self.defined { defined::linear } else { linear }
+    }
+
     fn step(&self, i: usize) -> Result<usize, String> {
         self.node.operands.get(i).map(|(step, _)| *step).ok_or_else(|| format!("operand {i} is missing"))
     }
@@ -241,7 +286,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
             let (x, w) = (at.tensor(0)?, at.constant(1)?);
             let bias = segments.first().is_some_and(|s| s.bias);
             let bias = if bias { Some(at.constant(2)?.vector()?) } else { None };
-            linear(x, x.len() / w.k, w.rows(0..w.rows), bias)
+            at.linear()(x, x.len() / w.k, w.rows(0..w.rows), bias)
         }
         Op::Route { choice } => {
             let bias = at.node.operands.get(1).map(|_| at.constant(1)?.vector()).transpose()?;
@@ -262,7 +307,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 identity = (0..batch.rows()).flat_map(|_| 0..slots as u32).collect();
                 &identity
             };
-            experts::grouped_linear(groups, slots, chosen, at.tensor(0)?, w, bias)?
+            experts::grouped_linear(groups, slots, chosen, at.tensor(0)?, w, bias, at.linear())?
         }
         Op::Combine {} => experts::combine(at.tensor(0)?, at.tensor(1)?, batch.rows()),
         Op::ConcatHeads { heads } => {
@@ -281,7 +326,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 scores: Scores { scale: *scale, softcap: *softcap },
                 sinks: if at.node.operands.len() > 2 { Some(at.constant(2)?.vector()?) } else { None },
             };
-            attention(shape, at.tensor(0)?, at.state(1)?, batch, caches)?
+            attention(shape, at.tensor(0)?, at.state(1)?, batch, caches, at.defined)?
         }
         Op::FullAttention { heads, kv_heads, scale, reach } => {
             let shape = Heads {
@@ -292,7 +337,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 scores: Scores { scale: *scale, softcap: None },
                 sinks: None,
             };
-            attention(shape, at.tensor(0)?, at.state(1)?, batch, caches)?
+            attention(shape, at.tensor(0)?, at.state(1)?, batch, caches, at.defined)?
         }
         Op::Unary { kind } => ops::unary(*kind, first(own)?),
         Op::Binary { kind } => ops::binary(*kind, first(own)?, at.tensor(1)?),

@@ -1,6 +1,6 @@
 //! Mixtures of experts: rows that meet the same weights are brought together and multiplied as one matrix.
 
-use crate::linear::linear;
+use crate::linear::Linear;
 use crate::vector::exp;
 use crate::weights::Matrix;
 use bessemer_format::plan::{Choice, Score};
@@ -78,6 +78,7 @@ pub(crate) fn grouped_linear(
     x: &[f32],
     w: &Matrix,
     bias: Option<&[f32]>,
+    linear: Linear,
 ) -> Result<Vec<f32>, String> {
     let (rows, n, k) = (chosen.len() / slots, w.rows / groups, w.k);
     let shared = x.len() == rows * k;

@@ -5,15 +5,18 @@
 //! at the speed of memory. What the ops mean is said by `bessemer-oracle`, against which the tests hold it.
 
 mod attention;
+pub mod defined;
 mod error;
 mod executor;
 mod experts;
 mod kv;
 mod linear;
 mod ops;
+mod streamed;
 mod vector;
 mod weights;
 
 pub use bessemer_ir::exec::{Logits, SequenceRows, Wanted};
 pub use error::EagerError;
 pub use executor::{Eager, EagerOptions, WeightFormat};
+pub use streamed::{Observer, Streamed};

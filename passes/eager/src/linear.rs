@@ -16,7 +16,10 @@ const BLOCK: usize = 256;
 /// Tasks of a matrix product are multiples of so many outputs, what a vector kernel takes at a time.
 const PACKED: usize = 32;
 
-/// `x w^T + bias` for `rows` rows.
+/// `x w^T + bias` for a number of rows.
+pub(crate) type Linear = fn(&[f32], usize, MatrixRows<'_>, Option<&[f32]>) -> Vec<f32>;
+
+/// The fast [`Linear`].
 pub(crate) fn linear(x: &[f32], rows: usize, w: MatrixRows<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let mut out = vec![0f32; rows * w.rows];
     if rows == 0 || w.rows == 0 {

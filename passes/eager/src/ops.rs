@@ -96,7 +96,7 @@ pub(crate) fn unary(kind: UnaryKind, mut x: Vec<f32>) -> Vec<f32> {
                 let u = (2.0 * FRAC_2_PI.sqrt()) * (*v + 0.044715 * *v * *v * *v);
                 *v /= 1.0 + exp(-u);
             }),
-            UnaryKind::Tanh => x.iter_mut().for_each(|v| *v = v.tanh()),
+            UnaryKind::Tanh => x.iter_mut().for_each(|v| *v = libm::tanhf(*v)),
             UnaryKind::Scale(factor) => x.iter_mut().for_each(|v| *v *= factor),
         },
     );
@@ -137,7 +137,8 @@ pub(crate) fn rope_table(positions: &[u32], inv_freq: &[f32], factor: f32) -> Ve
     let mut out = vec![0f32; positions.len() * 2 * half];
     for_rows(&mut out, 2 * half, |r, row| {
         for (j, freq) in inv_freq.iter().enumerate() {
-            let (sin, cos) = (positions[r] as f32 * freq).sin_cos();
+            // Not the platform's, whose last bit differs from one to the next.
+            let (sin, cos) = libm::sincosf(positions[r] as f32 * freq);
             row[j] = cos * factor;
             row[half + j] = sin * factor;
         }

@@ -8,7 +8,7 @@ use bessemer_ir::testing::{TinyConfig, tiny_llama};
 use bessemer_oracle::{Oracle, Reading};
 
 fn eager(graph: &Graph, weights: WeightFormat, threads: usize) -> Eager {
-    Eager::new(graph, &NoSource, EagerOptions { weights, threads }).unwrap()
+    Eager::new(graph, &NoSource, EagerOptions { weights, threads, ..EagerOptions::default() }).unwrap()
 }
 
 fn rows(sequence: usize, tokens: &[u32], logits: Wanted) -> SequenceRows<'_> {

@@ -2,7 +2,7 @@
 //!
 //! An attribute prints as it parses; the op table calls [`Attr`] for every field, so a new op has text at once.
 
-use crate::recipe::{Origin, Part, Piece, Recipe, Transform};
+use crate::recipe::{Axis, Origin, Part, Piece, Recipe, Transform};
 use crate::stored::Stored;
 use crate::text::Cursor;
 use bessemer_format::plan::{Choice, Gate, Input, Score};
@@ -197,6 +197,7 @@ words!(Epilogue {
     "none" => Epilogue::None, "residual" => Epilogue::Residual, "swiglu" => Epilogue::Gated(Gate::Silu),
     "geglu" => Epilogue::Gated(Gate::Gelu), "geglu_tanh" => Epilogue::Gated(Gate::GeluTanh),
 });
+words!(Axis { "rows" => Axis::Rows, "columns" => Axis::Columns });
 words!(RopeStyle { "half" => RopeStyle::Half, "interleaved" => RopeStyle::Interleaved });
 words!(PoolKind { "mean" => PoolKind::Mean, "first" => PoolKind::First });
 words!(BinaryKind { "add" => BinaryKind::Add, "mul" => BinaryKind::Mul });
@@ -432,6 +433,14 @@ impl Attr for Recipe {
                 out.push_str("values ");
                 values.print(out);
             }
+            Origin::Rounded { name, key, scheme } => {
+                out.push_str("rounded ");
+                name.print(out);
+                out.push(' ');
+                key.print(out);
+                out.push(' ');
+                scheme.print(out);
+            }
         }
         out.push(' ');
         self.shape.print(out);
@@ -446,6 +455,12 @@ impl Attr for Recipe {
                     out.push_str("add ");
                     number.print(out);
                 }
+                Transform::Scale { axis, by } => {
+                    out.push_str("scale ");
+                    axis.print(out);
+                    out.push(' ');
+                    by.print(out);
+                }
             }
         }
     }
@@ -458,7 +473,15 @@ impl Attr for Recipe {
             "stack" => Origin::Stack { pieces: Vec::parse(c)?, stored: Stored::parse(c)? },
             "random" => Origin::Random { seed: u64::parse(c)?, scale: f32::parse(c)? },
             "values" => Origin::Values(Vec::parse(c)?),
-            other => return Err(format!("`{other}` is no origin (tensor, packed, stack, random, values)")),
+            "rounded" => {
+                let (name, key) = (c.string()?, c.string()?);
+                Origin::Rounded { name, key, scheme: QuantScheme::parse(c)? }
+            }
+            other => {
+                return Err(format!(
+                    "`{other}` is no origin (tensor, packed, stack, random, values, rounded)"
+                ));
+            }
         };
         let shape = Vec::parse(c)?;
         let mut transforms = Vec::new();
@@ -466,7 +489,11 @@ impl Attr for Recipe {
             match c.word() {
                 "convert" => transforms.push(Transform::Convert(QuantScheme::parse(c)?)),
                 "add" => transforms.push(Transform::Add(f32::parse(c)?)),
-                other => return Err(format!("`{other}` is no transform (convert, add)")),
+                "scale" => {
+                    let axis = Axis::parse(c)?;
+                    transforms.push(Transform::Scale { axis, by: Vec::parse(c)? });
+                }
+                other => return Err(format!("`{other}` is no transform (convert, add, scale)")),
             }
         }
         Ok(Self { origin, shape, transforms })

@@ -14,6 +14,7 @@ pub mod op;
 pub mod phase;
 pub mod quantise;
 pub mod recipe;
+pub mod rounded;
 pub mod stored;
 pub mod target;
 pub mod testing;

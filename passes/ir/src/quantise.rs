@@ -27,54 +27,126 @@ pub fn quantise(scheme: &QuantScheme, rows: usize, k: usize, values: &[f32]) -> 
     out
 }
 
+/// What the codes of a group stand on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    /// As [`QuantScheme::dequant`] takes it.
+    pub scale: f32,
+    /// As [`QuantScheme::dequant`] takes it.
+    pub offset: f32,
+    /// The code of zero: the scheme's constant, or the group's zero point.
+    pub shift: f32,
+}
+
+impl Group {
+    /// From what [`QuantScheme::combine`] gives, and the offset as it is stored.
+    fn new(scheme: &QuantScheme, (scale, offset): (f32, f32), stored_offset: f32) -> Self {
+        let shift = match scheme.offset {
+            Offset::Const(c) => c as f32,
+            Offset::Zero(_) => stored_offset,
+            Offset::None | Offset::Float(_) => 0.0,
+        };
+        Self { scale, offset, shift }
+    }
+
+    /// Of a range alone. In two levels it is what the outer one would be rounded to, unrounded.
+    pub fn of_range(scheme: &QuantScheme, range: (f32, f32)) -> Self {
+        let Some(levels) = scheme.scale else { return Self { scale: 1.0, offset: 0.0, shift: 0.0 } };
+        let rounded = |levels: &Levels, v| if levels.outer.is_some() { v } else { levels.inner.ty.round(v) };
+        let offset = match scheme.offset {
+            Offset::Float(o) => rounded(&o, least(&o, range)),
+            _ => 0.0,
+        };
+        let scale = rounded(&levels, ideal_scale(scheme, &levels, range, offset));
+        let zero = match scheme.offset {
+            Offset::Zero(ty) => zero_point(ty, range, scale),
+            _ => 0.0,
+        };
+        let offset = if let Offset::Zero(_) = scheme.offset { -(zero * scale) } else { offset };
+        Self::new(scheme, (scale, offset), zero)
+    }
+
+    /// Of every group of some rows, one row behind the other.
+    pub fn of_rows(rows: &Rows) -> Vec<Self> {
+        let (groups, group) = (rows.groups(), rows.scheme.group(rows.k));
+        let of = |at: usize| {
+            let stored = rows.offsets.get(at).copied().unwrap_or(0.0);
+            Self::new(&rows.scheme, rows.scale_offset(at / groups, at % groups * group), stored)
+        };
+        (0..rows.rows * groups).map(of).collect()
+    }
+
+    /// The code that is nearest to a value.
+    #[inline]
+    pub fn nearest(&self, scheme: &QuantScheme, v: f32) -> f32 {
+        let v = if let Offset::Float(_) = scheme.offset { v - self.offset } else { v };
+        let ratio = if self.scale == 0.0 { 0.0 } else { v / self.scale };
+        match scheme.elem {
+            Elem::U(_) | Elem::S(_) => {
+                let (low, high) = scheme.elem.range();
+                // A symmetric range: the lowest signed code is not used.
+                let low = if let Elem::S(_) = scheme.elem { -high } else { low };
+                (ratio.round_ties_even() + self.shift).clamp(low, high)
+            }
+            elem => elem.nearest(ratio),
+        }
+    }
+
+    /// The value of a code.
+    #[inline]
+    pub fn value(&self, scheme: &QuantScheme, code: f32) -> f32 {
+        scheme.dequant(code, self.scale, self.offset)
+    }
+}
+
 fn quantise_row(scheme: &QuantScheme, levels: &Levels, row: &[f32], out: &mut Rows) {
-    let (elem, group) = (scheme.elem, scheme.group(row.len()));
+    let group = scheme.group(row.len());
     let outer_groups = scheme.outer_group(row.len()).div_ceil(group);
-    let high = elem.range().1;
     let ranges: Vec<(f32, f32)> = row.chunks(group).map(range).collect();
     let offsets = match scheme.offset {
         Offset::Float(o) => {
-            let least = |&(min, _): &(f32, f32)| if o.outer.is_some() { min.min(0.0) } else { min };
-            let ideal = ranges.iter().map(least).collect();
+            let ideal = ranges.iter().map(|range| least(&o, *range)).collect();
             stored(&o, outer_groups, ideal, &mut out.offsets, &mut out.outer_offsets)
         }
         _ => vec![0.0; ranges.len()],
     };
-    let signed = !matches!(levels.inner.ty, ScaleType::U8 | ScaleType::E8M0);
-    let ideal = |(&(min, max), &offset): (&(f32, f32), &f32)| {
-        let largest = if max.abs() > min.abs() { max } else { min };
-        match (scheme.offset, elem) {
-            (Offset::None, Elem::Iq4) if signed => largest / -127.0,
-            (Offset::None, _) => largest.abs() / high,
-            (Offset::Const(c), _) if signed => largest / -(c as f32),
-            (Offset::Const(c), _) => (max / (high - c as f32)).max(-min / c as f32),
-            (Offset::Float(_), _) => (max - offset) / high,
-            (Offset::Zero(_), _) => (max.max(0.0) - min.min(0.0)) / high,
-        }
-    };
-    let ideal = ranges.iter().zip(&offsets).map(ideal).collect();
-    let scales = stored(levels, outer_groups, ideal, &mut out.scales, &mut out.outer_scales);
-    // A symmetric range: the lowest signed code is not used.
-    let low = if let Elem::S(_) = elem { -high } else { elem.range().0 };
+    let ideal = ranges.iter().zip(&offsets).map(|(range, o)| ideal_scale(scheme, levels, *range, *o));
+    let scales = stored(levels, outer_groups, ideal.collect(), &mut out.scales, &mut out.outer_scales);
     for (g, x) in row.chunks(group).enumerate() {
-        let (scale, offset) = (scales[g], offsets[g]);
-        let shift = match scheme.offset {
-            Offset::Const(c) => c as f32,
-            Offset::Zero(ty) => {
-                let zero = if scale == 0.0 { 0.0 } else { ty.round(-ranges[g].0.min(0.0) / scale) };
-                out.offsets.push(zero);
-                zero
-            }
-            _ => 0.0,
-        };
-        out.codes.extend(x.iter().map(|&v| {
-            let ratio = if scale == 0.0 { 0.0 } else { (v - offset) / scale };
-            match elem {
-                Elem::U(_) | Elem::S(_) => (ratio.round_ties_even() + shift).clamp(low, high),
-                _ => elem.nearest(ratio),
-            }
-        }));
+        let (scale, mut offset, mut zero) = (scales[g], offsets[g], 0.0);
+        if let Offset::Zero(ty) = scheme.offset {
+            zero = zero_point(ty, ranges[g], scale);
+            offset = -(zero * scale);
+            out.offsets.push(zero);
+        }
+        let group = Group::new(scheme, (scale, offset), zero);
+        out.codes.extend(x.iter().map(|&v| group.nearest(scheme, v)));
     }
+}
+
+/// The offset of a range, before it is rounded.
+fn least(offset: &Levels, (min, _): (f32, f32)) -> f32 {
+    if offset.outer.is_some() { min.min(0.0) } else { min }
+}
+
+/// The scale of a range above an offset, before it is rounded.
+fn ideal_scale(scheme: &QuantScheme, levels: &Levels, (min, max): (f32, f32), offset: f32) -> f32 {
+    let high = scheme.elem.range().1;
+    let signed = !matches!(levels.inner.ty, ScaleType::U8 | ScaleType::E8M0);
+    let largest = if max.abs() > min.abs() { max } else { min };
+    match (scheme.offset, scheme.elem) {
+        (Offset::None, Elem::Iq4) if signed => largest / -127.0,
+        (Offset::None, _) => largest.abs() / high,
+        (Offset::Const(c), _) if signed => largest / -(c as f32),
+        (Offset::Const(c), _) => (max / (high - c as f32)).max(-min / c as f32),
+        (Offset::Float(_), _) => (max - offset) / high,
+        (Offset::Zero(_), _) => (max.max(0.0) - min.min(0.0)) / high,
+    }
+}
+
+/// The zero point of a range.
+fn zero_point(ty: ScaleType, (min, _): (f32, f32), scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { ty.round(-min.min(0.0) / scale) }
 }
 
 /// The least and the largest number; NaNs are passed over.

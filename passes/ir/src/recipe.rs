@@ -2,6 +2,7 @@
 //! executor run recipes, a few rows at a time.
 
 pub use crate::quantise::quantise;
+use crate::rounded;
 use crate::stored::{Packed, Stored};
 use bessemer_format::rows::Rows;
 use bessemer_format::{Elem, QuantScheme};
@@ -12,6 +13,11 @@ use std::ops::Range;
 pub trait WeightSource: Sync {
     /// The stored bytes of a tensor, row-major; `None` if there is no such tensor.
     fn tensor(&self, name: &str) -> Option<&[u8]>;
+
+    /// Rows that calibration has rounded, by key, as [`crate::rounded`] lays them out; `None` if there are none.
+    fn rounded(&self, _key: &str) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// A source without tensors, for graphs whose constants are random or literal.
@@ -58,6 +64,24 @@ pub enum Origin {
     },
     /// Literal numbers.
     Values(Vec<f32>),
+    /// A matrix that calibration has rounded: codes that no rule gives from the tensor alone.
+    Rounded {
+        /// Name of the tensor that it came from.
+        name: String,
+        /// Under which the source holds its codes.
+        key: String,
+        /// What the codes mean.
+        scheme: QuantScheme,
+    },
+}
+
+/// Along which axis a transform's numbers lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// A number a row.
+    Rows,
+    /// A number a column; of a vector, an element.
+    Columns,
 }
 
 /// A tensor, or a part of one, that is one of the matrices of a stack.
@@ -162,12 +186,19 @@ impl Part {
 }
 
 /// A change of the numbers on the way into the engine.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Transform {
     /// Dequantise to f32, then round to this scheme ([`quantise`]).
     Convert(QuantScheme),
     /// Dequantise to f32, then add a number: some norms are stored as their distance from one.
     Add(f32),
+    /// Dequantise to f32, then multiply each row or column by its number: half of a scale that is folded into two constants.
+    Scale {
+        /// Of what there is a number.
+        axis: Axis,
+        /// The numbers.
+        by: Vec<f32>,
+    },
 }
 
 /// A constant: origin, shape (outermost first), and what is done to it.
@@ -228,7 +259,8 @@ impl Recipe {
     pub fn scheme(&self) -> QuantScheme {
         match (self.transforms.last(), &self.origin) {
             (Some(Transform::Convert(scheme)), _) => *scheme,
-            (Some(Transform::Add(_)), _) => QuantScheme::F32,
+            (Some(Transform::Add(_) | Transform::Scale { .. }), _) => QuantScheme::F32,
+            (None, Origin::Rounded { scheme, .. }) => *scheme,
             (None, Origin::Tensor { stored, .. } | Origin::Stack { stored, .. }) => stored.scheme(),
             (None, Origin::Packed { packed, .. }) => packed.scheme(),
             (None, _) => QuantScheme::F32,
@@ -246,7 +278,9 @@ impl Recipe {
     /// Names of the tensors it comes from.
     pub fn source_names(&self) -> impl Iterator<Item = &str> {
         let (one, many) = match &self.origin {
-            Origin::Tensor { name, .. } | Origin::Packed { name, .. } => (Some(name), &[][..]),
+            Origin::Tensor { name, .. } | Origin::Packed { name, .. } | Origin::Rounded { name, .. } => {
+                (Some(name), &[][..])
+            }
             Origin::Stack { pieces, .. } => (None, &pieces[..]),
             Origin::Random { .. } | Origin::Values(_) => (None, &[][..]),
         };
@@ -295,6 +329,8 @@ impl Recipe {
                             all.codes.extend(found.codes);
                             all.scales.extend(found.scales);
                             all.offsets.extend(found.offsets);
+                            all.outer_scales.extend(found.outer_scales);
+                            all.outer_offsets.extend(found.outer_offsets);
                         }
                     }
                 }
@@ -310,6 +346,12 @@ impl Recipe {
                     values.get(rows.start * k..rows.end * k).ok_or("fewer values than the shape says")?;
                 Rows::floats(Elem::F32, rows.len(), k, slice.to_vec())
             }
+            Origin::Rounded { name, key, scheme } => {
+                let bytes = source.rounded(key);
+                let bytes =
+                    bytes.ok_or_else(|| format!("`{name}`: its rounded codes `{key}` are not at hand"))?;
+                rounded::decode(scheme, k, bytes, rows.clone()).map_err(|why| format!("`{name}`: {why}"))?
+            }
         };
         for transform in &self.transforms {
             let mut values = out.values();
@@ -320,6 +362,19 @@ impl Recipe {
                 }
                 Transform::Add(number) => {
                     values.iter_mut().for_each(|v| *v += number);
+                    out = Rows::floats(Elem::F32, out.rows, out.k, values);
+                }
+                Transform::Scale { axis, by } => {
+                    let expected = if *axis == Axis::Rows { n } else { k };
+                    if by.len() != expected {
+                        return Err(format!("{} scales where {expected} are needed", by.len()));
+                    }
+                    for (r, row) in values.chunks_exact_mut(k.max(1)).enumerate() {
+                        match axis {
+                            Axis::Rows => row.iter_mut().for_each(|v| *v *= by[rows.start + r]),
+                            Axis::Columns => row.iter_mut().zip(by).for_each(|(v, s)| *v *= s),
+                        }
+                    }
                     out = Rows::floats(Elem::F32, out.rows, out.k, values);
                 }
             }

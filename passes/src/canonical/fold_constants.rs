@@ -36,14 +36,14 @@ fn fold(recipe: &Recipe) -> Recipe {
     let mut folded = Recipe { transforms: Vec::new(), ..recipe.clone() };
     for (i, t) in recipe.transforms.iter().enumerate() {
         let Transform::Convert(scheme) = t else {
-            folded.transforms.push(*t);
+            folded.transforms.push(t.clone());
             continue;
         };
         let last = i + 1 == recipe.transforms.len();
         let widens = *scheme == QuantScheme::F32 && !last;
         let repeats = scheme.elem.is_float() && *scheme == folded.scheme();
         if !widens && !repeats {
-            folded.transforms.push(*t);
+            folded.transforms.push(t.clone());
         }
     }
     folded

@@ -2,4 +2,5 @@
 
 pub mod common_subexpressions;
 pub mod dead_code;
+pub mod equalise;
 pub mod fold_constants;

@@ -4,7 +4,8 @@ pub mod compute;
 mod policy;
 pub mod quantise;
 
-pub use policy::PrecisionPolicy;
+pub use policy::{Override, PrecisionPolicy};
+pub use quantise::scheme_of;
 
 use bessemer_format::plan::Input;
 use bessemer_ir::{Graph, NodeId, Op, Value};

@@ -14,9 +14,7 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
         let uses: Vec<Use> =
             graph.uses(node.into()).into_iter().map(|(reader, i)| role(graph, reader, i)).collect();
         let scheme = if uses.contains(&Use::Matrix) {
-            let router = graph.uses(node.into()).into_iter().any(|(reader, _)| is_router(graph, reader));
-            let chosen = context.precision.scheme().filter(|_| !router);
-            let scheme = chosen.unwrap_or(recipe.scheme());
+            let scheme = scheme_of(graph, node, context).unwrap_or(recipe.scheme());
             check(graph, node, context, &scheme)?;
             scheme
         } else if uses.contains(&Use::Bias) {
@@ -35,6 +33,16 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
         }
     }
     Ok(rewrites)
+}
+
+/// The scheme that a matrix gets; `None` where it keeps its own, as a router does.
+pub fn scheme_of(graph: &Graph, matrix: NodeId, context: &Context<'_>) -> Option<QuantScheme> {
+    if graph.uses(matrix.into()).into_iter().any(|(reader, _)| is_router(graph, reader)) {
+        return None;
+    }
+    let name = graph.name(matrix);
+    let refined = context.refine.overrides.iter().rev().find(|o| o.matches(name));
+    refined.map_or(context.precision, |o| o.precision).scheme()
 }
 
 fn check(graph: &Graph, node: NodeId, context: &Context<'_>, scheme: &QuantScheme) -> Result<(), Cause> {

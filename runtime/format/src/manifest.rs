@@ -147,6 +147,31 @@ pub struct Report {
     pub selection: Vec<Selection>,
     /// What each pass did, in order.
     pub passes: Vec<PassReport>,
+    /// What rounding costs, where it was measured.
+    pub quality: Option<Quality>,
+}
+
+/// How far the engine's weights predict another text than the source's do, both without rounding of activations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Hash of the text's tokens. It is none on which weights were calibrated.
+    pub text: Hash,
+    /// Tokens that were predicted.
+    pub tokens: u64,
+    /// Mean KL divergence of the source's predictions from the engine's, in nats.
+    pub mean_kl: f64,
+    /// The divergence that one token in a hundred exceeds.
+    pub p99_kl: f64,
+    /// Perplexity with the engine's weights.
+    pub perplexity: f64,
+    /// Perplexity with the source's.
+    pub source_perplexity: f64,
+    /// Share of tokens for which both have the same first choice.
+    pub top1: f64,
+    /// Bits a weight over all matrices, scales included.
+    pub bits_per_weight: f64,
+    /// Of each calibrated weight: how far its outputs are off on the calibration text, relative to their size.
+    pub weights: Vec<(String, f64)>,
 }
 
 /// The reasons of one kernel selection.

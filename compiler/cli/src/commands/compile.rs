@@ -3,12 +3,15 @@
 use crate::exit::{Code, Failure};
 use crate::output::out;
 use crate::progress::{Meter, Unit};
-use crate::{interrupt, json, model, size, trust};
+use crate::{interrupt, json, model, quality, size, trust};
+use bessemer_compiler::Method;
+use bessemer_compiler::calibrate::Corpus;
 use bessemer_compiler::compile::{key, plan, prepare};
-use bessemer_compiler::import::Checkpoint;
+use bessemer_compiler::import::{Checkpoint, text::text_section};
 use bessemer_compiler::{CompileOptions, RunOptions, compile, emit};
+use bessemer_format::QuantScheme;
 use bessemer_ir::Phase;
-use bessemer_passes::PrecisionPolicy;
+use bessemer_passes::{Override, PrecisionPolicy};
 use bessemer_runtime::Hash;
 use bessemer_targets::CpuTarget;
 use clap::ValueEnum;
@@ -46,9 +49,46 @@ pub struct Args {
     #[arg(long, value_name = "T", default_value = "cpu")]
     target: Vec<String>,
 
-    /// What becomes of the weights: source, f32, bf16, int8:GROUP or int4:GROUP (GROUP may be left out)
+    /// What becomes of the weights: source, f32, bf16, int8, int6, int5, int4, int3 or int2 (each with :GROUP, if wanted), awq (int4:128
+    /// with --method awq), or a scheme such as u4:f16x32-8
     #[arg(long, value_name = "P", default_value = "source")]
-    precision: PrecisionPolicy,
+    precision: Precision,
+
+    /// Another precision for weights whose name matches; the last that matches counts (may be repeated)
+    #[arg(long = "override", value_name = "REGEX=P")]
+    overrides: Vec<Override>,
+
+    /// How weights are rounded: rtn (to nearest), awq, gptq or awq+gptq
+    #[arg(long, value_name = "M")]
+    method: Option<Method>,
+
+    /// Codes around zero instead of between a minimum and a maximum
+    #[arg(long)]
+    symmetric: bool,
+
+    /// Text to calibrate on, a file or a folder of files; a sample of stories if nobody names one
+    #[arg(long, value_name = "FILE|DIR")]
+    calib: Option<PathBuf>,
+
+    /// Windows of the calibration text
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    calib_windows: usize,
+
+    /// Tokens of a window of the calibration text
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    calib_window: usize,
+
+    /// Folder of results that are dear to compute: an interrupted calibration goes on from there
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+
+    /// Text on which the loss by rounding is measured, none of it calibrated on; a sample of stories if nobody names one
+    #[arg(long, value_name = "FILE|DIR", conflicts_with = "no_measure")]
+    held_out: Option<PathBuf>,
+
+    /// Measure no loss by rounding
+    #[arg(long)]
+    no_measure: bool,
 
     /// Elements that share a scale, for int8 and int4; 0 is a whole row
     #[arg(long, value_name = "N")]
@@ -104,12 +144,43 @@ enum Emit {
     Asm,
 }
 
+/// What `--precision` takes: a policy, or a recipe's name.
+#[derive(Clone, Copy, Debug)]
+enum Precision {
+    Policy(PrecisionPolicy),
+    Awq,
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s == "awq" { Ok(Self::Awq) } else { s.parse().map(Self::Policy) }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Policy(policy) => policy.fmt(f),
+            Self::Awq => f.write_str("awq"),
+        }
+    }
+}
+
+/// Whether a checkpoint comes with a tokenizer.
+fn has_text(source: &std::path::Path) -> Result<bool, Failure> {
+    let section = text_section(&Checkpoint::open(source)?);
+    Ok(section.map_err(|e| bessemer_compiler::CompileError::Text(e.to_string()))?.is_some())
+}
+
 impl Args {
     /// Does it.
     pub fn run(mut self) -> Result<(), Failure> {
         let options = self.options()?;
         self.source = self.hub.local(&self.source)?;
-        let run = RunOptions { threads: self.threads, stop_after: self.stop_after, ..RunOptions::default() };
+        let (threads, stop_after, scratch) = (self.threads, self.stop_after, self.scratch.clone());
+        let run = RunOptions { threads, stop_after, scratch, ..RunOptions::default() };
         if self.key {
             return self.print_key(&options);
         }
@@ -132,6 +203,7 @@ impl Args {
             compiled.bits_per_weight,
             compiled.sha256
         );
+        eprintln!("{}", quality::line(compiled.quality.as_ref(), options.measure.is_some()));
         Ok(())
     }
 
@@ -141,17 +213,43 @@ impl Args {
                 "one --target at a time: engines with several targets come with the first device beside the CPU",
             ));
         };
-        let precision = match (self.precision, self.group) {
-            (precision, None) => precision,
-            (PrecisionPolicy::Int8 { .. }, Some(group)) => PrecisionPolicy::Int8 { group },
-            (PrecisionPolicy::Int4 { .. }, Some(group)) => PrecisionPolicy::Int4 { group },
-            (other, Some(_)) => {
-                return Err(Failure::usage(format!("--group is for int8 and int4; --precision is {other}")));
+        let (mut precision, method) = match self.precision {
+            Precision::Policy(precision) => (precision, self.method.unwrap_or_default()),
+            Precision::Awq => (PrecisionPolicy::Int4 { group: 128 }, self.method.unwrap_or(Method::Awq)),
+        };
+        let integers =
+            |what| Failure::usage(format!("{what} is for integers; --precision is {}", self.precision));
+        if let Some(group) = self.group {
+            precision = precision.with_group(group).ok_or_else(|| integers("--group"))?;
+        }
+        if self.symmetric {
+            precision = precision.symmetric().ok_or_else(|| integers("--symmetric"))?;
+        }
+        let rounds = self.overrides.iter().map(|o| o.precision).chain([precision]);
+        let rounds = rounds.filter_map(PrecisionPolicy::scheme).any(|s| !s.elem.is_float());
+        if method.calibrates() && !rounds {
+            return Err(integers(&format!("--method {method}")));
+        }
+        let calibration = match &self.calib {
+            Some(path) => Corpus::read(path, self.calib_windows, self.calib_window)?,
+            None => {
+                Corpus { windows: self.calib_windows, window: self.calib_window, ..Corpus::calibration() }
             }
+        };
+        let lossy = precision.scheme().is_some_and(|s| s != QuantScheme::F32) || !self.overrides.is_empty();
+        let measure = match &self.held_out {
+            Some(path) => Some(Corpus { text: Corpus::read(path, 0, 0)?.text, ..Corpus::held_out() }),
+            // Without a tokenizer there is no text to read.
+            None if lossy && !self.no_measure && has_text(&self.source)? => Some(Corpus::held_out()),
+            None => None,
         };
         Ok(CompileOptions {
             target: CpuTarget::parse(target).map_err(Failure::usage)?,
             precision,
+            overrides: self.overrides.clone(),
+            method,
+            calibration,
+            measure,
             f32_activations: self.f32_activations,
             disable: self.disable.clone(),
             code: !self.no_code,

@@ -5,7 +5,7 @@ use crate::json;
 use crate::output::out;
 use crate::size::Size;
 use bessemer_format::header::SectionKind;
-use bessemer_format::manifest::{Manifest, Report};
+use bessemer_format::manifest::{Manifest, Quality, Report};
 use bessemer_format::plan::{Linear, Plan, Program, StepKind};
 use bessemer_runtime::{Engine, KvElem};
 use serde::Serialize;
@@ -16,6 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   bessemer inspect model.engine                      what it is and where it came from
   bessemer inspect model.engine --kernels            what runs, for each number of rows
+  bessemer inspect model.engine --quality            what rounding its weights costs
   bessemer inspect model.engine --why layers.0       why these kernels, for nodes of this name";
 
 /// Show what is in an engine, and why
@@ -36,6 +37,10 @@ pub struct Args {
     /// Reasons of the kernel selection, for nodes whose name contains this
     #[arg(long, value_name = "NODE")]
     why: Option<String>,
+
+    /// What rounding costs, as the compiler measured it
+    #[arg(long)]
+    quality: bool,
 
     /// As JSON
     #[arg(long)]
@@ -83,6 +88,9 @@ impl Args {
         if let Some(node) = &self.why {
             return why(report.unwrap_or_default(), node, self.json);
         }
+        if self.quality {
+            return print_quality(report.and_then(|r| r.quality), self.json);
+        }
         let file_bytes = std::fs::metadata(&self.engine)?.len();
         let plan = engine.plan();
         let output = Output {
@@ -107,6 +115,20 @@ impl Args {
         }
         print_overview(&output)
     }
+}
+
+fn print_quality(quality: Option<Quality>, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return json::print(&quality);
+    }
+    out!("{}", crate::quality::line(quality.as_ref(), false))?;
+    let Some(quality) = quality else { return Ok(()) };
+    out!("text    {} ({} tokens predicted)", quality.text, quality.tokens)?;
+    out!("size    {:.3} bits a weight", quality.bits_per_weight)?;
+    for (name, error) in &quality.weights {
+        out!("weight  {name}: outputs off by {:.2} % on the calibration text", 100.0 * error)?;
+    }
+    Ok(())
 }
 
 fn why(report: Report, node: &str, as_json: bool) -> Result<(), Failure> {

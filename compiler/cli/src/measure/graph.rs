@@ -50,6 +50,12 @@ fn options_of(engine: &Engine) -> Result<CompileOptions, Failure> {
             }
             "chunk_rows" => options.chunk_rows = value.parse().map_err(|_| wrong("is no number".into()))?,
             "code" => options.code = value == "true",
+            "override" => options.overrides.push(value.parse().map_err(wrong)?),
+            // What was measured changes no graph.
+            "measure" => {}
+            "method" | "calibration" => {
+                return Err(wrong("its codes come from a calibration, which is not repeated here".into()));
+            }
             _ => return Err(wrong("is not known to this version".into())),
         }
     }

@@ -1,0 +1,134 @@
+//! The values that codes can stand for: a scale and an offset for each group of a row.
+
+use bessemer_eager::defined::dot;
+use bessemer_format::QuantScheme;
+use bessemer_format::rows::Rows;
+use bessemer_ir::quantise::{Group, quantise};
+use rayon::prelude::*;
+
+/// Scales and offsets of some rows.
+pub struct Grid {
+    /// With the codes of round-to-nearest.
+    rows: Rows,
+    groups: Vec<Group>,
+}
+
+/// Whether this crate can round to a scheme: one whose groups are stretches of a row.
+pub fn rounds(scheme: &QuantScheme) -> bool {
+    let in_rows = |s: &bessemer_format::Levels| s.inner.rows == 1 && s.outer.is_none_or(|o| o.rows == 1);
+    !scheme.elem.is_float() && scheme.scale.as_ref().is_some_and(in_rows)
+}
+
+/// Ranges are tried from whole down to half, in so many steps.
+const SHRINKS: usize = 20;
+
+impl Grid {
+    /// The grid of round-to-nearest: each group's whole range.
+    pub fn whole(scheme: &QuantScheme, k: usize, values: &[f32]) -> Self {
+        let rows = quantise(scheme, values.len() / k.max(1), k, values);
+        Self { groups: Group::of_rows(&rows), rows }
+    }
+
+    /// The grid whose ranges are shrunk as far as makes `e H e^T` smallest, each group by itself. `moment` is `[k][k]`.
+    pub fn shrunk(scheme: &QuantScheme, k: usize, values: &[f32], moment: &[f32]) -> Self {
+        let group = scheme.group(k);
+        let mut clipped = values.to_vec();
+        clipped.par_chunks_mut(k.max(1)).for_each(|row| {
+            let mut error = Vec::with_capacity(group);
+            for (g, x) in row.chunks_mut(group).enumerate() {
+                let (low, high) =
+                    shrunk_range(scheme, x, &mut error, |i| &moment[(g * group + i) * k + g * group..]);
+                x.iter_mut().for_each(|v| *v = v.clamp(low, high));
+            }
+        });
+        Self::whole(scheme, k, &clipped)
+    }
+
+    /// The code nearest to `v` at `(row, column)`, and the value that it stands for.
+    pub fn nearest(&self, row: usize, column: usize, v: f32) -> (f32, f32) {
+        let scheme = &self.rows.scheme;
+        let group = self.groups[row * self.rows.groups() + column / scheme.group(self.rows.k)];
+        let code = group.nearest(scheme, v);
+        (code, group.value(scheme, code))
+    }
+
+    /// Rows of this grid with the given codes.
+    pub fn rows(self, codes: Vec<f32>) -> Rows {
+        Rows { codes, ..self.rows }
+    }
+
+    /// Every value to its nearest code.
+    pub fn round(self, values: &[f32]) -> Rows {
+        let k = self.rows.k;
+        let codes = values.iter().enumerate().map(|(i, v)| self.nearest(i / k, i % k, *v).0).collect();
+        self.rows(codes)
+    }
+}
+
+/// The range of a group that loses least. `moment(i)` begins with the moments of its element i.
+fn shrunk_range<'a>(
+    scheme: &QuantScheme,
+    x: &[f32],
+    error: &mut Vec<f32>,
+    moment: impl Fn(usize) -> &'a [f32],
+) -> (f32, f32) {
+    let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    let mut best = (f64::INFINITY, (min, max));
+    for step in 0..SHRINKS {
+        let ratio = 1.0 - 0.5 * step as f32 / SHRINKS as f32;
+        // Towards zero: a bound on its far side stays.
+        let range = (min.max(min * ratio), max.min(max * ratio));
+        let group = Group::of_range(scheme, range);
+        error.clear();
+        error.extend(x.iter().map(|v| group.value(scheme, group.nearest(scheme, *v)) - v));
+        let row = |(i, e): (usize, &f32)| f64::from(*e) * f64::from(dot(error, &moment(i)[..x.len()]));
+        let loss: f64 = error.iter().enumerate().map(row).sum();
+        if loss < best.0 {
+            best = (loss, range);
+        }
+    }
+    best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bessemer_ir::recipe::{quantise, uniform};
+
+    #[test]
+    fn the_whole_range_is_round_to_nearest() {
+        let x: Vec<f32> = (0..3 * 96).map(|i| uniform(7, i)).collect();
+        for scheme in [
+            "s8:f16x32",
+            "u4:f16x48+f16",
+            "u4:f16x32-8",
+            "u4:f16x32-u8",
+            "u2:u8x16*f16x96+u8*f16",
+            "iq4:f16x32",
+            "e4m3:f32x0",
+        ] {
+            let scheme: QuantScheme = scheme.parse().unwrap();
+            assert_eq!(Grid::whole(&scheme, 96, &x).round(&x), quantise(&scheme, 3, 96, &x), "{scheme}");
+        }
+    }
+
+    #[test]
+    fn an_outlier_in_a_column_without_activations_is_cut() {
+        let k = 32;
+        let mut x: Vec<f32> = (0..k as u64).map(|i| uniform(8, i)).collect();
+        x[5] = 1.8;
+        let mut moment = vec![0f32; k * k];
+        (0..k).for_each(|i| moment[i * k + i] = if i == 5 { 1e-6 } else { 1.0 });
+        let scheme = "u3:f16x32+f16".parse().unwrap();
+        let loss = |rows: Rows| -> f32 {
+            rows.values()
+                .iter()
+                .zip(&x)
+                .enumerate()
+                .map(|(i, (a, b))| (a - b) * (a - b) * moment[i * k + i])
+                .sum()
+        };
+        let (whole, shrunk) = (Grid::whole(&scheme, k, &x), Grid::shrunk(&scheme, k, &x, &moment));
+        assert!(loss(shrunk.round(&x)) < 0.8 * loss(whole.round(&x)));
+    }
+}

@@ -1,0 +1,136 @@
+//! What the inputs of linears are on a text: second moments and mean magnitudes, gathered segment by segment.
+
+use bessemer_eager::{Observer, defined::add_second_moment};
+use bessemer_ir::{Graph, NodeId, Value};
+use std::collections::BTreeMap;
+
+/// Sums over the rows of one input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moment {
+    /// Its width.
+    pub k: usize,
+    /// Rows seen.
+    pub rows: u64,
+    /// Mean magnitude of each element. A sum while rows are added.
+    pub magnitudes: Vec<f32>,
+    /// `[k][k]`, of which the upper triangle is kept.
+    products: Vec<f32>,
+}
+
+impl Moment {
+    /// Of no row.
+    pub fn new(k: usize) -> Self {
+        Self { k, rows: 0, magnitudes: vec![0.0; k], products: vec![0.0; k * k] }
+    }
+
+    /// Adds rows.
+    pub fn add(&mut self, x: &[f32]) {
+        let rows = x.len() / self.k.max(1);
+        let before = self.rows as f32;
+        self.rows += rows as u64;
+        let after = (self.rows as f32).max(1.0);
+        add_second_moment(x, rows, self.k, &mut self.products);
+        for (i, mean) in self.magnitudes.iter_mut().enumerate() {
+            let sum: f32 = (0..rows).map(|r| x[r * self.k + i].abs()).sum();
+            *mean = (*mean * before + sum) / after;
+        }
+    }
+
+    /// The mean of `x x^T`, whole and symmetric.
+    pub fn full(&self) -> Vec<f32> {
+        let (k, rows) = (self.k, (self.rows as f32).max(1.0));
+        let at = |i: usize, j: usize| self.products[i.min(j) * k + i.max(j)] / rows;
+        (0..k * k).map(|e| at(e / k, e % k)).collect()
+    }
+
+    /// The moment of the input divided by `scales`.
+    pub fn divided(&self, scales: &[f32]) -> Self {
+        let k = self.k;
+        let products = self.products.iter().enumerate();
+        Self {
+            magnitudes: self.magnitudes.iter().zip(scales).map(|(m, s)| m / s).collect(),
+            products: products.map(|(e, v)| v / (scales[e / k] * scales[e % k])).collect(),
+            ..*self
+        }
+    }
+
+    /// As bytes: width, rows, magnitudes, and the upper triangle of the products.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(16 + 4 * self.k + 2 * self.k * (self.k + 1));
+        out.extend((self.k as u64).to_le_bytes());
+        out.extend(self.rows.to_le_bytes());
+        self.magnitudes.iter().for_each(|v| out.extend(v.to_le_bytes()));
+        for i in 0..self.k {
+            self.products[i * self.k + i..(i + 1) * self.k].iter().for_each(|v| out.extend(v.to_le_bytes()));
+        }
+        out
+    }
+
+    /// The moment at the start of `bytes`, and the rest of them; `None` if they end too early.
+    pub fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let (k, rows) = (usize::try_from(number(0)?).ok()?, number(8)?);
+        let floats = k.checked_mul(k.checked_add(1)?)?.checked_div(2)?.checked_add(k)?;
+        let rest = bytes.get(16..)?;
+        let (numbers, rest) = rest.split_at_checked(floats.checked_mul(4)?)?;
+        let mut numbers = numbers.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let mut moment = Self::new(k);
+        moment.rows = rows;
+        moment.magnitudes.iter_mut().zip(&mut numbers).for_each(|(m, v)| *m = v);
+        for i in 0..k {
+            moment.products[i * k + i..(i + 1) * k].iter_mut().zip(&mut numbers).for_each(|(p, v)| *p = v);
+        }
+        Some((moment, rest))
+    }
+}
+
+/// Gathers the moments of all linears' inputs; each segment's go to `sink` when it is done.
+pub struct Gather<'a> {
+    inputs: BTreeMap<NodeId, Value>,
+    gathered: BTreeMap<Value, (NodeId, Moment)>,
+    sink: Sink<'a>,
+}
+
+/// Takes the moments of a segment: how many segments are done and there are, and of each input its first reader.
+pub type Sink<'a> = &'a mut (dyn FnMut(usize, usize, Vec<(Value, Moment)>) -> Result<(), String> + Send);
+
+impl<'a> Gather<'a> {
+    /// For the linears of `graph`, but for inputs whose moments are `held` already.
+    pub fn new(graph: &Graph, held: &dyn Fn(Value) -> bool, sink: Sink<'a>) -> Self {
+        let input = |n: NodeId| graph.operands(n).first().map(|x| (n, *x));
+        let inputs = graph.all().into_iter().filter_map(input).filter(|(_, x)| !held(*x)).collect();
+        Self { inputs, gathered: BTreeMap::new(), sink }
+    }
+}
+
+impl Observer for Gather<'_> {
+    fn linear(&mut self, linear: NodeId, x: &[f32], k: usize) {
+        let Some(input) = self.inputs.get(&linear) else { return };
+        let (first, moment) = self.gathered.entry(*input).or_insert_with(|| (linear, Moment::new(k)));
+        // Linears that share an input see the same rows.
+        if *first == linear {
+            moment.add(x);
+        }
+    }
+
+    fn segment(&mut self, done: usize, of: usize) -> Result<(), String> {
+        let moments = std::mem::take(&mut self.gathered);
+        (self.sink)(done, of, moments.into_iter().map(|(input, (_, moment))| (input, moment)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_come_back_from_bytes_and_survive_no_cut() {
+        let mut moment = Moment::new(5);
+        moment.add(&[1.0, -2.0, 3.0, 0.5, 0.0, 2.0, 1.0, -1.0, 4.0, 0.25]);
+        let bytes = moment.encode();
+        let (back, rest) = Moment::decode(&bytes).unwrap();
+        assert!(rest.is_empty());
+        assert_eq!((back.full(), &back.magnitudes, back.rows), (moment.full(), &moment.magnitudes, 2));
+        assert!(Moment::decode(&bytes[..bytes.len() - 1]).is_none());
+    }
+}

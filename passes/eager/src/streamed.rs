@@ -1,0 +1,133 @@
+//! Many windows of tokens through a model of which one segment at a time is in memory: what calibration and the measurement of quality run
+//! on. Results are defined to the bit ([`crate::defined`]).
+
+use crate::error::EagerError;
+use crate::executor::{Pass, Value, pool, unfused};
+use crate::kv::Caches;
+use crate::weights::Matrix;
+use crate::{Logits, SequenceRows, Wanted, WeightFormat};
+use bessemer_ir::exec::{Batch, ExecNode};
+use bessemer_ir::{Graph, NodeId, Op, WeightSource};
+use std::ops::Range;
+
+/// Hears what a run computes.
+pub trait Observer: Send {
+    /// The input of a linear, rows of `width` elements.
+    fn linear(&mut self, _linear: NodeId, _x: &[f32], _width: usize) {}
+    /// All windows have gone through the linears of a segment. An error stops the run.
+    fn segment(&mut self, _done: usize, _of: usize) -> Result<(), String> {
+        Ok(())
+    }
+    /// Whether logits are wanted; without them the last product is left out.
+    fn wants_logits(&self) -> bool {
+        false
+    }
+    /// The logits of all tokens of a window.
+    fn logits(&mut self, _window: usize, _logits: Logits) {}
+}
+
+/// A graph cut where nothing but the residual stream (or whatever is as narrow) goes on.
+pub struct Streamed<'a> {
+    nodes: Vec<ExecNode>,
+    segments: Vec<Range<usize>>,
+    source: &'a dyn WeightSource,
+    pool: rayon::ThreadPool,
+}
+
+impl<'a> Streamed<'a> {
+    /// Verifies the graph and cuts it. No weight is read yet.
+    pub fn new(graph: &Graph, source: &'a dyn WeightSource, threads: usize) -> Result<Self, EagerError> {
+        let nodes = unfused(graph)?;
+        let segments = cut(&nodes);
+        Ok(Self { nodes, segments, source, pool: pool(threads)? })
+    }
+
+    /// Runs `windows`, each a sequence of its own.
+    pub fn run(&self, windows: &[Vec<u32>], observer: &mut dyn Observer) -> Result<(), EagerError> {
+        let logits = observer.wants_logits();
+        let end = match (logits, self.nodes.last().and_then(|output| output.operands.first())) {
+            // Up to the product that makes logits; its input is still observed.
+            (false, Some((step, _))) if matches!(self.nodes[*step].op, Op::Linear { .. }) => Some(*step),
+            _ => None,
+        };
+        let mut held: Vec<Vec<Option<Value>>> =
+            windows.iter().map(|_| self.nodes.iter().map(|_| None).collect()).collect();
+        for (s, segment) in self.segments.iter().enumerate() {
+            let steps = segment.start..end.map_or(segment.end, |end| segment.end.min(end));
+            if steps.is_empty() && steps.end < segment.start {
+                continue;
+            }
+            let constants = self.constants(steps.clone())?;
+            for (window, (tokens, values)) in windows.iter().zip(&mut held).enumerate() {
+                let part = SequenceRows { sequence: 0, tokens, logits: Wanted::All };
+                let batch = Batch::new(&[part], |_| 0)?;
+                let (rows, mut caches) = (tokens.len().max(1), Caches::default());
+                let nodes = &self.nodes;
+                let mut pass =
+                    Pass { nodes, constants: &constants, caches: &mut caches, batch: &batch, defined: true };
+                let mut observe =
+                    |step: usize, x: &[f32]| observer.linear(nodes[step].node, x, x.len() / rows);
+                let made = self.pool.install(|| -> Result<_, EagerError> {
+                    for i in (0..nodes.len()).filter(|i| light(&nodes[*i].op)) {
+                        pass.run(i..i + 1, values, &mut |_, _| {})?;
+                    }
+                    pass.run(steps.clone(), values, &mut observe)
+                })?;
+                if let Some(last) = end.filter(|_| steps.end < segment.end)
+                    && let Some((x, _)) = nodes[last].operands.first()
+                    && let Some(Value::Tensor(x)) = &values[*x]
+                {
+                    self.pool.install(|| observer.linear(nodes[last].node, x, x.len() / rows));
+                }
+                if let Some(made) = made {
+                    observer.logits(window, made);
+                }
+                // What every segment makes again would only take memory.
+                for (value, _) in values.iter_mut().zip(nodes).filter(|(_, n)| light(&n.op)) {
+                    *value = None;
+                }
+            }
+            let segment = observer.segment(s + 1, self.segments.len());
+            segment.map_err(|why| EagerError::Stopped { why })?;
+        }
+        Ok(())
+    }
+
+    /// The constants that `steps` read.
+    fn constants(&self, steps: Range<usize>) -> Result<Vec<Option<Matrix>>, EagerError> {
+        let mut constants: Vec<Option<Matrix>> = self.nodes.iter().map(|_| None).collect();
+        for (step, _) in self.nodes[steps].iter().flat_map(|n| &n.operands) {
+            let node = &self.nodes[*step];
+            if let (Op::Const { recipe }, None) = (&node.op, &constants[*step]) {
+                let loaded = Matrix::load(recipe, self.source, WeightFormat::F32);
+                let error = |why| EagerError::Constant { node: node.name.clone(), why };
+                constants[*step] = Some(loaded.map_err(error)?);
+            }
+        }
+        Ok(constants)
+    }
+}
+
+/// Whether a step costs nothing and depends on no weight, so that every segment runs it again.
+fn light(op: &Op) -> bool {
+    matches!(op, Op::Input { .. } | Op::State { .. } | Op::RopeTable { .. })
+}
+
+/// Ranges of steps, each with a linear, after which at most one value goes on.
+fn cut(nodes: &[ExecNode]) -> Vec<Range<usize>> {
+    let (mut segments, mut start, mut linear) = (Vec::new(), 0, false);
+    let mut live = std::collections::BTreeSet::new();
+    for (i, node) in nodes.iter().enumerate() {
+        if !light(&node.op) && !matches!(node.op, Op::Const { .. }) {
+            live.insert(i);
+        }
+        live.retain(|step| !node.last_uses.contains(step));
+        linear |= matches!(node.op, Op::Linear { .. });
+        if linear && live.len() <= 1 && i + 1 < nodes.len() {
+            segments.push(start..i + 1);
+            (start, linear) = (i + 1, false);
+        }
+    }
+    segments.push(start..nodes.len());
+    segments
+}
