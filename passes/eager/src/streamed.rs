@@ -116,12 +116,16 @@ fn light(op: &Op) -> bool {
 /// Ranges of steps, each with a linear, after which at most one value goes on.
 fn cut(nodes: &[ExecNode]) -> Vec<Range<usize>> {
     let (mut segments, mut start, mut linear) = (Vec::new(), 0, false);
+    // What the output keeps of a state is no reason to hold it: only its readers among the steps count.
+    let readers = nodes.iter().enumerate().filter(|(_, n)| !matches!(n.op, Op::Output {}));
+    let ends: std::collections::BTreeMap<usize, usize> =
+        readers.flat_map(|(i, n)| n.operands.iter().map(move |(step, _)| (*step, i))).collect();
     let mut live = std::collections::BTreeSet::new();
     for (i, node) in nodes.iter().enumerate() {
         if !light(&node.op) && !matches!(node.op, Op::Const { .. }) {
             live.insert(i);
         }
-        live.retain(|step| !node.last_uses.contains(step));
+        live.retain(|step| ends.get(step).is_none_or(|end| *end > i));
         linear |= matches!(node.op, Op::Linear { .. });
         if linear && live.len() <= 1 && i + 1 < nodes.len() {
             segments.push(start..i + 1);
