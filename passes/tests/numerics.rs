@@ -89,7 +89,8 @@ fn equalise_is_exact_before_rounding() {
         for pair in pairs(&original) {
             let head = matches!(original.op(pair.input.node), Op::Attention { .. });
             kinds[if head { 2 } else { usize::from(pair.by_rows) }] += 1;
-            for power in [true, false] {
+            // Random graphs may multiply a rounding as far as they like; there, powers of two alone.
+            for power in [true, false].into_iter().filter(|power| *power || i < 5) {
                 let numbers = (0..pair.scales).map(|s| uniform(i as u64, s as u64));
                 let by = numbers.map(|u| if power { (3.0 * u).round().exp2() } else { (2.0 * u).exp2() });
                 let scales = [Scale { pair: pair.clone(), by: by.collect() }];
@@ -123,10 +124,10 @@ fn no_pair_has_a_second_reader_or_a_bias() {
             }
         }
     }
-    // The head shares its table with the embedding: its norm makes no pair.
-    let names = |config: TinyConfig| pairs(&tiny_llama(&config).unwrap()).len();
-    assert_eq!(names(TinyConfig { tied: false, ..TinyConfig::default() }), 9);
-    assert_eq!(names(TinyConfig { tied: true, ..TinyConfig::default() }), 8);
+    // Two norms, attention and the product of gate and up, in each of two layers. A bias takes the values of attention out.
+    let count = |config: TinyConfig| pairs(&tiny_llama(&config).unwrap()).len();
+    assert_eq!(count(TinyConfig::default()), 8);
+    assert_eq!(count(TinyConfig { bias: true, ..TinyConfig::default() }), 6);
 }
 
 /// Fusion takes away places where results are stored, hence rounded to f32, and adds none.

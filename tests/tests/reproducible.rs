@@ -89,7 +89,9 @@ fn calibrated_bytes_are_those_of_any_thread_count_and_scratch() {
         assert_eq!(first.sha256, run("b.engine", 3, Some(&scratch)).sha256, "{method}");
         assert_eq!(first.sha256, run("c.engine", 2, Some(&scratch)).sha256, "{method}, from the scratch");
         let quality = first.quality.unwrap();
-        assert!(quality.mean_kl > 0.0 && quality.mean_kl < 0.1, "{method}: {quality:?}");
+        assert!(quality.mean_kl > 0.0 && quality.tokens == 62, "{method}: {quality:?}");
+        // Uniform numbers in 15 steps lose a fifteenth of themselves; scales in f16 and what a shift of ranges costs come on top.
+        assert!(quality.weights.iter().all(|(_, e)| *e > 0.0 && *e < 1.5 / 15.0), "{method}: {quality:?}");
         assert!(quality.weights.len() >= 14, "{} weights", quality.weights.len());
         verify_weights(&folder.path().join("a.engine"));
     }

@@ -124,7 +124,12 @@ fn pair(graph: &Graph, node: NodeId) -> Option<Pair> {
         Op::Attention { heads, .. } => {
             let append = operands.get(1)?.node;
             let Op::Append { kv_heads } = graph.op(append) else { return None };
-            graph.only_use(append.into())?;
+            // The output keeps the state for later passes, whose values are scaled alike.
+            let mut readers = graph.uses(append.into());
+            readers.retain(|(n, _)| !matches!(graph.op(*n), Op::Output {}));
+            if readers.len() != 1 {
+                return None;
+            }
             let value = *graph.operands(append).get(2)?;
             let weight =
                 own_matrix(graph, plain(graph, value.node).filter(|_| graph.only_use(value).is_some())?)?;
