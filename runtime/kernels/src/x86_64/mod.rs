@@ -56,6 +56,7 @@ pub(crate) use portable_with;
 
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::K_STEP;
+use bessemer_format::{PanelLayout, ScaleType};
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
 /// Steps along k of the activation group that integer kernels unroll: 32 elements.
@@ -64,6 +65,26 @@ const EVEN_STEPS: usize = 2;
 /// Whether every activation group is whole and of [`EVEN_STEPS`].
 fn even_groups(act: &Int8Layout) -> bool {
     act.group == EVEN_STEPS * K_STEP && act.padded_k.is_multiple_of(act.group)
+}
+
+/// How the scales and offsets of a run are read: asked once, before the loops of a kernel. Its sums fill the registers
+/// meanwhile, so what is long to read is a call, which spares plain schemes the room.
+#[derive(Clone, Copy)]
+struct Side {
+    scale: ScaleType,
+    offset: Option<ScaleType>,
+    /// They are stored as they are multiplied, in a type that one instruction or two widen.
+    plain: bool,
+}
+
+impl Side {
+    /// Of a layout with scales.
+    fn of(layout: &PanelLayout) -> Option<Self> {
+        let (scale, offset) = (layout.scheme().scale?.inner.ty, layout.scheme().offset_type());
+        let wide = |ty| matches!(ty, ScaleType::F32 | ScaleType::F16 | ScaleType::Bf16);
+        let plain = !layout.scheme().combines() && wide(scale) && offset.is_none_or(wide);
+        Some(Self { scale, offset, plain })
+    }
 }
 
 /// How far ahead of a GEMV's reads to prefetch: a DRAM latency at the speed of one core, twice over, since a page that is

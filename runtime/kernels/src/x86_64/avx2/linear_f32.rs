@@ -1,9 +1,10 @@
 //! f32 linears: a chunk of weights is dequantised once into L1, then multiplied with every row of the tile.
 
-use super::{combine, load16};
+use super::scales;
 use crate::linear::Lane;
+use crate::x86_64::Side;
+use bessemer_format::PanelLayout;
 use bessemer_format::panel::{COLUMNS, LINE};
-use bessemer_format::{PanelLayout, ScaleType};
 use std::arch::x86_64::*;
 
 /// Rows that share loaded weights. Each has accumulators for two halves of the columns and for even and odd k (to
@@ -67,7 +68,7 @@ unsafe fn linear<const KIND: u8>(
 ) {
     let scheme = layout.scheme();
     let (constant, float) = (scheme.constant() as f32, scheme.offset_type());
-    let scale_ty = scheme.scale.map_or(ScaleType::F32, |s| s.inner.ty);
+    let stored = Side::of(layout);
     let mut dequant = Dequant {
         constant: _mm256_set1_ps(constant),
         scale: [_mm256_setzero_ps(); 2],
@@ -84,13 +85,8 @@ unsafe fn linear<const KIND: u8>(
             let codes = panel.as_ptr().add(layout.run_offset(r));
             if KIND == U4 || KIND == S8 {
                 let side = codes.add(layout.run_code_bytes(r));
-                dequant.scale = load16(scale_ty, side);
-                if let Some(ty) = float {
-                    dequant.offset = load16(ty, side.add(layout.scale_bytes()));
-                }
-                if scheme.combines() {
-                    (dequant.scale, dequant.offset) =
-                        combine(layout, panel.as_ptr(), r, dequant.scale, dequant.offset);
+                if let Some(stored) = stored {
+                    (dequant.scale, dequant.offset) = scales(stored, layout, panel.as_ptr(), side, r);
                 }
             }
             for k in (0..layout.run_len(r)).step_by(CHUNK) {

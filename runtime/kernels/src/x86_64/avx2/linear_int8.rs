@@ -3,9 +3,9 @@
 //!
 //! For signed bytes the sign of the weight moves to the activation (128 * 127 * 2 fits, 255 * 127 * 2 would not).
 
-use super::{combine, load16, prefetch};
+use super::{prefetch, scales};
 use crate::linear::Lane;
-use crate::x86_64::{EVEN_STEPS, even_groups};
+use crate::x86_64::{EVEN_STEPS, Side, even_groups};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
@@ -78,9 +78,8 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
     x: &[u8],
     out: &mut [Lane],
 ) {
-    let Some(levels) = layout.scheme().scale else { return };
+    let Some(stored) = Side::of(layout) else { return };
     let (constant, float) = (layout.scheme().constant(), layout.scheme().offset_type());
-    let combines = layout.scheme().combines();
     let minus_constant = _mm256_set1_epi32(-constant);
     let (row_bytes, group_steps) = (act.row_bytes(), act.group / K_STEP);
     let (scales_at, sums_at, products_at) = (act.scales_at(), act.sums_at(), act.products_at());
@@ -95,13 +94,7 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
         // `x`, and so do its scale, sum and product; there are `rows` of them.
         unsafe {
             let side = codes.add(layout.run_code_bytes(r));
-            let scale = load16(levels.inner.ty, side);
-            let offset = match float {
-                Some(ty) => load16(ty, side.add(layout.scale_bytes())),
-                None => [_mm256_setzero_ps(); 2],
-            };
-            let (scale, offset) =
-                if combines { combine(layout, panel.as_ptr(), r, scale, offset) } else { (scale, offset) };
+            let (scale, offset) = scales(stored, layout, panel.as_ptr(), side, r);
             if PREFETCH {
                 prefetch(side);
             }

@@ -6,14 +6,14 @@ pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;
 
-use super::prefetch;
+use super::{Side, prefetch};
 use crate::math::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
 use bessemer_format::{Offset, PanelLayout, ScaleType};
 use std::arch::x86_64::*;
 
 super::portable_with!("avx2,fma,f16c");
 
-/// Sixteen scales or offsets, as two halves.
+/// Sixteen scales or offsets of a type that holds numbers as they are, as two halves; others read as binary32.
 ///
 /// # Safety
 /// `16 * ty.bytes()` bytes are readable at `p`.
@@ -23,14 +23,32 @@ unsafe fn load16(ty: ScaleType, p: *const u8) -> [__m256; 2] {
     [0, 1].map(|half| {
         // SAFETY: each half reads exactly 8 numbers of the type.
         unsafe {
-            let p = p.add(half * 8 * ty.bytes());
             match ty {
-                ScaleType::F32 => _mm256_loadu_ps(p.cast()),
-                ScaleType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+                ScaleType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(p.add(half * 16).cast())),
                 ScaleType::Bf16 => {
-                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(half * 16).cast()));
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
                 }
+                _ => _mm256_loadu_ps(p.add(half * 32).cast()),
+            }
+        }
+    })
+}
+
+/// Sixteen scales or offsets, as two halves.
+///
+/// # Safety
+/// `16 * ty.bytes()` bytes are readable at `p`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn any16(ty: ScaleType, p: *const u8) -> [__m256; 2] {
+    [0, 1].map(|half| {
+        // SAFETY: each half reads exactly 8 numbers of the type.
+        unsafe {
+            let all = p;
+            let p = p.add(half * 8 * ty.bytes());
+            match ty {
+                ScaleType::F32 | ScaleType::F16 | ScaleType::Bf16 => load16(ty, all)[half],
                 ScaleType::U8 => _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))),
                 ScaleType::S8 => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
                 ScaleType::E4M3 => e4m3(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))),
@@ -64,21 +82,50 @@ fn e4m3(codes: __m256i) -> __m256 {
     _mm256_castsi256_ps(_mm256_or_si256(_mm256_or_si256(number, nan), sign))
 }
 
+/// Scales and offsets (zero where there are none) of run `r`, which lie from `side` on.
+///
+/// # Safety
+/// `panel` is a panel of `layout`, the one that `stored` was made of, and `r` one of its runs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scales(
+    stored: Side,
+    layout: &PanelLayout,
+    panel: *const u8,
+    side: *const u8,
+    r: usize,
+) -> ([__m256; 2], [__m256; 2]) {
+    // SAFETY: both lie inside the panel, one behind the other.
+    unsafe {
+        if stored.plain {
+            let offset = stored.offset.map(|ty| load16(ty, side.add(layout.scale_bytes())));
+            return (load16(stored.scale, side), offset.unwrap_or([_mm256_setzero_ps(); 2]));
+        }
+        combine(stored, layout, panel, side, r)
+    }
+}
+
 /// The scales and offsets of run `r` from the stored ones, by [`bessemer_format::QuantScheme::combine`].
 ///
 /// # Safety
-/// `panel` is a panel of `layout`, and `r` one of its runs.
-#[inline]
+/// As [`scales`].
+#[cold]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn combine(
+    stored: Side,
     layout: &PanelLayout,
     panel: *const u8,
+    side: *const u8,
     r: usize,
-    mut scale: [__m256; 2],
-    mut offset: [__m256; 2],
 ) -> ([__m256; 2], [__m256; 2]) {
-    // SAFETY: the outer level lies inside the panel.
-    let load = |(ty, at): (ScaleType, usize)| unsafe { load16(ty, panel.add(at)) };
+    // SAFETY: the outer level lies inside the panel, as the inner ones do.
+    let load = |(ty, at): (ScaleType, usize)| unsafe { any16(ty, panel.add(at)) };
+    // SAFETY: as above.
+    let (mut scale, mut offset) = unsafe {
+        let offset = stored.offset.map(|ty| any16(ty, side.add(layout.scale_bytes())));
+        (any16(stored.scale, side), offset.unwrap_or([_mm256_setzero_ps(); 2]))
+    };
     let times = |a: [__m256; 2], b: [__m256; 2]| [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])];
     let outer = layout.outer(r);
     if let Some(outer) = outer {

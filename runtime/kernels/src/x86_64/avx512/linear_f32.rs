@@ -1,9 +1,10 @@
 //! f32 linears: weights dequantised in registers, fused multiply-add with a broadcast activation.
 
-use super::{combine, load16, prefetch};
+use super::{prefetch, scales};
 use crate::linear::Lane;
+use crate::x86_64::Side;
 use bessemer_format::panel::LINE;
-use bessemer_format::{Elem, PanelLayout, ScaleType};
+use bessemer_format::{Elem, PanelLayout};
 use std::arch::x86_64::*;
 
 /// Rows that share dequantised weights. Two accumulators a row, for even and odd k, hide the latency of the fused
@@ -104,7 +105,7 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
 ) {
     let scheme = layout.scheme();
     let (constant, float) = (scheme.constant() as f32, scheme.offset_type());
-    let scale_ty = scheme.scale.map_or(ScaleType::F32, |s| s.inner.ty);
+    let stored = Side::of(layout);
     let count = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
     let constant = _mm512_set1_ps(constant);
     let mut dequant = Dequant {
@@ -123,13 +124,8 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
             let mut codes = panel.as_ptr().add(layout.run_offset(r));
             if KIND == U4 || KIND == S8 {
                 let side = codes.add(layout.run_code_bytes(r));
-                dequant.scale = load16(scale_ty, side);
-                if let Some(ty) = float {
-                    dequant.offset = load16(ty, side.add(layout.scale_bytes()));
-                }
-                if scheme.combines() {
-                    (dequant.scale, dequant.offset) =
-                        combine(layout, panel.as_ptr(), r, dequant.scale, dequant.offset);
+                if let Some(stored) = stored {
+                    (dequant.scale, dequant.offset) = scales(stored, layout, panel.as_ptr(), side, r);
                 }
                 if ROWS == 1 {
                     prefetch(side);

@@ -1,8 +1,8 @@
 //! Integer linears by `vpdpbusd`: unsigned weight codes times a broadcast of four signed activation codes.
 
-use super::{combine, load16};
+use super::scales;
 use crate::linear::Lane;
-use crate::x86_64::{EVEN_STEPS, even_groups, prefetch_to_l2};
+use crate::x86_64::{EVEN_STEPS, Side, even_groups, prefetch_to_l2};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
@@ -217,9 +217,8 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
     out: [&mut [Lane]; PANELS],
     prefetch: impl Fn(*const u8),
 ) {
-    let Some(levels) = layout.scheme().scale else { return };
+    let Some(stored) = Side::of(layout) else { return };
     let (constant, float) = (layout.scheme().constant(), layout.scheme().offset_type());
-    let combines = layout.scheme().combines();
     // Signed codes are biased to unsigned ones; the bias is subtracted as the offset is, exactly.
     let constant = if BITS == 8 { constant + 128 } else { constant };
     let minus_constant = _mm512_set1_epi32(-constant);
@@ -250,16 +249,10 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
         // `x`, and so do its scale, sum and product; `ROWS` rows are there.
         unsafe {
             let side = codes.map(|codes| codes.add(code_bytes));
-            let scale = side.map(|side| load16(levels.inner.ty, side));
-            let offset = side.map(|side| match float {
-                Some(ty) => load16(ty, side.add(layout.scale_bytes())),
-                None => _mm512_setzero_ps(),
-            });
-            let (mut scale, mut offset) = (scale, offset);
-            if combines {
-                for (panel, p) in panels.iter().zip(0..) {
-                    (scale[p], offset[p]) = combine(layout, panel.as_ptr(), r, scale[p], offset[p]);
-                }
+            let mut scale = [_mm512_setzero_ps(); PANELS];
+            let mut offset = scale;
+            for p in 0..PANELS {
+                (scale[p], offset[p]) = scales(stored, layout, panels[p].as_ptr(), side[p], r);
             }
             for side in side {
                 prefetch(side);

@@ -6,14 +6,14 @@ pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;
 
-use super::prefetch;
+use super::{Side, prefetch};
 use crate::math::{EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
 use bessemer_format::{Offset, PanelLayout, ScaleType};
 use std::arch::x86_64::*;
 
 super::portable_with!("avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c");
 
-/// Sixteen scales or offsets.
+/// Sixteen scales or offsets of a type that holds numbers as they are; others read as binary32.
 ///
 /// # Safety
 /// `16 * ty.bytes()` bytes are readable at `p`.
@@ -23,12 +23,27 @@ unsafe fn load16(ty: ScaleType, p: *const u8) -> __m512 {
     // SAFETY: each load reads exactly 16 numbers of the type.
     unsafe {
         match ty {
-            ScaleType::F32 => _mm512_loadu_ps(p.cast()),
             ScaleType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
             ScaleType::Bf16 => {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
             }
+            _ => _mm512_loadu_ps(p.cast()),
+        }
+    }
+}
+
+/// Sixteen scales or offsets.
+///
+/// # Safety
+/// `16 * ty.bytes()` bytes are readable at `p`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn any16(ty: ScaleType, p: *const u8) -> __m512 {
+    // SAFETY: each load reads exactly 16 numbers of the type.
+    unsafe {
+        match ty {
+            ScaleType::F32 | ScaleType::F16 | ScaleType::Bf16 => load16(ty, p),
             ScaleType::U8 => _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))),
             ScaleType::S8 => _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))),
             ScaleType::E4M3 => e4m3(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))),
@@ -62,21 +77,50 @@ fn e4m3(codes: __m512i) -> __m512 {
     _mm512_castsi512_ps(_mm512_or_si512(number, sign))
 }
 
+/// Scales and offsets (zero where there are none) of run `r`, which lie from `side` on.
+///
+/// # Safety
+/// `panel` is a panel of `layout`, the one that `stored` was made of, and `r` one of its runs.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn scales(
+    stored: Side,
+    layout: &PanelLayout,
+    panel: *const u8,
+    side: *const u8,
+    r: usize,
+) -> (__m512, __m512) {
+    // SAFETY: both lie inside the panel, one behind the other.
+    unsafe {
+        if stored.plain {
+            let offset = stored.offset.map(|ty| load16(ty, side.add(layout.scale_bytes())));
+            return (load16(stored.scale, side), offset.unwrap_or(_mm512_setzero_ps()));
+        }
+        combine(stored, layout, panel, side, r)
+    }
+}
+
 /// The scales and offsets of run `r` from the stored ones, by [`bessemer_format::QuantScheme::combine`].
 ///
 /// # Safety
-/// `panel` is a panel of `layout`, and `r` one of its runs.
-#[inline]
+/// As [`scales`].
+#[cold]
+#[inline(never)]
 #[target_feature(enable = "avx512f")]
 unsafe fn combine(
+    stored: Side,
     layout: &PanelLayout,
     panel: *const u8,
+    side: *const u8,
     r: usize,
-    scale: __m512,
-    offset: __m512,
 ) -> (__m512, __m512) {
-    // SAFETY: the outer level lies inside the panel.
-    let load = |(ty, at): (ScaleType, usize)| unsafe { load16(ty, panel.add(at)) };
+    // SAFETY: the outer level lies inside the panel, as the inner ones do.
+    let load = |(ty, at): (ScaleType, usize)| unsafe { any16(ty, panel.add(at)) };
+    // SAFETY: as above.
+    let (scale, offset) = unsafe {
+        let offset = stored.offset.map(|ty| any16(ty, side.add(layout.scale_bytes())));
+        (any16(stored.scale, side), offset.unwrap_or(_mm512_setzero_ps()))
+    };
     let outer = layout.outer(r);
     let scale = outer.map_or(scale, |o| _mm512_mul_ps(scale, load(o.scale)));
     let offset = match (layout.scheme().offset, outer.and_then(|o| o.offset)) {
