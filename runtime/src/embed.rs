@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::error::{EngineError, RunError};
 use crate::state::Sequence;
 #[cfg(feature = "text")]
-use crate::text::{Special, TextError, Tokenizer};
+use crate::text::{Frame, Special, TextError, Tokenizer};
 use crate::worker::{Worker, WorkerOptions};
 #[cfg(feature = "text")]
 use bessemer_format::header::SectionKind;
@@ -157,9 +157,9 @@ impl Embedder {
     pub fn tokens(&self, text: &str) -> Result<EmbedInput, EmbedError> {
         let (tokenizer, context) = self.reader()?;
         let mut tokens = tokenizer.encode(text, Special::AsText)?;
-        let (before, after) = marks(tokenizer);
+        let Frame { before, after, .. } = tokenizer.frame();
         tokens.truncate(context.saturating_sub(before.len() + after.len()));
-        Ok([before, tokens, after].concat().into())
+        Ok([before.as_slice(), tokens.as_slice(), after.as_slice()].concat().into())
     }
 
     /// The tokens of a pair; the longer one is cut first.
@@ -167,8 +167,8 @@ impl Embedder {
         let (tokenizer, context) = self.reader()?;
         let mut a = tokenizer.encode(a, Special::AsText)?;
         let mut b = tokenizer.encode(b, Special::AsText)?;
-        let (before, after) = marks(tokenizer);
-        let room = context.saturating_sub(before.len() + 2 * after.len());
+        let Frame { before, between, after } = tokenizer.frame();
+        let room = context.saturating_sub(before.len() + between.len() + after.len());
         while a.len() + b.len() > room {
             if a.len() > b.len() {
                 a.pop()
@@ -176,8 +176,8 @@ impl Embedder {
                 b.pop()
             };
         }
-        let first = [before, a, after.clone()].concat();
-        let second = [b, after].concat();
+        let first = [before.as_slice(), a.as_slice(), between.as_slice()].concat();
+        let second = [b.as_slice(), after.as_slice()].concat();
         let types = [vec![0; first.len()], vec![1; second.len()]].concat();
         Ok(EmbedInput { tokens: [first, second].concat(), types })
     }
@@ -186,11 +186,4 @@ impl Embedder {
         let tokenizer = self.tokenizer.as_ref().ok_or(EmbedError::NoTokenizer)?;
         Ok((tokenizer, self.worker.engine().plan().model.context as usize))
     }
-}
-
-/// The tokens before and behind a text.
-#[cfg(feature = "text")]
-fn marks(tokenizer: &Tokenizer) -> (Vec<u32>, Vec<u32>) {
-    let before = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    (before.into_iter().collect(), tokenizer.eos().into_iter().collect())
 }
