@@ -326,7 +326,7 @@ fn directives_are_checked() -> Result<(), String> {
         ("verify", "# run: verify\n# target: dense\n", "`# target: dense` is unknown or has no effect"),
         ("passes", "# run: pass qkv\n# target: sparse\n", "is none of"),
         ("passes", "# run: pass qkv\n# activations: int8\n", "only f32 is known"),
-        ("passes", "# run: pass qkv\n# precision: int9\n", "`int5` is no precision"),
+        ("passes", "# run: pass qkv\n# precision: int9\n", "`int9` is no precision"),
     ];
     for (folder, text, expected) in cases {
         match parse(folder, text) {
