@@ -33,12 +33,15 @@ pub struct Attention {
     pub window: Option<usize>,
     /// A scaled score s becomes `softcap * tanh(s / softcap)`.
     pub softcap: Option<f64>,
+    /// For each query head a score that takes weight from all tokens.
+    pub sinks: Option<Value>,
 }
 
 impl Attention {
     /// Scores scaled by the root of the head's width, and nothing else.
     pub fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
-        Self { heads, kv_heads, scale: 1.0 / (head_dim as f64).sqrt(), window: None, softcap: None }
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        Self { heads, kv_heads, scale, window: None, softcap: None, sinks: None }
     }
 }
 
@@ -79,56 +82,72 @@ impl<'a> Builder<'a> {
         self.add(name, Op::Const { recipe }, &[])
     }
 
-    /// A part of a tensor, of shape `shape`, under a name of its own.
+    /// A part of a tensor, of shape `shape`, under a name of its own. Of a matrix that was quantised before it can only be rows.
     pub fn part(&mut self, name: &str, part: Part, shape: &[usize], of: &str) -> Result<Value, ImportError> {
         let shape: Vec<u64> = shape.iter().map(|d| *d as u64).collect();
-        let recipe = Recipe::part(of, self.stored(of)?, part, &shape);
+        let info = self.checkpoint.tensor(of)?;
+        let recipe = match (info.stored, part) {
+            (StoredType::Packed(packed), Part::Whole | Part::Rows { .. }) => {
+                let rows = info.shape.split_last().map_or(0, |(_, rows)| rows.iter().product::<usize>());
+                Recipe::packed_part(of, packed, part, rows as u64, &shape)
+            }
+            _ => Recipe::part(of, self.stored(of)?, part, &shape),
+        };
+        self.add(name, Op::Const { recipe }, &[])
+    }
+
+    /// Parts of tensors of one encoding below each other, as one matrix.
+    pub fn pieces(&mut self, name: &str, pieces: Vec<Piece>, shape: [u64; 2]) -> Result<Value, ImportError> {
+        let [first, ..] = &pieces[..] else { unreachable!("a stack of nothing") };
+        let stored = self.stored(&first.name)?;
+        for piece in &pieces {
+            if self.stored(&piece.name)? != stored {
+                return Err(ImportError::UnsupportedEncoding {
+                    path: self.checkpoint.path().to_owned(),
+                    tensor: piece.name.clone(),
+                    found: self.checkpoint.tensor(&piece.name)?.stored.name(),
+                    supported: "that of the block's first expert".into(),
+                });
+            }
+        }
+        let recipe = Recipe::stack(pieces, stored, &shape);
         self.add(name, Op::Const { recipe }, &[])
     }
 
     /// The weights of `count` experts below each other: tensors that hold one each, or one tensor of all.
     pub fn stack(&mut self, name: &str, tensors: &[String], count: usize) -> Result<Value, ImportError> {
         let [first, rest @ ..] = tensors else { unreachable!("a stack of no tensor") };
-        let stored = self.stored(first)?;
-        for other in rest {
-            if self.stored(other)? != stored {
-                return Err(ImportError::UnsupportedEncoding {
-                    path: self.checkpoint.path().to_owned(),
-                    tensor: other.clone(),
-                    found: self.checkpoint.tensor(other)?.stored.name(),
-                    supported: "that of the block's first expert".into(),
-                });
-            }
-        }
         let extents = &self.checkpoint.tensor(first)?.shape;
         let [n, k] = [extents.len().wrapping_sub(2), extents.len().wrapping_sub(1)]
-            .map(|at| extents.get(at).copied().unwrap_or(1) as u64);
-        let shape = [count as u64 * n, k];
-        let recipe = match rest {
-            [] => Recipe::tensor(first, stored, &shape),
-            _ => {
-                let piece = |name: &String| Piece { name: name.clone(), part: Part::Whole };
-                Recipe::stack(tensors.iter().map(piece).collect(), stored, &shape)
-            }
-        };
-        self.add(name, Op::Const { recipe }, &[])
+            .map(|at| extents.get(at).copied().unwrap_or(1));
+        if rest.is_empty() {
+            return self.part(name, Part::Whole, &[count * n, k], first);
+        }
+        let piece = |name: &String| Piece { name: name.clone(), part: Part::Whole };
+        self.pieces(name, tensors.iter().map(piece).collect(), [(count * n) as u64, k as u64])
     }
 
     /// The experts of each row.
-    pub fn route(&mut self, name: String, logits: Value, choice: Choice) -> Result<Value, ImportError> {
-        self.add(name, Op::Route { choice }, &[logits])
+    pub fn route(
+        &mut self,
+        name: String,
+        logits: Value,
+        correction: Option<Value>,
+        choice: Choice,
+    ) -> Result<Value, ImportError> {
+        let operands: Vec<Value> = [logits].into_iter().chain(correction).collect();
+        self.add(name, Op::Route { choice }, &operands)
     }
 
-    /// What the chosen experts count.
+    /// What the chosen experts count: by which score, whether it adds up to 1, and a factor.
     pub fn route_weights(
         &mut self,
         name: String,
         logits: Value,
         chosen: Value,
-        score: Score,
-        renormalise: bool,
+        (score, renormalise, scale): (Score, bool, f32),
     ) -> Result<Value, ImportError> {
-        self.add(name, Op::RouteWeights { score, renormalise, scale: 1.0 }, &[logits, chosen])
+        self.add(name, Op::RouteWeights { score, renormalise, scale }, &[logits, chosen])
     }
 
     /// `x`, or the part of a slot of it, times the weight that the slot chose of `count`.
@@ -137,7 +156,7 @@ impl<'a> Builder<'a> {
         name: String,
         x: Value,
         chosen: Value,
-        stack: Value,
+        (stack, bias): (Value, Option<Value>),
         (count, slots): (usize, usize),
     ) -> Result<Value, ImportError> {
         let width = self.graph.ty(stack).const_dim(0).unwrap_or(0) / count.max(1) as u64;
@@ -145,11 +164,12 @@ impl<'a> Builder<'a> {
             groups: count as u32,
             slots: slots as u32,
             routed: true,
-            segments: vec![Segment { name: name.clone(), width, bias: false }],
+            segments: vec![Segment { name: name.clone(), width, bias: bias.is_some() }],
             epilogue: Epilogue::None,
             compute: Compute::F32,
         };
-        self.add(name, op, &[x, chosen, stack])
+        let operands: Vec<Value> = [x, chosen, stack].into_iter().chain(bias).collect();
+        self.add(name, op, &operands)
     }
 
     /// The weighted sum of the slots of each row.
@@ -165,7 +185,7 @@ impl<'a> Builder<'a> {
                 path: self.checkpoint.path().to_owned(),
                 tensor: name.to_owned(),
                 found: packed.format.name(),
-                supported: format!("{} for tensors that are cut into parts", StoredType::supported()),
+                supported: format!("{} for what is stacked or stored transposed", StoredType::supported()),
             }),
             StoredType::Unsupported(_) => Err(self
                 .checkpoint
@@ -316,7 +336,8 @@ impl<'a> Builder<'a> {
             window: shape.window.map(|window| window as u32),
             softcap: shape.softcap.map(|cap| cap as f32),
         };
-        self.add(name, op, &[q, state])
+        let operands: Vec<Value> = [q, state].into_iter().chain(shape.sinks).collect();
+        self.add(name, op, &operands)
     }
 
     /// Attention of each row to its whole sequence, or to the positions within `reach`, with scores scaled by `1 / sqrt(head_dim)`.

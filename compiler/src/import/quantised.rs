@@ -119,7 +119,9 @@ pub(super) fn assemble<'a>(
         })?;
         let weight =
             if layout.format == PackedFormat::Mxfp4 { base.clone() } else { format!("{base}.weight") };
-        let place = TensorInfo { shape: vec![n, k], ..codes.clone() };
+        // Matrices that lie behind each other in one tensor, as those of experts do, keep their own extents.
+        let stack = if codes.shape.len() == 4 { codes.shape[..2].to_vec() } else { vec![n] };
+        let place = TensorInfo { shape: [&stack[..], &[k]].concat(), ..codes.clone() };
         let sibling = |part: &str| format!("{base}.{part}");
         let g_idx = ["g_idx", "weight_g_idx"].into_iter().find_map(|part| out.tensors.remove(&sibling(part)));
         if let Some(info) = g_idx.filter(|info| reordered(bytes(info), layout.group)) {
@@ -155,12 +157,12 @@ pub(super) fn assemble<'a>(
                 })?;
             }
             let many = |shape: &[usize]| shape.iter().copied().filter(|d| *d != 1).collect::<Vec<_>>();
-            if many(&info.shape) != many(&part.shape) {
-                return Err(wrong(
-                    &part.name,
-                    format!("shape {:?}", part.shape),
-                    format!("{:?}", info.shape),
-                ));
+            let shape = match stack.len() {
+                1 => part.shape,
+                _ => [&stack[..], &part.shape[1..]].concat(),
+            };
+            if many(&info.shape) != many(&shape) {
+                return Err(wrong(&part.name, format!("shape {shape:?}"), format!("{:?}", info.shape)));
             }
             let elem_bytes = info.len / info.shape.iter().product::<usize>().max(1);
             let expected = if i == 1 { packed.scale.bytes() } else { part.elem_bytes };
@@ -183,6 +185,9 @@ impl Layout {
     /// Rows and elements of a row of the matrix whose codes are in this tensor.
     fn extents(&self, codes: &TensorInfo) -> Option<(usize, usize)> {
         let dtype = codes.stored.name();
+        if let (PackedFormat::Mxfp4, "U8", &[count, n, groups, 16]) = (self.format, dtype, &codes.shape[..]) {
+            return Some((count.checked_mul(n)?, groups.checked_mul(32)?));
+        }
         let [a, b] = *codes.shape.first_chunk::<2>()?;
         let flat = codes.shape.len() == 2;
         match self.format {

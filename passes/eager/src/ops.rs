@@ -98,6 +98,8 @@ pub(crate) fn unary(kind: UnaryKind, mut x: Vec<f32>) -> Vec<f32> {
             }),
             UnaryKind::Tanh => x.iter_mut().for_each(|v| *v = libm::tanhf(*v)),
             UnaryKind::Scale(factor) => x.iter_mut().for_each(|v| *v *= factor),
+            UnaryKind::Plus(number) => x.iter_mut().for_each(|v| *v += number),
+            UnaryKind::Clamp(low, high) => x.iter_mut().for_each(|v| *v = v.clamp(low, high)),
         },
     );
     x

@@ -71,6 +71,10 @@ pub enum UnaryKind {
     Tanh,
     /// `factor * x`
     Scale(f32),
+    /// `x + number`
+    Plus(f32),
+    /// The nearest number to `x` from the first to the second, of which either may be infinite.
+    Clamp(f32, f32),
 }
 
 impl From<Gate> for UnaryKind {
@@ -221,7 +225,7 @@ impl Attr for Stored {
     }
 }
 
-/// A word; `scale` with its factor: `scale[0.5]`.
+/// A word, some with numbers: `scale[0.5]`, `clamp[-inf, 7.0]`.
 impl Attr for UnaryKind {
     fn print(&self, out: &mut String) {
         match self {
@@ -231,22 +235,27 @@ impl Attr for UnaryKind {
             UnaryKind::GeluTanh => out.push_str("gelu_tanh"),
             UnaryKind::Tanh => out.push_str("tanh"),
             UnaryKind::Scale(factor) => out.push_str(&format!("scale[{factor:?}]")),
+            UnaryKind::Plus(number) => out.push_str(&format!("plus[{number:?}]")),
+            UnaryKind::Clamp(low, high) => out.push_str(&format!("clamp[{low:?}, {high:?}]")),
         }
     }
     fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        fn numbers<const N: usize>(c: &mut Cursor<'_>) -> Result<[f32; N], String> {
+            let found = Vec::<f32>::parse(c)?;
+            found
+                .try_into()
+                .map_err(|found: Vec<f32>| format!("{N} numbers are expected, not {}", found.len()))
+        }
         match c.word() {
             "silu" => Ok(UnaryKind::Silu),
             "neg" => Ok(UnaryKind::Neg),
             "gelu" => Ok(UnaryKind::Gelu),
             "gelu_tanh" => Ok(UnaryKind::GeluTanh),
             "tanh" => Ok(UnaryKind::Tanh),
-            "scale" => {
-                c.expect("[")?;
-                let factor = f32::parse(c)?;
-                c.expect("]")?;
-                Ok(UnaryKind::Scale(factor))
-            }
-            word => Err(format!("`{word}` is none of: silu, neg, gelu, gelu_tanh, tanh, scale")),
+            "scale" => numbers(c).map(|[factor]| UnaryKind::Scale(factor)),
+            "plus" => numbers(c).map(|[number]| UnaryKind::Plus(number)),
+            "clamp" => numbers(c).map(|[low, high]| UnaryKind::Clamp(low, high)),
+            word => Err(format!("`{word}` is none of: silu, neg, gelu, gelu_tanh, tanh, scale, plus, clamp")),
         }
     }
 }
@@ -416,11 +425,15 @@ impl Attr for Recipe {
                 stored.print(out);
                 part.print(out);
             }
-            Origin::Packed { name, packed } => {
+            Origin::Packed { name, packed, part, of } => {
                 out.push_str("packed ");
                 name.print(out);
                 out.push(' ');
                 packed.to_string().print(out);
+                part.print(out);
+                if *part != Part::Whole {
+                    out.push_str(&format!(" of {of}"));
+                }
             }
             Origin::Stack { pieces, stored } => {
                 out.push_str("stack ");
@@ -469,7 +482,17 @@ impl Attr for Recipe {
             "tensor" => {
                 Origin::Tensor { name: c.string()?, stored: Stored::parse(c)?, part: Part::parse(c)? }
             }
-            "packed" => Origin::Packed { name: c.string()?, packed: c.string()?.parse()? },
+            "packed" => {
+                let (name, packed, part) = (c.string()?, c.string()?.parse()?, Part::parse(c)?);
+                if part != Part::Whole {
+                    c.expect_word("of")?;
+                    let of = u64::parse(c)?;
+                    Origin::Packed { name, packed, part, of }
+                } else {
+                    let of = Vec::<u64>::parse(&mut c.clone())?.first().copied().unwrap_or(0);
+                    Origin::Packed { name, packed, part, of }
+                }
+            }
             "stack" => Origin::Stack { pieces: Vec::parse(c)?, stored: Stored::parse(c)? },
             "random" => Origin::Random { seed: u64::parse(c)?, scale: f32::parse(c)? },
             "values" => Origin::Values(Vec::parse(c)?),

@@ -193,10 +193,14 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
         }
         Op::Unary { kind } => {
             arity(1)?;
-            if let UnaryKind::Scale(factor) = kind
-                && !factor.is_finite()
-            {
-                return Err(format!("scale {factor}"));
+            match kind {
+                UnaryKind::Scale(number) | UnaryKind::Plus(number) if !number.is_finite() => {
+                    return Err(format!("number {number}"));
+                }
+                UnaryKind::Clamp(low, high) if low.is_nan() || high.is_nan() || low > high => {
+                    return Err(format!("no number is from {low} to {high}"));
+                }
+                _ => {}
             }
             activation(&operands[0], "a")?;
             Ok(vec![operands[0].clone()])

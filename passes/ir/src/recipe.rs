@@ -47,6 +47,10 @@ pub enum Origin {
         name: String,
         /// How it is stored.
         packed: Packed,
+        /// Which of its rows; columns cannot be taken.
+        part: Part,
+        /// Its rows.
+        of: u64,
     },
     /// Matrices of equal shape that lie somewhere in the checkpoint, one below the other.
     Stack {
@@ -134,6 +138,18 @@ impl Part {
         Self::Columns { first, block: count, stride: count, width }
     }
 
+    /// The stored row (or column) that row `row` is.
+    fn stored_row(self, row: usize) -> Option<usize> {
+        let (first, block, stride) = match self {
+            Self::Whole => return Some(row),
+            Self::Rows { first, block, stride } | Self::Columns { first, block, stride, .. } => {
+                (first, block.max(1), stride)
+            }
+        };
+        let row = row as u64;
+        (row / block).checked_mul(stride)?.checked_add(row % block)?.checked_add(first)?.try_into().ok()
+    }
+
     /// The stored bytes of rows `rows` of `k` elements, row-major; `None` where `bytes` does not hold them.
     fn take<'a>(
         self,
@@ -142,10 +158,6 @@ impl Part {
         k: usize,
         rows: Range<usize>,
     ) -> Result<Cow<'a, [u8]>, String> {
-        let at = |row: usize, first: u64, block: u64, stride: u64| {
-            let (row, block) = (row as u64, block.max(1));
-            (row / block).checked_mul(stride)?.checked_add(row % block)?.checked_add(first)?.try_into().ok()
-        };
         let outside = || format!("{} bytes do not hold {self:?} of {k} elements", bytes.len());
         let blocks = || format!("rows of {k} elements do not divide into {} blocks", stored.name());
         let row_bytes = stored.row_bytes(k).ok_or_else(blocks)?;
@@ -157,22 +169,20 @@ impl Part {
             Self::Whole => {
                 slice(Some(rows.start), rows.len(), row_bytes).map(Cow::Borrowed).ok_or_else(outside)
             }
-            Self::Rows { first, block, stride } => {
+            Self::Rows { .. } => {
                 let mut out = Vec::with_capacity(rows.len() * row_bytes);
                 for row in rows {
-                    out.extend_from_slice(
-                        slice(at(row, first, block, stride), 1, row_bytes).ok_or_else(outside)?,
-                    );
+                    out.extend_from_slice(slice(self.stored_row(row), 1, row_bytes).ok_or_else(outside)?);
                 }
                 Ok(Cow::Owned(out))
             }
-            Self::Columns { first, block, stride, width } => {
+            Self::Columns { width, .. } => {
                 let (1, size) = stored.block() else {
                     return Err(format!("{stored:?} blocks cannot be transposed"));
                 };
                 let mut out = vec![0; rows.len() * row_bytes];
                 for (r, row) in rows.enumerate() {
-                    let column: Option<usize> = at(row, first, block, stride);
+                    let column = self.stored_row(row);
                     for i in 0..k {
                         let element = column.and_then(|c| i.checked_mul(width as usize)?.checked_add(c));
                         let from = slice(element, 1, size).ok_or_else(outside)?;
@@ -246,7 +256,13 @@ impl Recipe {
 
     /// A matrix that was quantised before, as it stands in the checkpoint.
     pub fn packed(name: impl Into<String>, packed: Packed, shape: &[u64]) -> Self {
-        let origin = Origin::Packed { name: name.into(), packed };
+        let of = shape.first().copied().unwrap_or(0);
+        Self::packed_part(name, packed, Part::Whole, of, shape)
+    }
+
+    /// Some rows of such a matrix of `of` rows, of shape `shape`.
+    pub fn packed_part(name: impl Into<String>, packed: Packed, part: Part, of: u64, shape: &[u64]) -> Self {
+        let origin = Origin::Packed { name: name.into(), packed, part, of };
         Self { origin, shape: shape.to_vec(), transforms: Vec::new() }
     }
 
@@ -336,7 +352,15 @@ impl Recipe {
                 }
                 out.unwrap_or_else(|| Rows::floats(Elem::F32, 0, k, Vec::new()))
             }
-            Origin::Packed { name, packed } => packed.rows(source, name, (n, k), rows.clone())?,
+            Origin::Packed { part: Part::Columns { .. }, .. } => {
+                return Err("columns of a matrix that was quantised before".into());
+            }
+            Origin::Packed { name, packed, part, of } => {
+                let outside = || format!("`{name}` of {of} rows has no {part:?}");
+                let row = |row| part.stored_row(row).filter(|row| *row < *of as usize).ok_or_else(outside);
+                let rows = rows.clone().map(row).collect::<Result<Vec<_>, String>>()?;
+                packed.rows(source, name, (*of as usize, k), &rows)?
+            }
             Origin::Random { seed, scale } => {
                 let value = |i: usize| uniform(*seed, i as u64) * scale;
                 Rows::floats(Elem::F32, rows.len(), k, (rows.start * k..rows.end * k).map(value).collect())

@@ -248,6 +248,10 @@ fn by_hand(name: &str) {
                 &[0.0, 0.761_594_155_955_764_9, -1.0],
             );
             assert_near(&run(1, Op::Unary { kind: UnaryKind::Scale(0.5) }, &[&x])[0], &[0.0, 0.5, -15.0]);
+            assert_near(&run(1, Op::Unary { kind: UnaryKind::Plus(-0.5) }, &[&x])[0], &[-0.5, 0.5, -30.5]);
+            let clamp = |low, high| run(1, Op::Unary { kind: UnaryKind::Clamp(low, high) }, &[&x]);
+            assert_near(&clamp(-7.0, 0.5)[0], &[0.0, 0.5, -7.0]);
+            assert_near(&clamp(f32::NEG_INFINITY, 0.5)[0], &[0.0, 0.5, -30.0]);
             let silu = run(1, Op::Unary { kind: UnaryKind::Silu }, &[&x]);
             assert_near(&silu[0], &[0.0, 0.731_058_578_630_004_9, -2.807_286_890_677_24e-12]);
             assert_near(&run(1, Op::Unary { kind: UnaryKind::Neg }, &[&x])[0], &[0.0, -1.0, 30.0]);

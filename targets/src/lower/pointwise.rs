@@ -49,6 +49,16 @@ pub fn scalar(b: &mut NestBuilder, kind: UnaryKind, x: Reg) -> Reg {
             let factor = b.constant(factor);
             b.mul(x, factor)
         }
+        UnaryKind::Plus(number) => {
+            let number = b.constant(number);
+            b.add(x, number)
+        }
+        // Both as nests order them, so that a NaN stays one.
+        UnaryKind::Clamp(low, high) => {
+            let [low, high] = [low, high].map(|bound| b.constant(bound));
+            let below = b.op(NestOp::Min(x, high));
+            b.op(NestOp::Max(below, low))
+        }
         UnaryKind::GeluTanh => {
             let [linear, cubic] = GELU_TANH.map(|c| b.constant(c));
             let square = b.mul(x, x);

@@ -21,6 +21,7 @@ const NAMES: ExpertNames = ExpertNames {
     router: "block_sparse_moe.gate",
     experts: "block_sparse_moe.experts",
     projections: ["w1", "w3", "w2"],
+    joint: false,
 };
 
 /// Reads the configuration.

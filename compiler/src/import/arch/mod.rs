@@ -7,6 +7,7 @@ pub mod gemma3;
 pub mod glm4;
 pub mod gpt2;
 pub mod gpt_neox;
+pub mod gpt_oss;
 pub mod granite;
 pub mod llama;
 pub mod mistral;
@@ -55,6 +56,7 @@ pub const ARCHITECTURES: &[&Architecture] = &[
     &glm4::ARCHITECTURE,
     &gpt2::ARCHITECTURE,
     &gpt_neox::ARCHITECTURE,
+    &gpt_oss::ARCHITECTURE,
     &granite::ARCHITECTURE,
     &llama::ARCHITECTURE,
     &mistral::ARCHITECTURE,

@@ -21,6 +21,7 @@ const NAMES: ExpertNames = ExpertNames {
     router: "mlp.gate",
     experts: "mlp.experts",
     projections: ["gate_proj", "up_proj", "down_proj"],
+    joint: false,
 };
 
 /// Reads the configuration.

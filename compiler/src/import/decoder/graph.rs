@@ -88,7 +88,7 @@ impl Blocks<'_> {
     /// The norm of a role, where the model has it.
     fn norm(&mut self, layer: usize, role: Role, x: Value) -> Result<Value, ImportError> {
         let d = self.decoder;
-        if !d.has(role) {
+        if !d.has(role, layer) {
             return Ok(x);
         }
         self.b.rms_norm(x, &d.tensor_name(role, layer), d.rms_norm_eps, d.norm_offset)
@@ -112,7 +112,7 @@ impl Blocks<'_> {
         let mut out = [x; N];
         let mut first = 0;
         for (out, (role, part, rows)) in out.iter_mut().zip(roles) {
-            *out = match d.has(joint) {
+            *out = match d.has(joint, layer) {
                 true => self.b.linear_rows(x, &weight, bias.as_deref(), part, first..first + rows)?,
                 false => self.project(layer, role, x)?,
             };
@@ -145,6 +145,10 @@ impl Blocks<'_> {
             scale: d.attention_scale,
             window: how.window.filter(|window| *window < d.context),
             softcap: d.attention_softcap,
+            sinks: match d.has(Role::Sinks, layer) {
+                true => Some(self.b.weight(&d.tensor_name(Role::Sinks, layer))?),
+                false => None,
+            },
         };
         let a = self.b.attention(name("attention"), q, state, shape)?;
         self.project(layer, Role::AttentionOut, a)
@@ -154,7 +158,7 @@ impl Blocks<'_> {
         let d = self.decoder;
         let name = |what: &str| format!("layer.{layer}.{what}");
         let h = self.norm(layer, Role::FfnNorm, x)?;
-        if let Some(experts) = &d.experts {
+        if let Some(experts) = d.experts_of(layer) {
             return experts.build(&mut self.b, d, layer, h);
         }
         let roles = [(Role::Gate, "gate", d.ffn), (Role::Up, "up", d.ffn)];

@@ -166,7 +166,9 @@ impl Decoder {
             residual_scale: 1.0,
             logit_scale: 1.0,
             logit_softcap: None,
+            sinks: false,
             naming,
+            renamed: &[],
         }
     }
 }

@@ -8,7 +8,7 @@ mod graph;
 pub mod keys;
 mod tensors;
 
-pub use experts::{ExpertNames, Experts};
+pub use experts::{ClampedGate, ExpertNames, Experts};
 pub use tensors::Role;
 
 use super::error::ImportError;
@@ -71,8 +71,12 @@ pub struct Decoder {
     pub logit_scale: f64,
     /// As [`Decoder::attention_softcap`], of the scaled logits.
     pub logit_softcap: Option<f64>,
+    /// Whether each query head has a score that takes weight from all tokens.
+    pub sinks: bool,
     /// Whose tensor names the checkpoint uses.
     pub naming: Naming,
+    /// Tensors that it calls otherwise than most families do, below the block where they are in one.
+    pub renamed: &'static [(Role, &'static str)],
 }
 
 /// Blocks. Their number may be absurd until the tensors are found, so that it is kept beside the rule, never as a list.
@@ -192,6 +196,11 @@ impl Decoder {
     /// Rows of the key projection and of the value projection.
     pub fn kv_rows(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// The experts of a block, where it has some.
+    pub(super) fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| layer >= experts.first_layer)
     }
 
     /// Gives sliding layers a rope of their own.

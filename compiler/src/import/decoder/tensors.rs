@@ -22,6 +22,7 @@ pub enum Role {
     JointQkv,
     QueryNorm,
     KeyNorm,
+    Sinks,
     AttentionOut,
     FfnNorm,
     FfnOutNorm,
@@ -34,7 +35,7 @@ pub enum Role {
 use Role::*;
 
 const GLOBAL: [Role; 3] = [TokenEmbedding, OutputNorm, Output];
-const BLOCK: [Role; 15] = [
+const BLOCK: [Role; 16] = [
     AttentionNorm,
     AttentionOutNorm,
     Query,
@@ -43,6 +44,7 @@ const BLOCK: [Role; 15] = [
     JointQkv,
     QueryNorm,
     KeyNorm,
+    Sinks,
     AttentionOut,
     FfnNorm,
     FfnOutNorm,
@@ -56,11 +58,15 @@ impl Decoder {
     /// Name in the checkpoint. `layer` counts from 0 and is not used for tensors of the whole model.
     pub fn tensor_name(&self, role: Role, layer: usize) -> String {
         let (hf, gguf) = self.names(role);
+        let usual = if self.naming == Naming::HuggingFace { hf } else { gguf };
+        let renamed = self.renamed.iter().find(|(renamed, _)| *renamed == role);
+        let name = renamed.map_or(usual, |(_, name)| name);
         match (GLOBAL.contains(&role), self.naming) {
-            (true, Naming::HuggingFace) => format!("{hf}.weight"),
-            (true, Naming::Gguf) => format!("{gguf}.weight"),
-            (false, Naming::HuggingFace) => format!("model.layers.{layer}.{hf}.weight"),
-            (false, Naming::Gguf) => format!("blk.{layer}.{gguf}.weight"),
+            (true, _) => format!("{name}.weight"),
+            // A parameter of the module itself.
+            (false, Naming::HuggingFace) if role == Sinks => format!("model.layers.{layer}.{name}"),
+            (false, Naming::HuggingFace) => format!("model.layers.{layer}.{name}.weight"),
+            (false, Naming::Gguf) => format!("blk.{layer}.{name}.weight"),
         }
     }
 
@@ -91,6 +97,7 @@ impl Decoder {
             JointQkv => ("self_attn.qkv_proj", "attn_qkv"),
             QueryNorm => ("self_attn.q_norm", "attn_q_norm"),
             KeyNorm => ("self_attn.k_norm", "attn_k_norm"),
+            Sinks => ("self_attn.sinks", "attn_sinks"),
             AttentionOut => ("self_attn.o_proj", "attn_output"),
             FfnNorm => (self.norms.ffn.unwrap_or(""), "ffn_norm"),
             FfnOutNorm => (self.norms.ffn_out.unwrap_or(""), "post_ffw_norm"),
@@ -102,9 +109,9 @@ impl Decoder {
     }
 
     /// Shape of a weight; none where the model has no such weight.
-    fn shape(&self, role: Role) -> Option<Vec<usize>> {
+    fn shape(&self, role: Role, layer: usize) -> Option<Vec<usize>> {
         let (q, kv, hidden, ffn) = (self.q_rows(), self.kv_rows(), self.hidden, self.ffn);
-        let dense = self.experts.is_none();
+        let dense = self.experts_of(layer).is_none();
         let norm = |there: bool, width: usize| there.then(|| vec![width]);
         let matrix = |there: bool, rows: usize, columns: usize| there.then(|| vec![rows, columns]);
         let qk_norm = |rows: usize| match self.qk_norm {
@@ -125,6 +132,7 @@ impl Decoder {
             JointQkv => matrix(self.joint_qkv, q + 2 * kv, hidden),
             QueryNorm => qk_norm(q),
             KeyNorm => qk_norm(kv),
+            Sinks => norm(self.sinks, self.heads),
             AttentionOut => matrix(true, hidden, q),
             Gate | Up => matrix(dense && !self.joint_gate_up, ffn, hidden),
             JointGateUp => matrix(dense && self.joint_gate_up, 2 * ffn, hidden),
@@ -133,13 +141,13 @@ impl Decoder {
     }
 
     /// Whether the model has such a weight.
-    pub(super) fn has(&self, role: Role) -> bool {
-        self.shape(role).is_some()
+    pub(super) fn has(&self, role: Role, layer: usize) -> bool {
+        self.shape(role, layer).is_some()
     }
 
     /// The weight and perhaps the bias of a role.
     fn tensors(&self, role: Role, layer: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
-        let shape = self.shape(role);
+        let shape = self.shape(role, layer);
         let bias = shape.as_ref().and_then(|shape| Some((self.bias_name(role, layer)?, vec![shape[0]])));
         shape.map(|shape| (self.tensor_name(role, layer), shape)).into_iter().chain(bias)
     }
@@ -148,10 +156,14 @@ impl Decoder {
         let of =
             |roles: &'static [Role], layer| roles.iter().flat_map(move |role| self.tensors(*role, layer));
         let block = |layer| {
-            let experts = self.experts.iter();
+            let experts = self.experts_of(layer).into_iter();
             of(&BLOCK, layer).chain(experts.flat_map(move |e| e.tensors(self.hidden, self.naming, layer)))
         };
-        let count = of(&GLOBAL, 0).count() + self.layers.count * block(0).count();
+        // Blocks of a kind are counted together, as a configuration may ask for absurdly many.
+        let dense = self.experts.as_ref().map_or(self.layers.count, |e| e.first_layer.min(self.layers.count));
+        let kinds = [(0, dense), (dense, self.layers.count - dense)];
+        let blocks = kinds.iter().filter(|(_, layers)| *layers > 0).map(|(l, n)| n * block(*l).count());
+        let count = of(&GLOBAL, 0).count() + blocks.sum::<usize>();
         let expected = of(&GLOBAL, 0).chain((0..self.layers.count).flat_map(block));
 
         let head = self.tensor_name(Output, 0);

@@ -15,7 +15,6 @@ use crate::recipe::WeightSource;
 use bessemer_format::rows::Rows;
 use bessemer_format::scheme::{Elem, Levels, Offset, QuantScheme, ScaleType};
 use std::fmt;
-use std::ops::Range;
 use std::str::FromStr;
 
 /// Whose layout a packed matrix has.
@@ -174,14 +173,17 @@ impl Packed {
         }
     }
 
-    /// Reads a range of the `n` rows of `k` elements of matrix `weight`.
+    /// Reads some of the `n` rows of `k` elements of matrix `weight`.
     pub fn rows(
         &self,
         source: &dyn WeightSource,
         weight: &str,
         (n, k): (usize, usize),
-        rows: Range<usize>,
+        rows: &[usize],
     ) -> Result<Rows, String> {
+        if let Some(row) = rows.iter().find(|row| **row >= n) {
+            return Err(format!("row {row} of `{weight}`, which has {n}"));
+        }
         let parts = self.parts(weight, n, k).into_iter().map(|part| {
             let bytes = source
                 .tensor(&part.name)
@@ -195,7 +197,7 @@ impl Packed {
         let parts = parts.collect::<Result<Vec<_>, String>>()?;
         let mut out = Rows::empty(self.scheme(), rows.len(), k);
         out.codes.reserve_exact(rows.len() * k);
-        for row in rows {
+        for &row in rows {
             self.codes(parts[0], row, (n, k), &mut out.codes);
             self.scales(parts[1], row, (n, k), &mut out.scales);
             match self.format {

@@ -16,6 +16,8 @@ pub fn scalar_unary(kind: UnaryKind, x: f64) -> f64 {
         }
         UnaryKind::Tanh => x.tanh(),
         UnaryKind::Scale(factor) => x * f64::from(factor),
+        UnaryKind::Plus(number) => x + f64::from(number),
+        UnaryKind::Clamp(low, high) => x.clamp(f64::from(low), f64::from(high)),
     }
 }
 
