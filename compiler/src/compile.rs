@@ -5,15 +5,16 @@ use crate::error::CompileError;
 use crate::import::text::text_section;
 use crate::import::{Checkpoint, arch};
 use crate::options::{CompileOptions, RunOptions};
-use crate::weights;
+use crate::{tuning, weights};
 use bessemer_format::file::{EngineFile, map_opened};
 use bessemer_format::header;
 use bessemer_format::manifest::{Hash, Manifest, PassReport, Quality, Report, Source, TensorEntry};
 use bessemer_format::plan::ModelFacts;
 use bessemer_format::write::{Sections, write_engine};
-use bessemer_ir::{Graph, Phase};
+use bessemer_ir::{Graph, Phase, TargetInfo};
 use bessemer_passes::pipeline::{self, Refine};
 use bessemer_targets::schedule::{ScheduleOptions, Scheduled, schedule};
+use bessemer_targets::tactics;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -118,10 +119,9 @@ pub fn prepare_with(
 
 /// Plans a prepared graph.
 pub fn plan(prepared: &Prepared, options: &CompileOptions) -> Result<Scheduled, CompileError> {
-    // A sequence that comes whole has to fit into a pass.
-    let longest = if prepared.facts.whole { prepared.facts.context } else { 1 };
-    let chunk_rows = options.chunk_rows.max(longest);
-    let schedule_options = ScheduleOptions { chunk_rows, ..ScheduleOptions::default() };
+    let shapes = tactics::shapes(&prepared.graph);
+    let chosen = tuning::chosen(&options.tactics, options.tuning.as_ref(), &options.target.name(), &shapes);
+    let schedule_options = ScheduleOptions { tactics: chosen, ..ScheduleOptions::default() };
     Ok(schedule(&prepared.graph, &prepared.facts, &schedule_options)?)
 }
 
@@ -179,6 +179,7 @@ pub fn compile_checkpoint(
 
     let report = Report {
         selection: scheduled.selection.clone(),
+        tactics: scheduled.tactics.report(),
         passes: prepared.passes.clone(),
         quality: prepared.quality.clone(),
     };

@@ -65,6 +65,9 @@ pub enum CompileError {
     /// Calibration or the measurement of quality failed.
     #[error("calibration: {0}")]
     Calibration(String),
+    /// A tuning cache cannot be used.
+    #[error(transparent)]
+    Tuning(#[from] crate::tuning::TuningError),
     /// The user or the system asked to stop.
     #[error("interrupted; nothing was written")]
     Interrupted,

@@ -11,6 +11,7 @@ pub mod emit;
 pub mod error;
 pub mod import;
 pub mod options;
+pub mod tuning;
 mod weights;
 
 pub use bessemer_calibrate::Method;

@@ -1,11 +1,13 @@
 //! Options of a compilation: what shapes the bytes of an engine, and what does not.
 
 use crate::calibrate::Corpus;
+use crate::tuning::Tuning;
 use bessemer_calibrate::Method;
 use bessemer_format::manifest::Hash;
 use bessemer_ir::Phase;
 use bessemer_passes::{Override, PrecisionPolicy};
-use bessemer_targets::CpuTarget;
+use bessemer_targets::{CpuTarget, Tactic};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Options that shape an engine's bytes.
@@ -27,8 +29,10 @@ pub struct CompileOptions {
     pub f32_activations: bool,
     /// Passes that are switched off.
     pub disable: Vec<String>,
-    /// Longest stretch of rows that one forward pass takes.
-    pub chunk_rows: u32,
+    /// Constants of the schedule that are set by hand.
+    pub tactics: BTreeMap<Tactic, u32>,
+    /// What was measured on a machine, for tactics that are not set by hand. Without it they follow the rule.
+    pub tuning: Option<Tuning>,
     /// Whether machine code of nests is generated. Without it the runtime executes the nests themselves.
     pub code: bool,
 }
@@ -44,7 +48,8 @@ impl Default for CompileOptions {
             measure: None,
             f32_activations: false,
             disable: Vec::new(),
-            chunk_rows: 512,
+            tactics: BTreeMap::new(),
+            tuning: None,
             code: true,
         }
     }
@@ -64,18 +69,21 @@ impl CompileOptions {
             measure,
             f32_activations,
             disable,
-            chunk_rows,
+            tactics,
+            tuning,
             code,
         } = self;
         let mut disable = disable.clone();
         disable.sort();
         disable.dedup();
+        let tactics: Vec<String> = tactics.iter().map(|(t, v)| format!("{t}={v}")).collect();
         let mut pairs = vec![
             ("target".into(), target.name()),
             ("precision".into(), precision.to_string()),
             ("f32_activations".into(), f32_activations.to_string()),
             ("disable".into(), disable.join(",")),
-            ("chunk_rows".into(), chunk_rows.to_string()),
+            ("tactics".into(), tactics.join(",")),
+            ("tuning".into(), tuning.as_ref().map_or_else(String::new, Tuning::to_string)),
             ("code".into(), code.to_string()),
         ];
         // Only what was asked for: an engine says nothing of means that it did not need.

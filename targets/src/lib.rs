@@ -11,6 +11,8 @@ pub mod error;
 pub mod lower;
 pub mod memory;
 pub mod schedule;
+pub mod tactics;
 
 pub use cpu::CpuTarget;
 pub use error::TargetError;
+pub use tactics::{Setting, Tactic, Tactics};

@@ -6,6 +6,7 @@
 use crate::error::TargetError;
 use crate::lower::{self, Lowered};
 use crate::memory::{self, Request};
+use crate::tactics::{Setting, Tactic, Tactics};
 use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::manifest::Selection;
 use bessemer_format::nest::Nest;
@@ -19,23 +20,22 @@ use bessemer_ir::attr;
 use bessemer_ir::{DType, Dim, Graph, Layout, NodeId, Op, Recipe, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Tokens of an attention chunk. Small enough that one decode row over 512 tokens keeps two threads busy.
-const ATTENTION_CHUNK: u32 = 128;
-/// Largest number of rows for which attention splits a row over chunks: above it rows alone keep threads busy.
-const SPLIT_ROWS: u32 = 7;
+/// Rows of a program between the few of a decode and a whole chunk. It saves memory where workers take no longer batches; it is no
+/// tactic, as the steps are those of a chunk.
+const SOME_ROWS: u32 = 64;
 
 /// Choices of the schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduleOptions {
-    /// Largest number of rows of a forward pass: longer prompts run in chunks of so many.
-    pub chunk_rows: u32,
+    /// Tactics that do not follow the rule.
+    pub tactics: BTreeMap<Tactic, Setting>,
     /// Whether hand-written kernels may be used. Without them every op runs as a nest: slow, for tests.
     pub kernels: bool,
 }
 
 impl Default for ScheduleOptions {
     fn default() -> Self {
-        Self { chunk_rows: 512, kernels: true }
+        Self { tactics: BTreeMap::new(), kernels: true }
     }
 }
 
@@ -48,6 +48,8 @@ pub struct Scheduled {
     pub weights: Vec<Recipe>,
     /// Why each node runs as it does.
     pub selection: Vec<Selection>,
+    /// The constants of the schedule.
+    pub tactics: Tactics,
 }
 
 /// Plans a graph of phase `Packed`.
@@ -64,27 +66,30 @@ pub fn schedule(
             "needs whole sequences, and this model takes them in parts",
         ));
     }
+    let whole = facts.whole.then_some(facts.context);
+    let tactics = Tactics::new(graph, whole, &options.tactics).map_err(TargetError::Graph)?;
     let mut shared = Shared::new(graph, &order)?;
     let mut programs = Vec::new();
-    for (min_rows, max_rows) in regimes(options.chunk_rows) {
-        let regime = Regime { min_rows, max_rows };
-        programs.push(ProgramBuilder::new(graph, facts, options, &mut shared, regime).build(&order)?);
+    for regime in regimes(&tactics) {
+        let builder = ProgramBuilder::new(graph, facts, options.kernels, &tactics, &mut shared, regime);
+        programs.push(builder.build(&order)?);
     }
     let states =
         if shared.state_elems == 0 { vec![] } else { vec![StateDecl::Blocks { elems: shared.state_elems }] };
     let plan = Plan { model: facts.clone(), weights: shared.slices, states, nests: shared.nests, programs };
-    Ok(Scheduled { plan, weights: shared.recipes, selection: shared.selection })
+    Ok(Scheduled { plan, weights: shared.recipes, selection: shared.selection, tactics })
 }
 
-/// Row-count regimes up to `chunk` rows: one row, a few, tens, a chunk.
-fn regimes(chunk: u32) -> Vec<(u32, u32)> {
+/// Row-count regimes up to a chunk: one row, those for which attention splits, tens, a chunk.
+fn regimes(tactics: &Tactics) -> Vec<Regime> {
+    let chunk = tactics.get(Tactic::ChunkRows);
     let mut out = Vec::new();
-    let mut min = 1;
-    for max in [1, SPLIT_ROWS, 64, chunk] {
-        let max = max.min(chunk);
-        if max >= min {
-            out.push((min, max));
-            min = max + 1;
+    let mut min_rows = 1;
+    for max_rows in [1, tactics.get(Tactic::SplitRows), SOME_ROWS, chunk] {
+        let max_rows = max_rows.min(chunk);
+        if max_rows >= min_rows {
+            out.push(Regime { min_rows, max_rows });
+            min_rows = max_rows + 1;
         }
     }
     out
@@ -260,7 +265,8 @@ fn whole_panels(width: u64) -> bool {
 struct ProgramBuilder<'a> {
     graph: &'a Graph,
     facts: &'a ModelFacts,
-    options: &'a ScheduleOptions,
+    kernels: bool,
+    tactics: &'a Tactics,
     shared: &'a mut Shared,
     regime: Regime,
     buffers: Vec<Buffer>,
@@ -276,14 +282,16 @@ impl<'a> ProgramBuilder<'a> {
     fn new(
         graph: &'a Graph,
         facts: &'a ModelFacts,
-        options: &'a ScheduleOptions,
+        kernels: bool,
+        tactics: &'a Tactics,
         shared: &'a mut Shared,
         regime: Regime,
     ) -> Self {
         Self {
             graph,
             facts,
-            options,
+            kernels,
+            tactics,
             shared,
             regime,
             buffers: Vec::new(),
@@ -383,7 +391,7 @@ impl<'a> ProgramBuilder<'a> {
                 Ok(())
             }
             // The kernel gathers rows of tokens; tables of positions and the like are small.
-            Op::Embed {} if self.options.kernels && self.is_input(operands[0], Input::Tokens) => {
+            Op::Embed {} if self.kernels && self.is_input(operands[0], Input::Tokens) => {
                 let (tokens, table) = (self.value(operands[0])?, self.weight(operands[1])?);
                 let out = self.result(node.into())?;
                 self.draft(
@@ -400,13 +408,13 @@ impl<'a> ProgramBuilder<'a> {
                 );
                 Ok(())
             }
-            Op::Linear { segments, epilogue, compute } if self.options.kernels => {
+            Op::Linear { segments, epilogue, compute } if self.kernels => {
                 let (step, reads, writes) = self.linear(node, &operands, segments, *epilogue, *compute)?;
                 self.draft(node, StepKind::Linear(step), reads, writes, None);
                 Ok(())
             }
             Op::GroupedLinear { groups, slots, routed, segments, epilogue, compute }
-                if self.options.kernels && segments.iter().all(|s| whole_panels(s.width)) =>
+                if self.kernels && segments.iter().all(|s| whole_panels(s.width)) =>
             {
                 let mut operands = operands.clone();
                 let chosen = routed.then(|| self.value(operands.remove(1))).transpose()?;
@@ -418,7 +426,7 @@ impl<'a> ProgramBuilder<'a> {
                 Ok(())
             }
             Op::Route { choice } => self.route(node, &operands, *choice),
-            Op::Attention { .. } | Op::FullAttention { .. } if self.options.kernels => {
+            Op::Attention { .. } | Op::FullAttention { .. } if self.kernels => {
                 self.attention(node, &operands)
             }
             _ => self.nest(node, &operands),
@@ -511,12 +519,7 @@ impl<'a> ProgramBuilder<'a> {
             self.buffer(format!("{name}.{kind}"), BufferElem::Bytes, rows, row_bytes as u64 * inputs, None)
         });
         writes.extend(scratch);
-        let chosen = match compute {
-            Compute::F32 => "linear kernel, f32 activations".to_string(),
-            Compute::Bf16 => "linear kernel, bf16 activations".to_string(),
-            Compute::Int8 { group } => format!("linear kernel, int8 activations by {group}"),
-        };
-        self.selected(node, &chosen, &[("nest", "dequantises element by element")]);
+        self.selected_linear(node, &plan_segments, compute, epilogue);
         let step =
             Linear { input, rows, compute, scratch, segments: plan_segments, epilogue: plan_epilogue, out };
         Ok((step, reads, writes))
@@ -529,8 +532,59 @@ impl<'a> ProgramBuilder<'a> {
         let chosen = self.result(node.into())?;
         let step = Route { logits, rows, bias, choice, chosen };
         self.draft(node, StepKind::Route(step), vec![logits], vec![chosen], Some(rows));
-        self.selected(node, "route kernel", &[]);
+        self.selected(
+            node,
+            "route kernel",
+            &[("nest", "a choice of the largest is no sum or maximum in a fixed order")],
+        );
         Ok(())
+    }
+
+    fn selected_linear(
+        &mut self,
+        node: NodeId,
+        segments: &[Segment],
+        compute: Compute,
+        epilogue: attr::Epilogue,
+    ) {
+        let floats = segments.iter().all(|s| self.shared.slices[s.weight as usize].scheme.elem.is_float());
+        let segments = segments.len();
+        let mut rejected = vec![("nest", "dequantises element by element")];
+        let activations = match compute {
+            Compute::F32 if floats => {
+                rejected.push(("int8 activations", "the weights are no integers"));
+                "f32 activations".to_string()
+            }
+            Compute::F32 => {
+                rejected.push((
+                    "int8 activations",
+                    "f32 was asked for, or the weights' groups fit no integer kernel",
+                ));
+                "f32 activations".to_string()
+            }
+            Compute::Bf16 => {
+                rejected.push(("f32 activations", "bf16 multiplies twice as fast"));
+                "bf16 activations".to_string()
+            }
+            Compute::Int8 { group } => {
+                rejected.push((
+                    "f32 activations",
+                    "every weight would be dequantised; `--f32-activations` asks for it",
+                ));
+                format!("int8 activations by {group}")
+            }
+        };
+        if segments > 1 {
+            rejected.push(("a step for each segment", "they share the input's conversion and one barrier"));
+        }
+        if epilogue != attr::Epilogue::None {
+            rejected.push(("a step for the epilogue", "the result would be written and read once more"));
+        }
+        self.selected(
+            node,
+            &format!("linear kernel, {activations}, {segments} segment(s), epilogue {epilogue:?}"),
+            &rejected,
+        );
     }
 
     fn attention(&mut self, node: NodeId, operands: &[Value]) -> Result<(), TargetError> {
@@ -566,21 +620,30 @@ impl<'a> ProgramBuilder<'a> {
             window,
             softcap,
             sinks: operands.get(2).map(|sinks| self.weight(*sinks)).transpose()?,
-            chunk: ATTENTION_CHUNK,
+            chunk: self.tactics.get(Tactic::AttentionChunk),
             scratch: None,
         };
         let mut writes = vec![out];
-        if self.regime.max_rows <= SPLIT_ROWS {
+        if self.regime.max_rows <= self.tactics.get(Tactic::SplitRows) {
             let bytes = step.scratch_row_bytes(self.facts.context);
             let id = self.buffer(format!("{name}.partial"), BufferElem::Bytes, RowCount::Tokens, bytes, None);
             step.scratch = Some(id);
             writes.push(id);
         }
         self.draft(node, StepKind::Attention(step), vec![query], writes, None);
+        let (chunk, split) = (self.tactics.get(Tactic::AttentionChunk), self.tactics.get(Tactic::SplitRows));
+        let (by_rows, by_chunks) = (
+            format!("up to {split} rows do not keep all threads busy at every length"),
+            format!("from {} rows on, where keys and values read once serve several rows", split + 1),
+        );
         self.selected(
             node,
-            "attention kernel",
-            &[("nest", "reads keys once a query head, not once a group")],
+            &format!("attention kernel, chunks of {chunk} tokens"),
+            &[
+                ("nest", "reads keys once a query head, not once a group"),
+                ("work shared out by rows", by_rows.as_str()),
+                ("work shared out by chunks", by_chunks.as_str()),
+            ],
         );
         Ok(())
     }
@@ -649,7 +712,11 @@ impl<'a> ProgramBuilder<'a> {
         }
         let nest = self.shared.nest(nest);
         self.draft(node, StepKind::Nest { nest, rows, args: bound }, reads, writes, by_row);
-        self.selected(node, "nest", &[]);
+        self.selected(
+            node,
+            "nest",
+            &[("kernel", "there is none for it: its work is small beside that of linears")],
+        );
         Ok(())
     }
 

@@ -161,12 +161,33 @@ impl From<bessemer_compiler::CompileError> for Failure {
             | CompileError::Weight { .. } => Code::Source,
             CompileError::Pass(PassError::Unknown { .. })
             | CompileError::Target(TargetError::UnknownTarget { .. }) => Code::Usage,
+            CompileError::Tuning(_) => Code::Usage,
             CompileError::Hash { .. } => Code::Budget,
             CompileError::Interrupted => Code::Interrupted,
             // A pass or the planner that fails on a sound model, a full disk.
             _ => Code::Internal,
         };
         Self::new(code, e)
+    }
+}
+
+#[cfg(feature = "compile")]
+impl From<bessemer_compiler::tuning::TuningError> for Failure {
+    fn from(e: bessemer_compiler::tuning::TuningError) -> Self {
+        bessemer_compiler::CompileError::from(e).into()
+    }
+}
+
+#[cfg(feature = "compile")]
+impl From<bessemer_compiler::tuning::TuneError> for Failure {
+    fn from(e: bessemer_compiler::tuning::TuneError) -> Self {
+        use bessemer_compiler::tuning::TuneError;
+        match e {
+            TuneError::Compile(e) => e.into(),
+            TuneError::Engine(e) => e.into(),
+            TuneError::Run(e) => e.into(),
+            other => Self::new(Code::Internal, other),
+        }
     }
 }
 

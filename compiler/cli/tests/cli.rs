@@ -607,3 +607,59 @@ fn a_damaged_engine_in_the_cache_is_compiled_again() {
     fs::write(user.path("mine.engine"), &whole[..100]).unwrap();
     user.fails(&["run", &text(&user.path("mine.engine")), "-p", "a"], 4, &[]);
 }
+
+#[test]
+fn tuning_is_kept_merged_and_used_again() {
+    let user = User::new();
+    let (cache, engine) = (text(&user.path("mine.json")), text(&user.path("tuned.engine")));
+    let tuned: Value =
+        user.json(&["compile", &model(), "-o", &engine, "--tune", "--tuning-cache", &cache, "--json"]);
+    // The cache is all that a later compilation needs.
+    let again = ["compile", &model(), "-o", &engine, "--tuning-cache", &cache, "--json"];
+    assert_eq!(user.json(&again)["sha256"], tuned["sha256"]);
+    let shown: Value = serde_json::from_str(&user.ok(&["tuning", "show", &cache, "--json"])).unwrap();
+    let entries = shown["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 3, "{shown}");
+    assert_eq!(fs::read_to_string(&cache).unwrap(), user.ok(&["tuning", "show", &cache, "--json"]));
+    let overview = user.ok(&["inspect", &engine]);
+    for entry in entries {
+        let (tactic, value) = (entry["tactic"].as_str().unwrap(), &entry["value"]);
+        assert!(overview.contains(&format!("{tactic} = {value} (tuned for ")), "{overview}");
+        assert!(user.ok(&["tuning", "show", &cache]).contains(&format!("{tactic} = {value}")));
+    }
+    let merged = text(&user.path("ours.json"));
+    user.ok(&["tuning", "merge", &cache, &cache, "-o", &merged]);
+    assert_eq!(fs::read(&merged).unwrap(), fs::read(&cache).unwrap());
+    // Another machine's measurements can be asked for by name; here there are none, so the rule decides.
+    let elsewhere =
+        ["compile", &model(), "-o", &engine, "--tuning-cache", &cache, "--tuning-machine", "elsewhere"];
+    user.ok(&elsewhere);
+    let overview = user.ok(&["inspect", &engine]);
+    assert!(
+        overview.contains("chunk_rows = 512 (rule: ") && overview.contains("for elsewhere"),
+        "{overview}"
+    );
+    user.ok(&["compile", &model(), "-o", &engine, "--tactic", "chunk_rows=96"]);
+    assert!(user.ok(&["inspect", &engine]).contains("chunk_rows = 96 (given by the user)"));
+    let why = user.ok(&["inspect", &engine, "--why"]);
+    for word in [
+        "split_rows = 7: rule",
+        "attention kernel, chunks of 128",
+        "linear kernel",
+        "where trusted",
+        "not nest: ",
+    ] {
+        assert!(why.contains(word), "no `{word}` in\n{why}");
+    }
+
+    let source = model();
+    let compile = |args: &[&str], words: &[&str]| {
+        let all = [&["compile", &source, "-o", &engine], args].concat();
+        user.fails(&all, 2, words);
+    };
+    compile(&["--tactic", "chunk_rows=0"], &["chunk_rows is 0", "1 to 1048576"]);
+    compile(&["--tactic", "luck=1"], &["luck", "split_rows"]);
+    compile(&["--tuning-cache", &text(&user.path("none.json"))], &["none.json"]);
+    compile(&["--tuning-cache", &engine], &["is no tuning cache"]);
+    user.fails(&["tuning", "merge", &engine, "-o", &merged], 2, &["is no tuning cache"]);
+}

@@ -145,6 +145,8 @@ impl KvElem {
 pub struct Report {
     /// For each node: the kernel and why others were not taken.
     pub selection: Vec<Selection>,
+    /// Constants of the schedule, in the order of their names.
+    pub tactics: Vec<TacticReport>,
     /// What each pass did, in order.
     pub passes: Vec<PassReport>,
     /// What rounding costs, where it was measured.
@@ -183,6 +185,17 @@ pub struct Selection {
     pub chosen: String,
     /// Candidates that were not taken, each with its reason.
     pub rejected: Vec<(String, String)>,
+}
+
+/// A constant of the schedule that changes speed alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TacticReport {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: u32,
+    /// Where the value came from: the rule, a measurement, the user.
+    pub why: String,
 }
 
 /// What a pass did.

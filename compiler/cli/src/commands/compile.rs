@@ -1,22 +1,26 @@
 //! `bessemer compile`
 
 use crate::exit::{Code, Failure};
+use crate::measure::ceilings::machine_name;
 use crate::output::out;
 use crate::progress::{Meter, Unit};
-use crate::{interrupt, json, model, quality, size, trust};
+use crate::{interrupt, json, model, paths, quality, size, trust};
 use bessemer_compiler::Method;
 use bessemer_compiler::calibrate::Corpus;
 use bessemer_compiler::compile::{key, plan, prepare};
 use bessemer_compiler::import::{Checkpoint, text::text_section};
+use bessemer_compiler::tuning::{Event, TuneOptions, Tuning, TuningCache, tune};
 use bessemer_compiler::{CompileOptions, RunOptions, compile, emit};
 use bessemer_format::QuantScheme;
 use bessemer_ir::Phase;
 use bessemer_passes::{Override, PrecisionPolicy};
 use bessemer_runtime::Hash;
-use bessemer_targets::CpuTarget;
+use bessemer_targets::{CpuTarget, Tactic};
 use clap::ValueEnum;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,12 +29,13 @@ Examples:
   bessemer compile hf:ORG/MODEL@main -o model.engine              fetch it from the Hugging Face Hub
   bessemer compile model.gguf --emit plan                         what would run, as text
   bessemer compile model.gguf --stop-after fused --emit dot | dot -Tsvg > graph.svg
-  bessemer compile model.gguf --key                               the name under which the cache keeps it";
+  bessemer compile model.gguf --key                               the name under which the cache keeps it
+  bessemer compile model.gguf -o model.engine --tune              measure on this machine how it runs fastest";
 
 /// Compile a checkpoint into one engine file
 ///
-/// The file appears under its name only when it is complete. The same source, options and version give the same bytes,
-/// whatever the machine, the folder and the number of threads. The engine's hash goes on your trust list.
+/// The file appears under its name only when it is complete. The same source, options (the tuning cache is one) and version give
+/// the same bytes, whatever the machine, the folder and the number of threads. The engine's hash goes on your trust list.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -110,6 +115,9 @@ pub struct Args {
     #[arg(long)]
     no_code: bool,
 
+    #[command(flatten)]
+    tuning: TuningArgs,
+
     /// Stop when the graph has reached a phase, and print it: imported, canonical, fused, quantised or packed
     #[arg(long, value_name = "PHASE")]
     stop_after: Option<Phase>,
@@ -129,6 +137,39 @@ pub struct Args {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Constants of the schedule: none changes what an engine computes to which precision.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Tactics")]
+struct TuningArgs {
+    /// Measure tactics on this machine, keep them in the tuning cache, and compile with them
+    #[arg(long, conflicts_with_all = ["emit", "key", "stop_after"])]
+    tune: bool,
+
+    /// The tuning cache. With --tune it is written, by default in the cache folder; without it is only read
+    #[arg(long, value_name = "FILE")]
+    tuning_cache: Option<PathBuf>,
+
+    /// The machine whose measurements to use, as `bessemer tuning show` prints it; this one by default
+    #[arg(long, value_name = "NAME", requires = "tuning_cache", conflicts_with = "tune")]
+    tuning_machine: Option<String>,
+
+    /// Seconds after which tuning measures no more
+    #[arg(long, value_name = "S", default_value_t = 120, requires = "tune")]
+    tune_limit: u64,
+
+    /// Set a tactic by hand: attention_chunk, chunk_rows or split_rows (may be repeated)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = tactic)]
+    tactic: Vec<(Tactic, u32)>,
+}
+
+fn tactic(text: &str) -> Result<(Tactic, u32), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
+    let tactic: Tactic = name.parse()?;
+    let value = value.parse().map_err(|_| format!("`{value}` is no number"))?;
+    tactic.check(value)?;
+    Ok((tactic, value))
 }
 
 /// What can be printed.
@@ -189,6 +230,7 @@ impl Args {
         }
         let Some(out) = &self.out else { return Err(Failure::usage("--out is missing")) };
         interrupt::handle();
+        let options = if self.tuning.tune { self.tune(out, options)? } else { options };
         let meter = Meter::new(Unit::Bytes);
         let compiled = compile(&self.source, out, &options, &run, self.expect_sha256.as_deref(), &meter)?;
         drop(meter);
@@ -253,8 +295,48 @@ impl Args {
             f32_activations: self.f32_activations,
             disable: self.disable.clone(),
             code: !self.no_code,
-            ..CompileOptions::default()
+            tactics: self.tuning.tactic.iter().copied().collect(),
+            tuning: match &self.tuning.tuning_cache {
+                Some(file) if !self.tuning.tune => Some(Tuning {
+                    cache: Arc::new(TuningCache::read(file)?),
+                    machine: self.tuning.tuning_machine.clone().unwrap_or_else(|| machine_name(0)),
+                }),
+                _ => None,
+            },
         })
+    }
+
+    /// Measures, writes the cache, and gives options that use it.
+    fn tune(&self, out: &Path, options: CompileOptions) -> Result<CompileOptions, Failure> {
+        let file = match &self.tuning.tuning_cache {
+            Some(file) => file.clone(),
+            None => {
+                let folder = paths::cache()?;
+                std::fs::create_dir_all(&folder)?;
+                folder.join("tuning.json")
+            }
+        };
+        let cache = Arc::new(TuningCache::read_or_new(&file)?);
+        let tuning = Tuning { cache, machine: machine_name(0) };
+        let how = TuneOptions {
+            threads: 0,
+            limit: Duration::from_secs(self.tuning.tune_limit),
+            folder: match out.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder,
+                _ => Path::new("."),
+            },
+            open: &model::open_own,
+            tell: &|event| eprintln!("tune: {}", describe(event)),
+        };
+        eprintln!("tuning for {} into {}; a quiet machine matters", tuning.machine, file.display());
+        let checkpoint = Checkpoint::open(&self.source)?;
+        let run = RunOptions { threads: self.threads, ..RunOptions::default() };
+        let found = tune(&checkpoint, &options, &tuning, &run, &how, &Meter::new(Unit::Bytes))?;
+        // Somebody else may have written meanwhile.
+        let mut cache = TuningCache::read_or_new(&file)?;
+        cache.merge(&found);
+        cache.write(&file)?;
+        Ok(CompileOptions { tuning: Some(Tuning { cache: Arc::new(cache), ..tuning }), ..options })
     }
 
     fn print_key(&self, options: &CompileOptions) -> Result<(), Failure> {
@@ -281,5 +363,19 @@ impl Args {
                 .map_err(|e| Failure::new(Code::Internal, format!("{}: {e}", path.display()))),
             None => Ok(std::io::stdout().lock().write_all(text.as_bytes())?),
         }
+    }
+}
+
+fn describe(event: &Event) -> String {
+    match event {
+        Event::Skipped { tactic, why } => format!("{tactic} is not measured: {why}"),
+        Event::Compared { tactic, holder, challenger, speedup, better } => {
+            let verdict = if *better { "taken" } else { "not taken" };
+            format!("{tactic} {challenger} is {speedup:.3} times as fast as {holder}: {verdict}")
+        }
+        Event::Chosen { tactic, measured } => {
+            format!("{tactic} = {} ({})", measured.value, measured.workload)
+        }
+        _ => format!("{event:?}"),
     }
 }

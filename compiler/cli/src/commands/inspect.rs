@@ -9,7 +9,7 @@ use bessemer_format::manifest::{Manifest, Quality, Report};
 use bessemer_format::plan::{Linear, Plan, Program, StepKind};
 use bessemer_runtime::{Engine, KvElem};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -17,7 +17,8 @@ Examples:
   bessemer inspect model.engine                      what it is and where it came from
   bessemer inspect model.engine --kernels            what runs, for each number of rows
   bessemer inspect model.engine --quality            what rounding its weights costs
-  bessemer inspect model.engine --why layers.0       why these kernels, for nodes of this name";
+  bessemer inspect model.engine --why                why every step runs as it does
+  bessemer inspect model.engine --why layers.0       the same for nodes of this name";
 
 /// Show what is in an engine, and why
 #[derive(clap::Args, Debug)]
@@ -34,8 +35,8 @@ pub struct Args {
     #[arg(long)]
     memory: bool,
 
-    /// Reasons of the kernel selection, for nodes whose name contains this
-    #[arg(long, value_name = "NODE")]
+    /// Reasons of the kernel selection, for all nodes or those whose name contains this
+    #[arg(long, value_name = "NODE", num_args = 0..=1, default_missing_value = "")]
     why: Option<String>,
 
     /// What rounding costs, as the compiler measured it
@@ -86,7 +87,7 @@ impl Args {
         let engine = Engine::open(&self.engine)?;
         let report = engine.report()?;
         if let Some(node) = &self.why {
-            return why(report.unwrap_or_default(), node, self.json);
+            return why(&engine, report.unwrap_or_default(), node, self.json);
         }
         if self.quality {
             return print_quality(report.and_then(|r| r.quality), self.json);
@@ -131,7 +132,7 @@ fn print_quality(quality: Option<Quality>, as_json: bool) -> Result<(), Failure>
     Ok(())
 }
 
-fn why(report: Report, node: &str, as_json: bool) -> Result<(), Failure> {
+fn why(engine: &Engine, report: Report, node: &str, as_json: bool) -> Result<(), Failure> {
     let found: Vec<_> = report.selection.into_iter().filter(|s| s.node.contains(node)).collect();
     if found.is_empty() {
         return Err(Failure::usage(format!("the engine's report has no node whose name contains `{node}`")));
@@ -139,13 +140,33 @@ fn why(report: Report, node: &str, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return json::print(&found);
     }
+    for tactic in report.tactics.iter().filter(|_| node.is_empty()) {
+        out!("{} = {}: {}", tactic.name, tactic.value, tactic.why)?;
+    }
     for selection in found {
-        out!("{}: {}", selection.node, selection.chosen)?;
+        let code = code_of(engine, &selection.node).map_or(String::new(), |code| format!(", {code}"));
+        out!("{}: {}{code}", selection.node, selection.chosen)?;
         for (candidate, reason) in selection.rejected {
             out!("  not {candidate}: {reason}")?;
         }
     }
     Ok(())
+}
+
+/// What runs a node's nest, if it is one.
+fn code_of(engine: &Engine, node: &str) -> Option<String> {
+    let steps = engine.plan().programs.first().map_or(&[][..], |p| &p.steps);
+    let nest = steps.iter().find_map(|step| match step.kind {
+        StepKind::Nest { nest, .. } if step.source == node => Some(nest),
+        _ => None,
+    })?;
+    let isas: BTreeSet<String> =
+        engine.manifest().code.iter().filter(|c| c.nest == nest).map(|c| format!("{:?}", c.isa)).collect();
+    if isas.is_empty() {
+        return Some("interpreted: the engine holds no machine code for it".into());
+    }
+    let isas: Vec<String> = isas.into_iter().collect();
+    Some(format!("machine code for {} where trusted, else interpreted", isas.join(" and ")))
 }
 
 fn print_overview(o: &Output) -> Result<(), Failure> {
@@ -166,6 +187,9 @@ fn print_overview(o: &Output) -> Result<(), Failure> {
         m.requirements.cpu_features.join(", ")
     };
     out!("target     {}: {needs}", m.requirements.target)?;
+    for tactic in o.report.iter().flat_map(|r| &r.tactics) {
+        out!("tactic     {} = {} ({})", tactic.name, tactic.value, tactic.why)?;
+    }
     for (key, value) in m.options.iter().filter(|(k, v)| k != "target" && !v.is_empty()) {
         out!("option     {key} = {value}")?;
     }

@@ -18,6 +18,8 @@ mod first_token;
 mod inspect;
 mod run;
 mod trust;
+#[cfg(feature = "compile")]
+mod tuning;
 mod verify;
 
 use crate::exit::{self, Failure};
@@ -59,6 +61,8 @@ pub enum Command {
     #[cfg(feature = "compile")]
     Cache(cache::Args),
     #[cfg(feature = "compile")]
+    Tuning(tuning::Args),
+    #[cfg(feature = "compile")]
     Demo(demo::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -84,6 +88,8 @@ impl Command {
             Self::Trust(args) => args.run(),
             #[cfg(feature = "compile")]
             Self::Cache(args) => args.run(),
+            #[cfg(feature = "compile")]
+            Self::Tuning(args) => args.run(),
             #[cfg(feature = "compile")]
             Self::Demo(args) => args.run(),
             Self::Completions(args) => args.run(),

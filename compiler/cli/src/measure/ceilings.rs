@@ -99,11 +99,29 @@ pub fn last_level_cache() -> Option<u64> {
 
 /// What the CPU calls itself, where the operating system says.
 pub fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = info.lines().find(|l| l.split(':').next().is_some_and(|key| key.trim() == name))?;
-        line.split_once(':').map(|(_, value)| value.trim().to_string())
-    };
+    let field = cpu_info();
     let part = || Some(format!("{} part {}", field("CPU implementer")?, field("CPU part")?));
     field("model name").or_else(part).unwrap_or_else(|| std::env::consts::ARCH.into())
+}
+
+/// The CPU's model more closely than its name tells, which clouds blur, and the threads that run on it: what a measurement of
+/// tactics is valid for.
+#[cfg(feature = "compile")]
+pub fn machine_name(threads: usize) -> String {
+    let field = cpu_info();
+    let model = match (field("cpu family"), field("model")) {
+        (Some(family), Some(model)) => format!(" (family {family} model {model})"),
+        _ => String::new(),
+    };
+    let threads = if threads == 0 { bessemer_runtime::allowed_cores().len() } else { threads };
+    format!("{}{model}, {threads} thread(s)", cpu_name())
+}
+
+/// Looks fields up in what Linux tells about the first CPU.
+fn cpu_info() -> impl Fn(&str) -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    move |name| {
+        let line = info.lines().find(|l| l.split(':').next().is_some_and(|key| key.trim() == name))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_string())
+    }
 }

@@ -48,7 +48,8 @@ fn options_of(engine: &Engine) -> Result<CompileOptions, Failure> {
             "disable" => {
                 options.disable = value.split(',').filter(|p| !p.is_empty()).map(str::to_owned).collect()
             }
-            "chunk_rows" => options.chunk_rows = value.parse().map_err(|_| wrong("is no number".into()))?,
+            // They shape the plan, not the graph.
+            "tactics" | "tuning" => {}
             "code" => options.code = value == "true",
             "override" => options.overrides.push(value.parse().map_err(wrong)?),
             // What was measured changes no graph.
