@@ -12,7 +12,7 @@ pub mod error;
 pub mod import;
 pub mod options;
 pub mod tuning;
-mod weights;
+pub mod weights;
 
 pub use bessemer_calibrate::Method;
 pub use compile::{Compiled, Progress, Silent, compile};

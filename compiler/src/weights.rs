@@ -22,7 +22,7 @@ impl WeightSource for Checkpoint {
 
 /// Why a weight was not written.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WriteError {
+pub enum WriteError {
     /// The file.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -32,7 +32,7 @@ pub(crate) enum WriteError {
 }
 
 /// Writes the bytes of weight `id`. The bytes do not depend on `threads`: every stretch is packed by itself and written in order.
-pub(crate) fn write(
+pub fn write(
     source: &dyn WeightSource,
     scheduled: &Scheduled,
     id: u32,

@@ -5,6 +5,7 @@
 //!                              \-> lower: a nest for whatever has no hand-written kernel -> codegen: machine code
 //! ```
 
+pub mod clike;
 pub mod codegen;
 pub mod cpu;
 pub mod error;

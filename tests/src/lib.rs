@@ -1,5 +1,6 @@
 //! Rings of tests that cross crates: filetests, numerics, format compatibility, end to end, tidy.
 
 pub mod checkpoints;
+pub mod gpu;
 pub mod models;
 pub mod mutate;

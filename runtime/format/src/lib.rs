@@ -11,6 +11,7 @@ pub mod act;
 pub mod codec;
 pub mod error;
 pub mod file;
+pub mod gpu;
 pub mod header;
 pub mod kv;
 pub mod manifest;

@@ -1,7 +1,8 @@
 //! Loop nests: the small language in which every op without a hand-written kernel is expressed.
 //!
 //! A nest is stored in the engine as data. The runtime can execute it as it stands, and the compiler can generate
-//! machine code or GPU source from it; both must give the same bits, so the meaning below leaves nothing open.
+//! machine code from it; both must give the same bits, so the meaning below leaves nothing open. Kernels for GPUs are made from nests too:
+//! they do the same operations and differ in the order of reductions, which many threads share.
 //!
 //! # Meaning
 //!
