@@ -22,7 +22,7 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The files beside config and weights that change what an engine does. Together with those they are the content
 /// of a Hugging Face directory; a README is not.
-pub(super) const COMPANIONS: [&str; 11] = [
+pub(super) const COMPANIONS: [&str; 12] = [
     pooling::POOLING,
     "added_tokens.json",
     "chat_template.jinja",
@@ -31,6 +31,7 @@ pub(super) const COMPANIONS: [&str; 11] = [
     pooling::MODULES,
     pooling::SENTENCES,
     "special_tokens_map.json",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

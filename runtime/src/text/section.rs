@@ -190,6 +190,8 @@ pub enum Prefix {
     Every,
     /// Before every stretch that does not begin with a space already.
     EveryUnlessSpace,
+    /// Before the very beginning of the text only.
+    First,
     /// As [`Prefix::EveryUnlessSpace`], but only at the very beginning of the text.
     FirstUnlessSpace,
     /// Before every word, once the text is split, that does not begin with a space already.

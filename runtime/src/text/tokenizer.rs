@@ -176,10 +176,12 @@ fn normalize<'t>(data: &TokenizerData, compiled: &Compiled, text: &'t str, at_st
     let prefix = match rules.prefix {
         Prefix::None | Prefix::EveryWord => false,
         Prefix::Every => true,
+        Prefix::First => at_start,
         Prefix::EveryUnlessSpace => !text.starts_with(' '),
         Prefix::FirstUnlessSpace => at_start && !text.starts_with(' '),
     };
-    if prefix { Cow::Owned(format!(" {text}")) } else { text }
+    // What the steps took away altogether stays away.
+    if prefix && !text.is_empty() { Cow::Owned(format!(" {text}")) } else { text }
 }
 
 /// How SentencePiece writes a space: U+2581.

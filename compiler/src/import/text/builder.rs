@@ -135,6 +135,12 @@ fn byte_of_name(name: &str) -> Option<u8> {
     if is_canonical { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
+/// A token's bytes in GPT-2's spelling.
+pub(super) fn spell(bytes: &[u8]) -> String {
+    let alphabet = byte_alphabet();
+    bytes.iter().map(|&byte| alphabet[byte as usize]).collect()
+}
+
 /// GPT-2's spelling of bytes as printable characters: visible Latin-1 stands for itself, the others follow from
 /// U+0100 on (`bytes_to_unicode` in OpenAI's encoder.py).
 fn byte_alphabet() -> [char; 256] {

@@ -4,60 +4,29 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bessemer_runtime::text::{
-    AddedToken, Algorithm, Frame, Merge, Normalizer, Prefix, SplitPattern, Symbols, TextSection,
-    TokenizerData,
+    Algorithm, Frame, Merge, Normalizer, Prefix, SplitPattern, Symbols, TextSection, TokenizerData,
 };
 
 use super::bert::{self, BertRules};
 use super::builder::{GPT2_PATTERN, NamedVocab};
+use super::sentencepiece::{Cutting, Rules};
+use super::token_list::{TokenKind, TokenList};
 use super::{Origin, TextImportError};
 use crate::import::gguf::{Array, GgufMetadata, Value};
-
-/// What a token is (`tokenizer.ggml.token_type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GgufTokenKind {
-    /// Ordinary text.
-    Normal,
-    /// Stands for text that nothing else covers.
-    Unknown,
-    /// Control token.
-    Control,
-    /// Found whole in the text.
-    UserDefined,
-    /// In the vocabulary, never in text.
-    Unused,
-    /// A single byte, named `<0xNN>`.
-    Byte,
-}
-
-impl GgufTokenKind {
-    fn from_code(code: i64) -> Option<Self> {
-        use GgufTokenKind::{Byte, Control, Normal, Unknown, Unused, UserDefined};
-        Some(match code {
-            1 => Normal,
-            2 => Unknown,
-            3 => Control,
-            4 => UserDefined,
-            5 => Unused,
-            6 => Byte,
-            _ => return None,
-        })
-    }
-}
 
 /// The tokeniser as GGUF metadata spells it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GgufVocab {
-    /// `tokenizer.ggml.model`: `gpt2`, `llama`, `gemma4` or `bert`.
+    /// `tokenizer.ggml.model`: `gpt2`, `llama`, `t5`, `gemma4` or `bert`.
     pub model: String,
     /// `tokenizer.ggml.pre`: the name of the pre-tokeniser.
     pub pre: Option<String>,
     /// Names of the tokens, by id.
     pub tokens: Vec<String>,
-    /// Scores of the tokens; the higher, the earlier a piece is made. For `llama`.
+    /// Scores of the tokens; the higher, the earlier a piece is made. For `llama` and `t5`.
     pub scores: Vec<f32>,
     /// Kinds of the tokens.
-    pub kinds: Vec<GgufTokenKind>,
+    pub kinds: Vec<TokenKind>,
     /// Pairs of names, best first. For `gpt2`.
     pub merges: Vec<String>,
     /// `bos_token_id`.
@@ -70,12 +39,18 @@ pub struct GgufVocab {
     pub unknown: Option<u32>,
     /// `add_bos_token`.
     pub add_bos: Option<bool>,
+    /// `add_eos_token`.
+    pub add_eos: Option<bool>,
     /// `cls_token_id`, which begins a text for an encoder.
     pub cls: Option<u32>,
     /// `seperator_token_id` (so spelled), which ends one.
     pub sep: Option<u32>,
     /// `add_space_prefix`.
     pub add_space_prefix: Option<bool>,
+    /// `remove_extra_whitespaces`. For `t5`.
+    pub collapses_spaces: Option<bool>,
+    /// `precompiled_charsmap`: SentencePiece's table of replacements. For `t5`.
+    pub charsmap: Vec<u8>,
     /// `tokenizer.chat_template`.
     pub chat_template: Option<String>,
 }
@@ -101,6 +76,13 @@ impl GgufVocab {
             Some(Array::F32(scores)) => scores.clone(),
             Some(_) => return Err(reader.wrong_type("tokenizer.ggml.scores", "an array of f32")),
         };
+        const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
+        let charsmap = match reader.array(CHARSMAP)? {
+            None => Vec::new(),
+            Some(Array::U8(bytes)) => bytes.clone(),
+            Some(Array::I8(bytes)) => bytes.iter().map(|&byte| byte as u8).collect(),
+            Some(_) => return Err(reader.wrong_type(CHARSMAP, "an array of bytes")),
+        };
         let ends = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
         let ends: Result<Vec<_>, _> = ends.iter().map(|key| reader.id(key)).collect();
         Ok(Some(GgufVocab {
@@ -115,9 +97,12 @@ impl GgufVocab {
             end_of_turn: ends?.into_iter().flatten().collect(),
             unknown: reader.id("tokenizer.ggml.unknown_token_id")?,
             add_bos: reader.flag("tokenizer.ggml.add_bos_token")?,
+            add_eos: reader.flag("tokenizer.ggml.add_eos_token")?,
             cls: reader.id("tokenizer.ggml.cls_token_id")?,
             sep: reader.id("tokenizer.ggml.seperator_token_id")?,
             add_space_prefix: reader.flag("tokenizer.ggml.add_space_prefix")?,
+            collapses_spaces: reader.flag("tokenizer.ggml.remove_extra_whitespaces")?,
+            charsmap,
             chat_template: reader.string("tokenizer.chat_template")?,
         }))
     }
@@ -126,6 +111,7 @@ impl GgufVocab {
     pub fn section(&self, path: &Path) -> Result<TextSection, TextImportError> {
         let origin = Origin(path);
         self.check(origin)?;
+        let list = self.list(origin);
         let (mut data, merges, symbols, add_bos) = match self.model.as_str() {
             "gpt2" => {
                 let pre = self.pre_tokenizer(origin)?;
@@ -139,16 +125,17 @@ impl GgufVocab {
                 };
                 (data, self.listed_merges(origin)?, Symbols::Bytes, pre.add_bos)
             }
-            "llama" => {
-                let spaced = self.add_space_prefix.unwrap_or(true);
-                let prefix = if spaced { Prefix::Every } else { Prefix::None };
-                let data = TokenizerData {
+            "llama" | "t5" => {
+                let unigram = self.model == "t5";
+                let rules = Rules {
+                    cutting: if unigram { Cutting::MostProbable } else { Cutting::Merges },
+                    prefix: if self.add_space_prefix.unwrap_or(true) { Prefix::Every } else { Prefix::None },
+                    collapses_spaces: unigram && self.collapses_spaces.unwrap_or(false),
+                    charsmap: if unigram { &self.charsmap } else { &[] },
                     unknown: self.unknown,
-                    normalizer: Normalizer { steps: Vec::new(), space_marker: true, prefix },
-                    strip_leading_space: spaced,
-                    ..Default::default()
                 };
-                (data, self.scored_merges(origin)?, Symbols::Chars, true)
+                let (data, merges) = rules.apply(&list)?;
+                (data, merges, Symbols::Chars, !unigram)
             }
             "gemma4" => {
                 let data = TokenizerData {
@@ -164,20 +151,20 @@ impl GgufVocab {
                 return Err(origin.unsupported(
                     "tokenizer.ggml.model",
                     format!("`{other}`"),
-                    "`gpt2`, `llama`, `gemma4`, `bert`",
+                    "`gpt2`, `llama`, `t5`, `gemma4`, `bert`",
                 ));
             }
         };
         let vocab = NamedVocab {
             origin,
             symbols,
-            byte_fallback: matches!(self.model.as_str(), "llama" | "gemma4"),
-            ids: self.ordinary().collect(),
-            added: self.added(),
+            byte_fallback: matches!(self.model.as_str(), "llama" | "t5" | "gemma4"),
+            ids: list.spelled().collect(),
+            added: list.added(&data.normalizer, false)?,
         };
         vocab.fill(&mut data, merges)?;
         let named_ends = (0..).zip(&self.tokens).filter(|(id, name)| {
-            self.kind(*id) == GgufTokenKind::Control && END_OF_TURN.contains(&name.as_str())
+            list.kind(*id) == TokenKind::Control && END_OF_TURN.contains(&name.as_str())
         });
         let mut stop_tokens: Vec<u32> =
             self.eos.into_iter().chain(self.end_of_turn.iter().copied()).collect();
@@ -186,11 +173,14 @@ impl GgufVocab {
         stop_tokens.dedup();
         let (mut bos, mut eos, mut frame) = (self.bos, self.eos, Frame::default());
         if self.model == "bert" {
-            (bos, eos) = (self.cls.or(bos).or(self.named("[CLS]")), self.sep.or(eos).or(self.named("[SEP]")));
+            (bos, eos) = (self.cls.or(bos).or(list.named("[CLS]")), self.sep.or(eos).or(list.named("[SEP]")));
             (frame.between, frame.after) = (eos.into_iter().collect(), eos.into_iter().collect());
         }
         if self.add_bos.unwrap_or(add_bos) {
             frame.before.extend(bos);
+        }
+        if self.add_eos.unwrap_or(self.model == "t5") && frame.after.is_empty() {
+            frame.after.extend(eos);
         }
         Ok(TextSection {
             tokenizer: data,
@@ -223,32 +213,8 @@ impl GgufVocab {
         }
     }
 
-    fn kind(&self, id: u32) -> GgufTokenKind {
-        self.kinds.get(id as usize).copied().unwrap_or(GgufTokenKind::Normal)
-    }
-
-    /// Tokens that text becomes piece by piece; of equal names the last one counts.
-    fn ordinary(&self) -> impl Iterator<Item = (&str, u32)> {
-        let named = self.tokens.iter().map(String::as_str).zip(0..);
-        named.filter(|(_, id)| !matches!(self.kind(*id), GgufTokenKind::Control | GgufTokenKind::UserDefined))
-    }
-
-    fn added(&self) -> Vec<AddedToken> {
-        let all = (0..).zip(&self.tokens);
-        let added = all.filter_map(|(id, name)| {
-            let special = match self.kind(id) {
-                GgufTokenKind::Control | GgufTokenKind::Unknown => true,
-                GgufTokenKind::UserDefined => false,
-                _ => return None,
-            };
-            let text = name.clone();
-            Some(AddedToken { id, text, special, normalized: false, lstrip: false, rstrip: false })
-        });
-        added.collect()
-    }
-
-    fn named(&self, name: &str) -> Option<u32> {
-        (0..).zip(&self.tokens).find(|(_, token)| *token == name).map(|(id, _)| id)
+    fn list<'a>(&'a self, origin: Origin<'a>) -> TokenList<'a> {
+        TokenList { origin, names: &self.tokens, scores: &self.scores, kinds: &self.kinds }
     }
 
     /// BERT's tokeniser; the tokens that begin a word are marked like SentencePiece's.
@@ -257,7 +223,7 @@ impl GgufVocab {
         let steps = rules.steps().map_err(|e| origin.table(e))?;
         Ok(TokenizerData {
             algorithm: Algorithm::LongestMatch { max_chars: WORD_PIECE_MAX_CHARS },
-            unknown: self.unknown.or_else(|| self.named("[UNK]")),
+            unknown: self.unknown.or_else(|| self.list(origin).named("[UNK]")),
             normalizer: Normalizer { steps, space_marker: false, prefix: Prefix::EveryWord },
             splits: vec![SplitPattern::new(&bert::words(true), false).map_err(|e| origin.table(e))?],
             strip_leading_space: true,
@@ -284,37 +250,6 @@ impl GgufVocab {
                 merged: id(&format!("{left}{right}"))?,
                 rank,
             });
-        }
-        Ok(merges)
-    }
-
-    /// SentencePiece joins the pair whose piece has the highest score: every way to cut a piece in two pieces is a
-    /// merge, ranked by the piece's score.
-    fn scored_merges(&self, origin: Origin<'_>) -> Result<Vec<Merge>, TextImportError> {
-        if self.scores.is_empty() {
-            return Err(
-                origin.inconsistent("tokenizer.ggml.scores", "missing, a `llama` vocabulary needs them")
-            );
-        }
-        if let Some(id) = self.scores.iter().position(|s| s.is_nan()) {
-            return Err(
-                origin.inconsistent("tokenizer.ggml.scores", format!("the score of token {id} is NaN"))
-            );
-        }
-        let pieces: BTreeMap<&str, u32> =
-            self.ordinary().filter(|(_, id)| self.kind(*id) == GgufTokenKind::Normal).collect();
-        let score = |id: u32| self.scores[id as usize];
-        let mut scores: Vec<f32> = pieces.values().map(|&id| score(id)).collect();
-        scores.sort_by(|a, b| b.total_cmp(a));
-        scores.dedup();
-        let mut merges = Vec::new();
-        for (name, &merged) in &pieces {
-            let rank = scores.partition_point(|&s| s > score(merged)) as u32;
-            for (at, _) in name.char_indices().skip(1) {
-                if let (Some(&left), Some(&right)) = (pieces.get(&name[..at]), pieces.get(&name[at..])) {
-                    merges.push(Merge { left, right, merged, rank });
-                }
-            }
         }
         Ok(merges)
     }
@@ -463,7 +398,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn kinds(&self, array: &Array) -> Result<Vec<GgufTokenKind>, TextImportError> {
+    fn kinds(&self, array: &Array) -> Result<Vec<TokenKind>, TextImportError> {
         const KEY: &str = "tokenizer.ggml.token_type";
         let codes: Vec<i64> = match array {
             Array::I32(codes) => codes.iter().map(|&c| c.into()).collect(),
@@ -471,7 +406,7 @@ impl<'a> Reader<'a> {
             _ => return Err(self.wrong_type(KEY, "an array of 32-bit integers")),
         };
         let kind = |code: i64| {
-            GgufTokenKind::from_code(code)
+            TokenKind::from_code(code)
                 .ok_or_else(|| self.origin.inconsistent(KEY, format!("no token type has number {code}")))
         };
         codes.into_iter().map(kind).collect()

@@ -8,13 +8,18 @@ mod bert;
 mod builder;
 mod gguf;
 mod hugging_face;
+mod sentencepiece;
+mod tekken;
+mod token_list;
 mod tokenizer_json;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bessemer_runtime::text::{TextError, TextSection};
+use bessemer_runtime::text::{Frame, TextError, TextSection, TokenizerData};
 
-pub use gguf::{GgufTokenKind, GgufVocab};
+pub use gguf::GgufVocab;
+pub use token_list::TokenKind;
 
 use super::{Checkpoint, Metadata};
 
@@ -27,6 +32,18 @@ pub fn text_section(checkpoint: &Checkpoint) -> Result<Option<TextSection>, Text
             vocab.section(checkpoint.path()).map(Some)
         }
     }
+}
+
+/// What a tokeniser's own file says, of whichever format it is.
+#[derive(Debug)]
+struct Tokens {
+    data: TokenizerData,
+    /// Tokens around a text.
+    frame: Frame,
+    /// The token that ends a text, where the file names it.
+    eos: Option<u32>,
+    /// Names of all tokens that other files may name.
+    ids: BTreeMap<String, u32>,
 }
 
 /// A tokeniser could not be read, or it is of a kind that is not built.

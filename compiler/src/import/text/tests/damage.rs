@@ -168,7 +168,7 @@ fn gguf_contradictions_are_errors() {
     assert!(section(llama.clone()).is_ok());
     let cases = [
         GgufVocab { tokens: Vec::new(), ..gguf() },
-        GgufVocab { kinds: vec![GgufTokenKind::Normal], ..gguf() },
+        GgufVocab { kinds: vec![TokenKind::Normal], ..gguf() },
         GgufVocab { merges: vec!["a c".into()], ..gguf() },
         GgufVocab { merges: vec!["ab".into()], ..gguf() },
         GgufVocab { eos: Some(3), ..gguf() },

@@ -7,6 +7,7 @@ use super::*;
 
 mod damage;
 mod published;
+mod sentencepiece;
 mod wishes;
 
 fn repository() -> PathBuf {
@@ -89,7 +90,7 @@ fn fetched_models_match_the_tokenizers_library() {
 }
 
 /// Token ids of llama.cpp's own test vectors: `ggml-vocab-NAME.gguf` with `.inp` and `.out`, from `models/` of its
-/// source (PyPI: the sdist of llama-cpp-python, under vendor/llama.cpp), copied into `.cache/vectors`.
+/// source (fixtures/fetch.py llama-cpp-vocabularies).
 #[test]
 fn llama_cpp_vectors() {
     const NAMES: [&str; 15] = [
@@ -109,7 +110,7 @@ fn llama_cpp_vectors() {
         "refact",
         "starcoder",
     ];
-    let folder = repository().join(".cache/vectors");
+    let folder = repository().join(".cache/models/llama-cpp-vocabularies");
     let (mut skipped, mut agree) = (Vec::new(), 0);
     for name in NAMES {
         let path = folder.join(format!("ggml-vocab-{name}.gguf"));
@@ -138,6 +139,10 @@ fn llama_cpp_vectors() {
     }
     println!("{agree} texts of {} vocabularies agree", NAMES.len() - skipped.len());
     if !skipped.is_empty() {
-        println!("skipped {} of {} vocabularies: not in .cache/vectors", skipped.len(), NAMES.len());
+        println!(
+            "skipped {} of {} vocabularies: not in .cache/models (fixtures/fetch.py llama-cpp-vocabularies)",
+            skipped.len(),
+            NAMES.len()
+        );
     }
 }

@@ -76,14 +76,7 @@ fn chat_templates_from_every_place() {
     assert_eq!(template(&[("chat_template.jinja", json!("own file"))]).as_deref(), Some("own file"));
 }
 
-#[test]
-fn a_sentencepiece_model_alone_is_refused() {
-    let error = section_with("gqa_tied", &[("tokenizer.json", Json::Null), ("tokenizer.model", json!("x"))])
-        .unwrap_err();
-    assert!(error.to_string().contains("tokenizer.json"), "{error}");
-}
-
-fn gguf(tokens: &[(&str, GgufTokenKind, f32)]) -> GgufVocab {
+fn gguf(tokens: &[(&str, TokenKind, f32)]) -> GgufVocab {
     GgufVocab {
         model: "llama".into(),
         tokens: tokens.iter().map(|t| t.0.into()).collect(),
@@ -95,7 +88,7 @@ fn gguf(tokens: &[(&str, GgufTokenKind, f32)]) -> GgufVocab {
 
 #[test]
 fn gguf_scores_say_which_piece_comes_first() {
-    use GgufTokenKind::{Byte, Control, Normal, UserDefined};
+    use TokenKind::{Byte, Control, Normal, UserDefined};
     let mut tokens =
         vec![("<s>", Control, 0.0), ("\u{2581}", Normal, -9.0), ("a", Normal, -9.0), ("b", Normal, -9.0)];
     tokens.extend([("c", Normal, -9.0), ("ab", Normal, -2.0), ("bc", Normal, -1.0), ("abc", Normal, -3.0)]);
@@ -116,7 +109,7 @@ fn gguf_scores_say_which_piece_comes_first() {
 
 #[test]
 fn gguf_stop_tokens_by_key_and_by_name() {
-    use GgufTokenKind::{Control, Normal};
+    use TokenKind::{Control, Normal};
     let tokens =
         [("a", Normal, 0.0), ("</s>", Control, 0.0), ("<|eot_id|>", Control, 0.0), ("<|end|>", Normal, 0.0)];
     let vocab = GgufVocab { eos: Some(1), end_of_turn: vec![0], ..gguf(&tokens) };
@@ -129,9 +122,9 @@ fn gguf_stop_tokens_by_key_and_by_name() {
 
 #[test]
 fn words_are_cut_only_where_nothing_merges() {
-    use GgufTokenKind::Normal;
+    use TokenKind::Normal;
     let mut tokens = vec![("\u{2581}", Normal, -9.0), ("a", Normal, -9.0), ("\u{2581}a", Normal, -1.0)];
-    let splits = |tokens: &[(&str, GgufTokenKind, f32)]| {
+    let splits = |tokens: &[(&str, TokenKind, f32)]| {
         gguf(tokens).section(Path::new("x.gguf")).unwrap().tokenizer.splits.len()
     };
     assert_eq!(splits(&tokens), 1);

@@ -6,12 +6,12 @@ mod pipeline;
 
 use std::collections::BTreeMap;
 
-use bessemer_runtime::text::{AddedToken, Frame, Normalizer, Prefix, SPACE_MARKER, TokenizerData};
+use bessemer_runtime::text::{AddedToken, Normalizer, Prefix, SPACE_MARKER};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::builder::NamedVocab;
-use super::{Origin, TextImportError};
+use super::{Origin, TextImportError, Tokens};
 use model::Model;
 
 #[derive(Deserialize)]
@@ -45,17 +45,8 @@ struct Added {
     special: bool,
 }
 
-/// What `tokenizer.json` says.
-pub(super) struct Pipeline {
-    pub data: TokenizerData,
-    /// Tokens that the post-processor puts around a text.
-    pub frame: Frame,
-    /// Names of all tokens, for the files that name them.
-    pub ids: BTreeMap<String, u32>,
-}
-
 /// Reads the file.
-pub(super) fn read(origin: Origin<'_>, bytes: &[u8]) -> Result<Pipeline, TextImportError> {
+pub(super) fn read(origin: Origin<'_>, bytes: &[u8]) -> Result<Tokens, TextImportError> {
     let file: File = serde_json::from_slice(bytes).map_err(|e| origin.json(e))?;
     let model = Model::read(origin, file.model)?;
     let mut data = model.rules(origin)?;
@@ -79,7 +70,7 @@ pub(super) fn read(origin: Origin<'_>, bytes: &[u8]) -> Result<Pipeline, TextImp
     let names = model.into_names();
     let frame = frame::read(&file.post_processor, |name| ids.get(name).or_else(|| names.get(name)).copied());
     ids.extend(names);
-    Ok(Pipeline { data, frame, ids })
+    Ok(Tokens { data, frame, eos: None, ids })
 }
 
 /// The string under `key`, or nothing.

@@ -7,11 +7,9 @@ use bessemer_runtime::text::{Algorithm, Merge, TokenizerData};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use super::super::sentencepiece::UNKNOWN_PENALTY;
 use super::super::{Origin, TextImportError};
 use super::text;
-
-/// What SentencePiece takes off the worst score for a character that no token covers.
-const UNKNOWN_PENALTY: f64 = 10.0;
 
 pub(super) enum Model {
     Bpe(Bpe),
