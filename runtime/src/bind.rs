@@ -130,6 +130,10 @@ pub(crate) struct BoundAttention {
     /// Query heads that share a KV head.
     pub(crate) group: usize,
     pub(crate) head_dim: usize,
+    /// Elements of a value: those of a key, or its first ones.
+    pub(crate) value_dim: usize,
+    /// Whether a value is a part of the key, and not in the cache beside it.
+    pub(crate) latent: bool,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
     /// Tokens up to its own that a row sees.
@@ -354,6 +358,8 @@ impl Binder<'_> {
             kv_heads,
             group: heads / kv_heads,
             head_dim: a.head_dim as usize,
+            value_dim: a.latent.unwrap_or(a.head_dim) as usize,
+            latent: a.latent.is_some(),
             scale: a.scale,
             softcap: a.softcap,
             window: a.window.map_or(usize::MAX, |window| window as usize),

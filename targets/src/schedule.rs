@@ -118,6 +118,8 @@ pub struct LayerState {
     pub kv_heads: u32,
     /// Elements of a head.
     pub head_dim: u32,
+    /// Whether it holds keys only, of which values are a part.
+    pub latent: bool,
     /// Elements of a block, all layers.
     pub block_elems: u64,
 }
@@ -146,14 +148,18 @@ impl Shared {
                     shared.slices.push(slice);
                     shared.recipes.push(recipe.clone());
                 }
-                Op::State { layer, kv_heads, head_dim } => {
-                    let elems = kv::layer_elems(*kv_heads as usize, *head_dim as usize) as u64;
-                    let state = LayerState {
-                        first_elem: shared.state_elems,
-                        kv_heads: *kv_heads,
-                        head_dim: *head_dim,
-                        block_elems: 0,
+                op @ (Op::State { layer, .. } | Op::Latents { layer, .. }) => {
+                    let (kv_heads, head_dim, latent) = match *op {
+                        Op::State { kv_heads, head_dim, .. } => (kv_heads, head_dim, false),
+                        Op::Latents { width, .. } => (1, width, true),
+                        _ => continue,
                     };
+                    let elems = match latent {
+                        true => kv::latent_elems(head_dim as usize),
+                        false => kv::layer_elems(kv_heads as usize, head_dim as usize),
+                    } as u64;
+                    let first_elem = shared.state_elems;
+                    let state = LayerState { first_elem, kv_heads, head_dim, latent, block_elems: 0 };
                     shared.layers.insert(*layer, state);
                     if kept.contains(layer) {
                         shared.state_elems += elems;
@@ -213,7 +219,7 @@ fn kept_layers(graph: &Graph) -> BTreeSet<u32> {
     for value in outputs.into_iter().filter(|v| graph.ty(*v).dtype == DType::State) {
         let mut value = Some(value);
         while let Some(v) = value {
-            if let Op::State { layer, .. } = graph.op(v.node) {
+            if let Op::State { layer, .. } | Op::Latents { layer, .. } = graph.op(v.node) {
                 kept.insert(*layer);
             }
             value = graph.operands(v.node).into_iter().find(|o| graph.ty(*o).dtype == DType::State);
@@ -386,7 +392,7 @@ impl<'a> ProgramBuilder<'a> {
                 self.of_value.insert(node.into(), id);
                 Ok(())
             }
-            Op::State { layer, .. } => {
+            Op::State { layer, .. } | Op::Latents { layer, .. } => {
                 self.state_of.insert(node.into(), *layer);
                 Ok(())
             }
@@ -426,7 +432,7 @@ impl<'a> ProgramBuilder<'a> {
                 Ok(())
             }
             Op::Route { choice } => self.route(node, &operands, *choice),
-            Op::Attention { .. } | Op::FullAttention { .. } if self.kernels => {
+            Op::Attention { .. } | Op::FullAttention { .. } | Op::LatentAttention { .. } if self.kernels => {
                 self.attention(node, &operands)
             }
             _ => self.nest(node, &operands),
@@ -588,6 +594,7 @@ impl<'a> ProgramBuilder<'a> {
     }
 
     fn attention(&mut self, node: NodeId, operands: &[Value]) -> Result<(), TargetError> {
+        let mut latent = None;
         let (heads, kv_heads, scale, causal, window, softcap) = match *self.graph.op(node) {
             Op::Attention { heads, kv_heads, scale, window, softcap } => {
                 (heads, kv_heads, scale, true, window, softcap)
@@ -595,12 +602,17 @@ impl<'a> ProgramBuilder<'a> {
             Op::FullAttention { heads, kv_heads, scale, reach } => {
                 (heads, kv_heads, scale, false, reach.map(|reach| reach.saturating_add(1)), None)
             }
+            Op::LatentAttention { heads, value, scale } => {
+                latent = Some(value);
+                (heads, 1, scale, true, None, None)
+            }
             _ => return self.nest(node, operands),
         };
         let query = self.value(operands[0])?;
         let layer = self.layer(operands[1])?;
         let name = self.graph.name(node).to_string();
         if layer.kv_heads != kv_heads
+            || layer.latent != latent.is_some()
             || self.buffers[query as usize].row_elems != u64::from(heads * layer.head_dim)
         {
             return Err(TargetError::node(name, "query and cache disagree on heads"));
@@ -615,12 +627,14 @@ impl<'a> ProgramBuilder<'a> {
             heads,
             kv_heads,
             head_dim: layer.head_dim,
+            latent,
             scale,
             causal,
             window,
             softcap,
             sinks: operands.get(2).map(|sinks| self.weight(*sinks)).transpose()?,
-            chunk: self.tactics.get(Tactic::AttentionChunk),
+            // All heads share the keys of a latent, so that a chunk has work enough, and partial results are wide.
+            chunk: self.tactics.get(Tactic::AttentionChunk) * if latent.is_some() { 4 } else { 1 },
             scratch: None,
         };
         let mut writes = vec![out];

@@ -51,7 +51,7 @@ pub struct Calibrated<'a> {
 
 impl WeightSource for Calibrated<'_> {
     fn tensor(&self, name: &str) -> Option<&[u8]> {
-        self.checkpoint.bytes(name).ok()
+        WeightSource::tensor(self.checkpoint, name)
     }
 
     fn rounded(&self, key: &str) -> Option<&[u8]> {

@@ -244,12 +244,82 @@ impl<'a> Builder<'a> {
         rows: Range<usize>,
     ) -> Result<Value, ImportError> {
         let part = Part::rows(rows.start as u64, rows.len() as u64);
+        if bias.is_none() {
+            return self.linear_part(x, weight, name, (part, rows.len()));
+        }
         let columns = self.checkpoint.tensor(weight)?.shape.get(1).copied().unwrap_or(0);
         let name = format!("{weight}[{name}]");
         let w = self.part(&name, part, &[rows.len(), columns], weight)?;
         let bias =
             bias.map(|bias| self.part(&format!("{name}.bias"), part, &[rows.len()], bias)).transpose()?;
         self.linear_of(x, w, &name, bias)
+    }
+
+    /// As [`Builder::linear_rows`] without a bias, of any rows: a part, and how many they are.
+    pub fn linear_part(
+        &mut self,
+        x: Value,
+        weight: &str,
+        name: &str,
+        (part, rows): (Part, usize),
+    ) -> Result<Value, ImportError> {
+        let columns = self.checkpoint.tensor(weight)?.shape.get(1).copied().unwrap_or(0);
+        let name = format!("{weight}[{name}]");
+        let w = self.part(&name, part, &[rows, columns], weight)?;
+        self.linear_of(x, w, &name, None)
+    }
+
+    /// Each head of `x` times its own weight of `stack`.
+    pub fn heads_linear(
+        &mut self,
+        name: String,
+        x: Value,
+        stack: Value,
+        heads: usize,
+    ) -> Result<Value, ImportError> {
+        let width = self.graph.ty(stack).const_dim(0).unwrap_or(0) / heads.max(1) as u64;
+        let op = Op::GroupedLinear {
+            groups: heads as u32,
+            slots: heads as u32,
+            routed: false,
+            segments: vec![Segment { name: name.clone(), width, bias: false }],
+            epilogue: Epilogue::None,
+            compute: Compute::F32,
+        };
+        self.add(name, op, &[x, stack])
+    }
+
+    /// Each head of `a`, then the same head of `b`.
+    pub fn concat_heads(
+        &mut self,
+        name: String,
+        a: Value,
+        b: Value,
+        heads: usize,
+    ) -> Result<Value, ImportError> {
+        self.add(name, Op::ConcatHeads { heads: heads as u32 }, &[a, b])
+    }
+
+    /// The cache of a layer that holds one vector of each token.
+    pub fn latents(&mut self, layer: usize, width: usize) -> Result<Value, ImportError> {
+        self.add(format!("kv.{layer}"), Op::Latents { layer: layer as u32, width: width as u32 }, &[])
+    }
+
+    /// Appends vectors; the next version of the state.
+    pub fn append_latent(&mut self, name: String, state: Value, x: Value) -> Result<Value, ImportError> {
+        self.add(name, Op::AppendLatent {}, &[state, x])
+    }
+
+    /// Causal attention to vectors of which the first `value` elements are values too.
+    pub fn latent_attention(
+        &mut self,
+        name: String,
+        q: Value,
+        state: Value,
+        (heads, value, scale): (usize, usize, f64),
+    ) -> Result<Value, ImportError> {
+        let op = Op::LatentAttention { heads: heads as u32, value: value as u32, scale: scale as f32 };
+        self.add(name, op, &[q, state])
     }
 
     /// RMSNorm with tensor `weight`, to which `offset` is added.

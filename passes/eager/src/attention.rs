@@ -23,6 +23,8 @@ pub(crate) struct Heads<'a> {
     pub window: usize,
     /// Whether a row sees as many behind its own as before it.
     pub full: bool,
+    /// Where there is, so many first elements of a key are its value.
+    pub latent: Option<usize>,
     /// A score a head that joins its softmax with a value of zero.
     pub sinks: Option<&'a [f32]>,
 }
@@ -60,9 +62,11 @@ pub(crate) fn attention(
     caches: &Caches,
     defined: bool,
 ) -> Result<Vec<f32>, String> {
-    let mut out = vec![0f32; q.len()];
     let width = q.len().checked_div(batch.rows()).unwrap_or(0);
     let d = width / shape.heads;
+    let value = shape.latent.unwrap_or(d);
+    let out_width = shape.heads * value;
+    let mut out = vec![0f32; batch.rows() * out_width];
     let (mut tasks, mut work) = (Vec::new(), 0);
     let (mut q, mut rest, mut start) = (q, out.as_mut_slice(), 0);
     for part in batch.sequences.chunk_by(|a, b| a == b) {
@@ -77,13 +81,14 @@ pub(crate) fn attention(
             let seen = first * d..len.min((positions[rows - 1] as usize).saturating_add(ahead)) * d;
             let (block_q, block_out);
             (block_q, q) = q.split_at(rows * width);
-            (block_out, rest) = rest.split_at_mut(rows * width);
+            (block_out, rest) = rest.split_at_mut(rows * out_width);
             let block_q = MatRef::from_row_major_slice(block_q, rows, width);
-            let mut block_out = MatMut::from_row_major_slice_mut(block_out, rows, width);
+            let mut block_out = MatMut::from_row_major_slice_mut(block_out, rows, out_width);
             for h in 0..shape.heads {
                 let kv = h / (shape.heads / shape.kv_heads);
-                let (keys, values) = (&held.keys[kv][seen.clone()], &held.values[kv][seen.clone()]);
-                let (out, others) = block_out.split_at_col_mut(d);
+                let values = if shape.latent.is_some() { &held.keys } else { &held.values };
+                let (keys, values) = (&held.keys[kv][seen.clone()], &values[kv][seen.clone()]);
+                let (out, others) = block_out.split_at_col_mut(value);
                 block_out = others;
                 let (scores, window) = (shape.scores, shape.window);
                 let sink = shape.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
@@ -124,7 +129,7 @@ impl Task<'_> {
                 cap(scores, softcap);
                 softmax(scores, sink);
                 for (s, v) in scores.iter().zip(values.chunks_exact(q.len())) {
-                    add_scaled(out, *s, v);
+                    add_scaled(out, *s, &v[..out.len()]);
                 }
             },
         );
@@ -136,7 +141,7 @@ impl Task<'_> {
         let (rows, d) = (q.nrows(), q.ncols());
         let seen = keys.len() / d;
         let keys = MatRef::from_row_major_slice(keys, seen, d).transpose();
-        let values = MatRef::from_row_major_slice(values, seen, d);
+        let values = MatRef::from_row_major_slice(values, seen, d).subcols(0, out.ncols());
         scores.resize(rows * seen, 0.0);
         let product = MatMut::from_row_major_slice_mut(&mut *scores, rows, seen);
         matmul(product, Accum::Replace, q, keys, scale, Par::Seq);

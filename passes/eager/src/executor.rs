@@ -264,14 +264,20 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
             let rows = batch.input(*input).ok_or("this input speaks of memory that only a plan has")?;
             return Ok(Value::Index(rows.to_vec()));
         }
-        Op::State { layer, .. } => return Ok(Value::State(*layer)),
-        Op::Append { kv_heads } => {
-            let (layer, k, v) = (at.state(0)?, at.tensor(1)?, at.tensor(2)?);
+        Op::State { layer, .. } | Op::Latents { layer, .. } => return Ok(Value::State(*layer)),
+        op @ (Op::Append { .. } | Op::AppendLatent {}) => {
+            let (layer, k) = (at.state(0)?, at.tensor(1)?);
+            let (kv_heads, v) = match op {
+                Op::Append { kv_heads } => (*kv_heads as usize, Some(at.tensor(2)?)),
+                // Values are read from the keys.
+                _ => (1, None),
+            };
             let width = k.len().checked_div(batch.rows()).unwrap_or(0);
             let mut start = 0;
             for part in batch.sequences.chunk_by(|a, b| a == b) {
                 let rows = start * width..(start + part.len()) * width;
-                caches.append(layer, part[0], *kv_heads as usize, width, &k[rows.clone()], &v[rows]);
+                let v = v.map_or(&[][..], |v| &v[rows.clone()]);
+                caches.append(layer, part[0], kv_heads, width, &k[rows], v);
                 start += part.len();
             }
             return Ok(Value::State(layer));
@@ -323,6 +329,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 kv_heads: *kv_heads as usize,
                 window: window.map_or(usize::MAX, |window| window as usize),
                 full: false,
+                latent: None,
                 scores: Scores { scale: *scale, softcap: *softcap },
                 sinks: if at.node.operands.len() > 2 { Some(at.constant(2)?.vector()?) } else { None },
             };
@@ -334,6 +341,19 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 kv_heads: *kv_heads as usize,
                 window: reach.map_or(usize::MAX, |reach| reach as usize + 1),
                 full: true,
+                latent: None,
+                scores: Scores { scale: *scale, softcap: None },
+                sinks: None,
+            };
+            attention(shape, at.tensor(0)?, at.state(1)?, batch, caches, at.defined)?
+        }
+        Op::LatentAttention { heads, value, scale } => {
+            let shape = Heads {
+                heads: *heads as usize,
+                kv_heads: 1,
+                window: usize::MAX,
+                full: false,
+                latent: Some(*value as usize),
                 scores: Scores { scale: *scale, softcap: None },
                 sinks: None,
             };

@@ -181,6 +181,31 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             }
             Ok(vec![operands[0].clone()])
         }
+        Op::Latents { width, .. } => {
+            arity(0)?;
+            if *width == 0 || !width.is_multiple_of(2) {
+                return Err(format!("{width} elements: a vector needs an even number of elements"));
+            }
+            Ok(vec![TensorType::state()])
+        }
+        Op::AppendLatent {} => {
+            arity(2)?;
+            state(&operands[0])?;
+            let (_, width) = activation(&operands[1], "x")?;
+            head_dim(width, 1)?;
+            Ok(vec![TensorType::state()])
+        }
+        Op::LatentAttention { heads, value, scale } => {
+            arity(2)?;
+            let (rows, width) = activation(&operands[0], "q")?;
+            let (heads, value) = (u64::from(*heads), u64::from(*value));
+            let key = head_dim(width, heads)?;
+            state(&operands[1])?;
+            if value == 0 || value > key || !scale.is_finite() {
+                return Err(format!("values of {value} elements of keys of {key}, scale {scale}"));
+            }
+            Ok(vec![TensorType::f32([rows, Dim::Const(heads * value)])])
+        }
         Op::FullAttention { heads, kv_heads, scale, .. } => {
             arity(2)?;
             let (_, width) = activation(&operands[0], "q")?;

@@ -180,6 +180,25 @@ ops! {
         /// A scaled score s becomes `softcap * tanh(s / softcap)`.
         softcap: Option<f32>,
     }
+    /// `latents() -> state`: the cache of a layer that holds one vector of each token, before this forward pass.
+    Latents = "latents" {
+        /// Which layer.
+        layer: u32,
+        /// Elements of a vector.
+        width: u32,
+    }
+    /// `append_latent(state, x f32[R, width]) -> state`: each row's vector enters at its position.
+    AppendLatent = "append_latent" {}
+    /// `latent_attention(q f32[R, heads * width], state) -> f32[R, heads * value]`: causal softmax attention in which a token's vector is
+    /// the key of every head, and its first `value` elements the value.
+    LatentAttention = "latent_attention" {
+        /// Query heads.
+        heads: u32,
+        /// Elements of a value.
+        value: u32,
+        /// Factor of the scores.
+        scale: f32,
+    }
     /// `full_attention(q f32[R, heads * d], state) -> f32[R, heads * d]`: softmax attention of each row over its whole sequence, which
     /// this pass must hold from the first token to the last.
     FullAttention = "full_attention" {

@@ -46,19 +46,18 @@ pub fn verify(graph: &Graph) -> Result<(), GraphError> {
         if !graph.phase.allows(graph.op(node)) {
             return error(node, format!("is not legal in phase {}", graph.phase));
         }
-        if let Op::State { layer, .. } = graph.op(node)
+        if let Op::State { layer, .. } | Op::Latents { layer, .. } = graph.op(node)
             && let Some(other) = layers.insert(*layer, node)
         {
             return error(node, format!("layer {layer} has another state, {}", graph.name(other)));
         }
         // Appending writes in place: whoever reads the old version must not run later, so nobody may.
-        if let Op::State { .. } | Op::Append { .. } | Op::RopeAppend { .. } = graph.op(node) {
+        let appends = |op: &Op| matches!(op, Op::Append { .. } | Op::RopeAppend { .. } | Op::AppendLatent {});
+        let op = graph.op(node);
+        if matches!(op, Op::State { .. } | Op::Latents { .. }) || appends(op) {
             let state = node.result(graph.types(node).len() as u16 - 1);
             let uses = graph.uses(state);
-            let appends = uses
-                .iter()
-                .filter(|(n, _)| matches!(graph.op(*n), Op::Append { .. } | Op::RopeAppend { .. }))
-                .count();
+            let appends = uses.iter().filter(|(n, _)| appends(graph.op(*n))).count();
             if appends > 1 || (appends == 1 && uses.len() > 1) {
                 return error(node, "a state that is appended to has another reader".into());
             }

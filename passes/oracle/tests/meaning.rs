@@ -224,6 +224,22 @@ fn by_hand(name: &str) {
                 ],
             );
         }
+        "latents" => {
+            assert_eq!(run(1, Op::Latents { layer: 7, width: 2 }, &[]), [Val::State(7)]);
+        }
+        "append_latent" | "latent_attention" => {
+            let mut caches = Caches::default();
+            let x = tensor(2, &[1.0, 0.0, 5.0, 2.0]);
+            run_in(Reading::Exact, &mut caches, 2, Op::AppendLatent {}, &[&state, &x]);
+            let layer = caches.get(0, 0).unwrap();
+            assert_eq!((&layer.keys[..], layer.values.len()), (&[vec![1.0, 0.0], vec![5.0, 2.0]][..], 2));
+            // Two heads that look at the second element only; the value is the first one.
+            let q = tensor(4, &[0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+            let op = Op::LatentAttention { heads: 2, value: 1, scale: 0.5 };
+            let out = run_in(Reading::Exact, &mut caches, 2, op, &[&q, &state]);
+            let p = 1.0 / (1.0 + f64::exp(1.0));
+            assert_near(&out[0], &[1.0, 1.0, p + 5.0 * (1.0 - p), 3.0]);
+        }
         "full_attention" => {
             let mut caches = Caches::default();
             let k = tensor(2, &[0.0, 0.0, 2.0, 0.0, 0.0, 9.0]);

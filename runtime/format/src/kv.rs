@@ -30,6 +30,11 @@ pub const fn head_elems(head_dim: usize) -> usize {
     TOKENS * head_dim
 }
 
+/// Elements of a layer in a block that holds one vector of each token ([`crate::plan::Attention::latent`]): as the keys of one head.
+pub const fn latent_elems(width: usize) -> usize {
+    head_elems(width)
+}
+
 /// Elements of one layer in a block: keys of all heads, then values of all heads.
 pub const fn layer_elems(kv_heads: usize, head_dim: usize) -> usize {
     2 * kv_heads * head_elems(head_dim)

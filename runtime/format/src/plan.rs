@@ -417,7 +417,7 @@ pub struct Attention {
     pub state: StateId,
     /// First element of this layer within a block.
     pub layer_elems: u64,
-    /// `f32[R][heads * head_dim]`.
+    /// `f32[R][heads * head_dim]`, of latents `f32[R][heads * latent]`.
     pub out: BufferId,
     /// Query heads.
     pub heads: u32,
@@ -425,6 +425,8 @@ pub struct Attention {
     pub kv_heads: u32,
     /// Elements of a head, even.
     pub head_dim: u32,
+    /// Where there is, the layer holds keys only, those of one head: the first so many elements of a key are its value.
+    pub latent: Option<u32>,
     /// Factor of the scores before softmax.
     pub scale: f32,
     /// Whether a row sees no position behind its own. Where it does, sequences come whole ([`ModelFacts::whole`]).

@@ -15,12 +15,15 @@ use crate::pool::SharedBytes;
 use bessemer_format::kv::{self, TOKENS};
 use bessemer_format::manifest;
 use bessemer_kernels::KvElem;
+use bessemer_kernels::attention::latent::keys_as_values;
 use bessemer_kernels::attention::{KvBlock, OnlineSoftmax, Queries};
 use std::ops::Range;
 
 /// Rows that a thread takes at a time in a prefill: enough queries to read keys and values seldom, few enough to
 /// share the work out and to keep their states in the L1 cache.
 const BLOCK_ROWS: usize = 8;
+/// Queries that are enough: where many heads share one of keys, fewer rows have them.
+const BLOCK_QUERIES: usize = 64;
 
 /// Consecutive rows of one sequence that attend together, with one KV head.
 #[derive(Clone, Copy)]
@@ -103,13 +106,15 @@ impl Pass<'_> {
         scratch: &mut Scratch,
     ) {
         scratch.visible.resize(2 * a.group, 0);
+        self.room_for_values(a, scratch);
         let mut mine = self.fair_chunks(a, thread).peekable();
         while let Some((unit, chunk)) = mine.next() {
             let mut state = softmax(self.partial(a, partials, &unit, chunk), a.group);
             state.reset();
             let q = self.queries(a, unit.row(), unit.head);
             let then = mine.peek().map(|(unit, chunk)| (*unit, unit.chunk(a, *chunk).start));
-            self.attend_chunk(a, &unit, chunk, then, q, &mut state, &mut scratch.visible);
+            let Scratch { visible, bytes, .. } = scratch;
+            self.attend_chunk(a, &unit, chunk, then, q, &mut state, (visible, bytes));
         }
     }
 
@@ -140,20 +145,23 @@ impl Pass<'_> {
             if let Some(sinks) = self.sinks(a, unit.head) {
                 total.add_sinks(&sinks[query..query + 1]);
             }
-            let first = (unit.head * a.group + query) * a.head_dim;
-            total.finish(self.row_mut(&a.out, unit.row(), first..first + a.head_dim));
+            let first = (unit.head * a.group + query) * a.value_dim;
+            total.finish(self.row_mut(&a.out, unit.row(), first..first + a.value_dim));
         }
     }
 
     /// Many rows: all chunks of some rows and a KV head in ascending order.
     fn attend_rows(&self, a: &BoundAttention, thread: &Thread<'_>, scratch: &mut Scratch) {
         let row_elems = a.group * a.head_dim;
-        let (q_elems, state_elems) = (BLOCK_ROWS * row_elems, BLOCK_ROWS * a.partial_elems());
-        scratch.visible.resize(2 * BLOCK_ROWS * a.group, 0);
-        scratch.floats.resize(q_elems + 2 * state_elems, 0.0);
-        let (q, states) = scratch.floats.split_at_mut(q_elems);
+        let rows = (BLOCK_QUERIES / a.group).clamp(1, BLOCK_ROWS);
+        let (q_elems, state_elems) = (rows * row_elems, rows * a.partial_elems());
+        self.room_for_values(a, scratch);
+        let Scratch { visible, floats, bytes, .. } = scratch;
+        visible.resize(2 * rows * a.group, 0);
+        floats.resize(q_elems + 2 * state_elems, 0.0);
+        let (q, states) = floats.split_at_mut(q_elems);
         let (total, fresh) = states.split_at_mut(state_elems);
-        let mut mine = thread.deal(self.units(a, BLOCK_ROWS)).peekable();
+        let mut mine = thread.deal(self.units(a, rows)).peekable();
         while let Some(unit) = mine.next() {
             let next = mine.peek().map(|unit| (*unit, unit.blocks(a).start));
             let chunks = unit.chunks(a);
@@ -168,17 +176,18 @@ impl Pass<'_> {
             let mut total = softmax(&mut total[..unit.rows * a.partial_elems()], queries);
             total.reset();
             let first = chunks.start;
-            self.attend_chunk(a, &unit, first, then(first), q, &mut total, &mut scratch.visible);
+            self.attend_chunk(a, &unit, first, then(first), q, &mut total, (visible, bytes));
             for chunk in first + 1..chunks.end {
                 let mut fresh = softmax(&mut fresh[..unit.rows * a.partial_elems()], queries);
                 fresh.reset();
-                self.attend_chunk(a, &unit, chunk, then(chunk), q, &mut fresh, &mut scratch.visible);
+                self.attend_chunk(a, &unit, chunk, then(chunk), q, &mut fresh, (visible, bytes));
                 // Rows that do not see the chunk stay as they are, as they would alone.
                 let from = unit.first_row_seeing(a, chunk * a.chunk_blocks * TOKENS) * a.group;
                 a.kernel.merge(&mut total.part(from..queries), &fresh.part(from..queries));
             }
             for row in 0..unit.rows {
-                let columns = unit.head * row_elems..(unit.head + 1) * row_elems;
+                let out_elems = a.group * a.value_dim;
+                let columns = unit.head * out_elems..(unit.head + 1) * out_elems;
                 let out = self.row_mut(&a.out, unit.row() + row, columns);
                 let mut state = total.part(row * a.group..(row + 1) * a.group);
                 if let Some(sinks) = self.sinks(a, unit.head) {
@@ -190,7 +199,7 @@ impl Pass<'_> {
     }
 
     /// Lets the rows of `unit` attend to the blocks of a chunk; `then` is the block that this thread reads after them.
-    /// `counts` has room for two numbers a query.
+    /// `counts` has room for two numbers a query, `values` for those of a block where they are read from keys.
     #[allow(clippy::too_many_arguments, reason = "a chunk, what follows it, and what it works on")]
     fn attend_chunk(
         &self,
@@ -200,7 +209,7 @@ impl Pass<'_> {
         then: Option<(Unit, usize)>,
         q: &[f32],
         state: &mut OnlineSoftmax<'_>,
-        counts: &mut [u32],
+        (counts, values): (&mut [u32], &mut [u8]),
     ) {
         let queries = unit.rows * a.group;
         let (visible, hidden) = counts.split_at_mut(counts.len() / 2);
@@ -231,21 +240,34 @@ impl Pass<'_> {
             };
             let next =
                 if block + 1 < blocks.end { Some(self.kv_block(a, unit, block + 1)) } else { after.take() };
-            kv.next = next.map(|next| (next.keys, next.values));
-            a.kernel.attend_block(&kv, &some, &mut state.part(from..queries));
+            if a.latent {
+                keys_as_values(kv.elem, kv.head_dim, kv.keys, values);
+                let kv = KvBlock { values, ..kv };
+                a.kernel.attend_block(&kv, &some, &mut state.part(from..queries));
+            } else {
+                kv.next = next.map(|next| (next.keys, next.values));
+                a.kernel.attend_block(&kv, &some, &mut state.part(from..queries));
+            }
             let Some(next) = next else { break };
             kv = next;
         }
     }
 
-    /// Keys and values of the `block`-th block of a unit's sequence.
+    /// Makes `scratch` hold the values of a block where they are read from keys.
+    fn room_for_values(&self, a: &BoundAttention, scratch: &mut Scratch) {
+        if a.latent {
+            scratch.bytes.resize(kv::head_elems(a.head_dim) * self.state.kv.bytes(), 0);
+        }
+    }
+
+    /// Keys and values (latents: no values) of the `block`-th block of a unit's sequence.
     fn kv_block(&self, a: &BoundAttention, unit: &Unit, block: usize) -> KvBlock<'_> {
         let entry = unit.span.sequence * self.inputs.table_stride + block;
         let bytes = self.state.block(a.state, self.inputs.block_table[entry] as usize);
         let elem = self.state.kv;
         let head_bytes = kv::head_elems(a.head_dim) * elem.bytes();
         let keys = a.layer_elems * elem.bytes() + unit.head * head_bytes;
-        let values = keys + a.kv_heads * head_bytes;
+        let values = if a.latent { keys } else { keys + a.kv_heads * head_bytes };
         KvBlock {
             elem: match elem {
                 manifest::KvElem::Bf16 => KvElem::Bf16,

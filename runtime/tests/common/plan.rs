@@ -76,6 +76,7 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
                 causal: true,
                 window: model.layers[l].window.map(|window| window as u32),
                 softcap: model.layers[l].softcap,
+                latent: None,
                 sinks: sinks[l],
                 chunk: ATTENTION_CHUNK,
                 scratch: None,

@@ -322,7 +322,13 @@ impl Context<'_> {
         self.sight(&mut b, a, context);
         b.line(format!("see.block_elems = {elems};"));
         b.line(format!("see.keys = {} + (idx)(head / {}) * {head_elems};", a.layer_elems, heads / kv_heads));
-        b.line(format!("see.values = see.keys + {};", u64::from(kv_heads) * head_elems));
+        match a.latent {
+            Some(_) => b.line("see.values = see.keys, see.latent = 1;"),
+            None => {
+                let keys = u64::from(kv_heads) * head_elems;
+                b.line(format!("see.values = see.keys + {keys}, see.latent = 0;"));
+            }
+        }
         b.line("int from = see.first / BLOCK_TOKENS, to = see.last / BLOCK_TOKENS + 1;");
         let chunks = context.div_ceil(a.chunk.max(1));
         if split {
@@ -409,15 +415,15 @@ impl Context<'_> {
         count: &str,
         out: &str,
     ) -> Result<(), String> {
-        let dim = a.head_dim;
+        let (dim, value) = (a.head_dim, a.latent.unwrap_or(a.head_dim));
         let width = self.row_elems(a.out)?;
         b.line(format!("float sum = merged<{dim}>({states}, {count}, max, 0);"));
         if a.sinks.is_some() {
             b.line("sum = sum + exponential(sinks[head] - max);");
         }
-        b.open(format!("for (int d = tid; d < {dim}; d += {THREADS})"));
+        b.open(format!("for (int d = tid; d < {value}; d += {THREADS})"));
         b.line(format!(
-            "{out}[(idx)row * {width} + head * {dim} + d] = merged<{dim}>({states}, {count}, max, 1 + d) / sum;"
+            "{out}[(idx)row * {width} + head * {value} + d] = merged<{dim}>({states}, {count}, max, 1 + d) / sum;"
         ));
         b.close();
         Ok(())

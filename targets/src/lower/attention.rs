@@ -34,17 +34,40 @@ struct Window {
     newest: Option<Reg>,
 }
 
+/// Where the value of a token begins.
+enum ValueAt {
+    /// Among the values.
+    Own(Index),
+    /// Where its key does.
+    Key(Index),
+}
+
+impl ValueAt {
+    /// Element `d`.
+    fn element(self, d: u8) -> Index {
+        match self {
+            ValueAt::Own(start) => start + Index::axis(d) * 2,
+            ValueAt::Key(start) => start + key_element(d),
+        }
+    }
+}
+
+/// Element `d` of a key, counted from its first.
+fn key_element(d: u8) -> Index {
+    Index::div(Base::Axis(d), 2) * (2 * kv::COLUMNS as i64) + Index::rem(Base::Axis(d), 2)
+}
+
 /// What lowers the score of a hidden token so far that its weight is exactly zero.
 const HIDDEN: f32 = 1e30;
 
 impl Scores {
-    /// Reduces `term(score, index of the value's first element)` over all visible tokens of head `h`.
+    /// Reduces `term(score, where the token's value lies)` over all visible tokens of head `h`.
     fn reduce(
         &self,
         b: &mut NestBuilder,
         kind: ReduceKind,
         h: u8,
-        term: impl Fn(&mut NestBuilder, Reg, Index) -> Reg,
+        term: impl Fn(&mut NestBuilder, Reg, ValueAt) -> Reg,
     ) -> Reg {
         let tokens = kv::TOKENS as i64;
         let columns = kv::COLUMNS as u32;
@@ -67,9 +90,7 @@ impl Scores {
                 let dot = b.reduce(ReduceKind::Sum, Extent::constant(head_dim), |b, d| {
                     let q = b.row() * self.width + Index::axis(h) * head_dim + Index::axis(d);
                     let q = b.load(self.query, q);
-                    let d = Index::div(Base::Axis(d), 2) * (2 * kv::COLUMNS as i64)
-                        + Index::rem(Base::Axis(d), 2);
-                    let k = b.load(self.cache, base(0) + token.clone() + d);
+                    let k = b.load(self.cache, base(0) + token.clone() + key_element(d));
                     b.mul(q, k)
                 });
                 let mut score = b.mul(dot, self.scale);
@@ -96,8 +117,14 @@ impl Scores {
                     }
                     score = b.add(score, penalty);
                 }
-                let value = Index::div(Base::Axis(t), 2) * (2 * head_dim) + Index::rem(Base::Axis(t), 2);
-                term(b, score, base(1) + value)
+                let value = match self.layer.latent {
+                    true => ValueAt::Key(base(0) + token),
+                    false => {
+                        let t = Index::div(Base::Axis(t), 2) * (2 * head_dim) + Index::rem(Base::Axis(t), 2);
+                        ValueAt::Own(base(1) + t)
+                    }
+                };
+                term(b, score, value)
             })
         })
     }
@@ -110,7 +137,12 @@ pub fn attention(
     layer: LayerState,
     facts: &ModelFacts,
 ) -> Result<Lowered, String> {
+    let mut value_dim = i64::from(layer.head_dim);
     let (heads, scale, window, softcap, causal) = match *op {
+        Op::LatentAttention { heads, value, scale } if layer.latent => {
+            value_dim = i64::from(value);
+            (heads, scale, None, None, true)
+        }
         Op::Attention { heads, scale, window, softcap, .. } => (heads, scale, window, softcap, true),
         Op::FullAttention { heads, scale, reach, .. } => {
             (heads, scale, reach.map(|reach| reach.saturating_add(1)), None, false)
@@ -118,7 +150,6 @@ pub fn attention(
         _ => return Err(format!("{} is no attention", op.name())),
     };
     let (rows, width) = activation(&operands[0])?;
-    let head_dim = i64::from(layer.head_dim);
     let mut b = NestBuilder::new("attention");
     let query = b.input("q", ViewElem::F32);
     let positions = b.input("positions", ViewElem::I32);
@@ -159,14 +190,15 @@ pub fn attention(
             let weight = weight(b, sink);
             sum = b.add(sum, weight);
         }
-        b.for_each(Extent::constant(head_dim), |b, d| {
+        b.for_each(Extent::constant(value_dim), |b, d| {
             let mixed = scores.reduce(b, ReduceKind::Sum, h, |b, score, value| {
                 let p = weight(b, score);
-                let v = b.load(cache, value + Index::axis(d) * 2);
+                let v = b.load(cache, value.element(d));
                 b.mul(p, v)
             });
             let value = b.div(mixed, sum);
-            b.store(out, b.row() * width + Index::axis(h) * head_dim + Index::axis(d), value);
+            let out_width = i64::from(heads) * value_dim;
+            b.store(out, b.row() * out_width + Index::axis(h) * value_dim + Index::axis(d), value);
         });
     });
     let mut args = vec![

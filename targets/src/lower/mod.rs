@@ -53,7 +53,7 @@ pub fn lower(
 ) -> Result<Lowered, String> {
     let layer = || layer.ok_or_else(|| "has no state operand".to_string());
     match op {
-        Op::Input { .. } | Op::State { .. } | Op::Const { .. } | Op::Output {} => {
+        Op::Input { .. } | Op::State { .. } | Op::Latents { .. } | Op::Const { .. } | Op::Output {} => {
             Err("is a place, not a computation".into())
         }
         Op::Embed {} => rows::embed(&operands[0], &operands[1]),
@@ -83,10 +83,11 @@ pub fn lower(
         Op::RopeTable { inv_freq, factor } => rope::table(inv_freq, *factor, &operands[0], facts),
         Op::Rope { style, heads } => rope::rope(*style, *heads, &operands[0], &operands[1]),
         Op::Append { kv_heads } => rope::append(*kv_heads, &operands[1], layer()?),
+        Op::AppendLatent {} => rope::append_latent(&operands[1], layer()?),
         Op::RopeAppend { style, heads, kv_heads } => {
             rope::rope_append(*style, *heads, *kv_heads, operands, layer()?)
         }
-        Op::Attention { .. } | Op::FullAttention { .. } => {
+        Op::Attention { .. } | Op::FullAttention { .. } | Op::LatentAttention { .. } => {
             attention::attention(op, operands, layer()?, facts)
         }
         Op::Unary { kind } => pointwise::unary(*kind, &operands[0]),

@@ -155,23 +155,47 @@ fn append_values(b: &mut NestBuilder, state: ViewId, slot: &Slot, source: (ViewI
     });
 }
 
-/// Each row's key and value enter the cache at the row's slot.
-pub fn append(kv_heads: u32, k: &TensorType, layer: LayerState) -> Result<Lowered, String> {
-    let (rows, width) = activation(k)?;
-    let head_dim = width / i64::from(kv_heads);
-    let mut b = NestBuilder::new("append");
-    let keys = b.input("k", ViewElem::F32);
-    let values = b.input("v", ViewElem::F32);
-    let slots = b.input("slots", ViewElem::I32);
-    let state = b.output("cache", ViewElem::Kv);
-    let slot = Slot::load(&mut b, slots, layer);
-    b.for_each(Extent::constant(i64::from(kv_heads)), |b, h| {
+/// Copies a row's keys into the cache.
+fn append_keys(b: &mut NestBuilder, state: ViewId, slot: &Slot, keys: ViewId, width: i64) {
+    let head_dim = i64::from(slot.layer.head_dim);
+    b.for_each(Extent::constant(i64::from(slot.layer.kv_heads)), |b, h| {
         b.for_each(Extent::constant(head_dim), |b, d| {
             let key = b.load(keys, b.row() * width + Index::axis(h) * head_dim + Index::axis(d));
             let (half, parity) = (Index::div(Base::Axis(d), 2), Index::rem(Base::Axis(d), 2));
             b.store(state, slot.key(h, half, parity), key);
         });
     });
+}
+
+/// Each row's vector enters the cache at the row's slot.
+pub fn append_latent(x: &TensorType, layer: LayerState) -> Result<Lowered, String> {
+    let (rows, width) = activation(x)?;
+    if !layer.latent || width != i64::from(layer.head_dim) {
+        return Err(format!("vectors of {width} elements for a layer of {}", layer.head_dim));
+    }
+    let mut b = NestBuilder::new("append_latent");
+    let x = b.input("x", ViewElem::F32);
+    let slots = b.input("slots", ViewElem::I32);
+    let state = b.output("cache", ViewElem::Kv);
+    let slot = Slot::load(&mut b, slots, layer);
+    append_keys(&mut b, state, &slot, x, width);
+    let args = vec![NestArg::Operand(1), NestArg::Input(Input::Slots), NestArg::State];
+    Ok(Lowered { nest: b.finish(), rows, args })
+}
+
+/// Each row's key and value enter the cache at the row's slot.
+pub fn append(kv_heads: u32, k: &TensorType, layer: LayerState) -> Result<Lowered, String> {
+    let (rows, width) = activation(k)?;
+    if width != i64::from(kv_heads) * i64::from(layer.head_dim) || kv_heads != layer.kv_heads {
+        return Err(format!("{kv_heads} heads in {width} elements for a layer of other heads"));
+    }
+    let mut b = NestBuilder::new("append");
+    let keys = b.input("k", ViewElem::F32);
+    let values = b.input("v", ViewElem::F32);
+    let slots = b.input("slots", ViewElem::I32);
+    let state = b.output("cache", ViewElem::Kv);
+    let slot = Slot::load(&mut b, slots, layer);
+    append_keys(&mut b, state, &slot, keys, width);
     append_values(&mut b, state, &slot, (values, width, 0));
     Ok(Lowered {
         nest: b.finish(),

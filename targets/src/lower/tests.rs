@@ -9,7 +9,7 @@ fn facts() -> ModelFacts {
 }
 
 fn layer() -> LayerState {
-    LayerState { first_elem: 0, kv_heads: 1, head_dim: 8, block_elems: 512 }
+    LayerState { first_elem: 0, kv_heads: 1, head_dim: 8, latent: false, block_elems: 512 }
 }
 
 fn examples() -> Vec<(Op, Vec<TensorType>)> {
@@ -47,6 +47,8 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
             Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: Some(40), softcap: Some(5.0) },
             vec![rows(16), TensorType::state(), vector(2)],
         ),
+        (Op::AppendLatent {}, vec![TensorType::state(), rows(8)]),
+        (Op::LatentAttention { heads: 2, value: 6, scale: 0.5 }, vec![rows(16), TensorType::state()]),
         (
             Op::FullAttention { heads: 2, kv_heads: 1, scale: 0.5, reach: Some(3) },
             vec![rows(16), TensorType::state()],
@@ -67,7 +69,7 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
 #[test]
 fn every_op_has_a_lowering() {
     // An argmax is no nest; its kernel runs everywhere.
-    let places = ["input", "state", "const", "output", "route"];
+    let places = ["input", "state", "latents", "const", "output", "route"];
     let examples = examples();
     for name in Op::NAMES {
         if places.contains(name) {
@@ -77,8 +79,9 @@ fn every_op_has_a_lowering() {
             .iter()
             .find(|(op, _)| op.name() == *name)
             .unwrap_or_else(|| panic!("`{name}` has no example here: add one, and a lowering"));
+        let layer = LayerState { latent: name.contains("latent"), ..layer() };
         let lowered =
-            lower(op, operands, Some(layer()), &facts()).unwrap_or_else(|why| panic!("{name}: {why}"));
+            lower(op, operands, Some(layer), &facts()).unwrap_or_else(|why| panic!("{name}: {why}"));
         assert_eq!(lowered.args.len(), lowered.nest.views.len(), "{name}");
         assert!(lowered.nest.loop_ends().is_some(), "{name}");
     }

@@ -1,6 +1,7 @@
 //! Model families. Each is one file here and one line in [`ARCHITECTURES`].
 
 pub mod bert;
+pub mod deepseek;
 pub mod exaone4;
 pub mod gemma2;
 pub mod gemma3;
@@ -50,6 +51,8 @@ pub struct Architecture {
 /// All families that are built.
 pub const ARCHITECTURES: &[&Architecture] = &[
     &bert::ARCHITECTURE,
+    &deepseek::V2,
+    &deepseek::V3,
     &exaone4::ARCHITECTURE,
     &gemma2::ARCHITECTURE,
     &gemma3::ARCHITECTURE,

@@ -9,13 +9,13 @@ use bessemer_ir::Value;
 use bessemer_ir::attr::{BinaryKind, UnaryKind};
 
 /// A decoder whose graph is being built.
-struct Blocks<'a> {
-    decoder: &'a Decoder,
-    b: Builder<'a>,
+pub(super) struct Blocks<'a> {
+    pub(super) decoder: &'a Decoder,
+    pub(super) b: Builder<'a>,
     positions: Value,
     /// Cosines and sines of the ropes that some layer has asked for.
     angles: Vec<Option<Value>>,
-    states: Vec<Value>,
+    pub(super) states: Vec<Value>,
 }
 
 impl Decoder {
@@ -71,7 +71,7 @@ impl Decoder {
 }
 
 impl Blocks<'_> {
-    fn angles(&mut self, rope: usize) -> Result<Value, ImportError> {
+    pub(super) fn angles(&mut self, rope: usize) -> Result<Value, ImportError> {
         if let Some(angles) = self.angles[rope] {
             return Ok(angles);
         }
@@ -125,6 +125,10 @@ impl Blocks<'_> {
         let d = self.decoder;
         let name = |what: &str| format!("layer.{layer}.{what}");
         let h = self.norm(layer, Role::AttentionNorm, x)?;
+        if let Some(latent) = &d.latent {
+            let a = self.latent_attention(latent, layer, how.rope.unwrap_or(0), h)?;
+            return self.project(layer, Role::AttentionOut, a);
+        }
         let (q_rows, kv_rows) = (d.q_rows(), d.kv_rows());
         let roles = [(Role::Query, "q", q_rows), (Role::Key, "k", kv_rows), (Role::Value, "v", kv_rows)];
         let [q, k, v] = self.parts(layer, Role::JointQkv, roles, h)?;

@@ -96,7 +96,6 @@ impl Decoder {
     ) -> Result<Decoder, ImportError> {
         let hidden = fields.required_count("embedding_length")?;
         let heads = fields.required_count("attention.head_count")?;
-        let context = fields.required_count("context_length")?;
         let head_dim = match fields.count("attention.key_length")? {
             Some(head_dim) => head_dim,
             None if hidden.is_multiple_of(heads) => hidden / heads,
@@ -108,6 +107,19 @@ impl Decoder {
         fields.neutral("attention.value_length", &format!("the head size {head_dim}"), |value| {
             value.as_u64() == Some(head_dim as u64)
         })?;
+        Self::from_gguf_of(checkpoint, fields, pairing, head_dim)
+    }
+
+    /// As [`Decoder::from_gguf`] for heads whose width the family has read.
+    pub fn from_gguf_of(
+        checkpoint: &Checkpoint,
+        fields: &Fields,
+        pairing: RopePairing,
+        head_dim: usize,
+    ) -> Result<Decoder, ImportError> {
+        let hidden = fields.required_count("embedding_length")?;
+        let heads = fields.required_count("attention.head_count")?;
+        let context = fields.required_count("context_length")?;
         let kv_heads = fields.count("attention.head_count_kv")?.unwrap_or(heads);
         check_heads(fields, heads, kv_heads, head_dim, GGUF_HEADS)?;
         let of_rope =
@@ -145,6 +157,7 @@ impl Decoder {
             heads: 0,
             kv_heads: 0,
             head_dim,
+            latent: None,
             ffn: 0,
             experts: None,
             vocab: 0,
@@ -167,6 +180,7 @@ impl Decoder {
             logit_scale: 1.0,
             logit_softcap: None,
             sinks: false,
+            spare: Vec::new(),
             naming,
             renamed: &[],
         }

@@ -6,10 +6,14 @@
 mod experts;
 mod graph;
 pub mod keys;
+mod latent;
 mod tensors;
 
 pub use experts::{ClampedGate, ExpertNames, Experts};
+pub use latent::Latent;
 pub use tensors::Role;
+
+use graph::Blocks;
 
 use super::error::ImportError;
 use super::names::Naming;
@@ -27,8 +31,10 @@ pub struct Decoder {
     pub heads: usize,
     /// Key and value heads; divides `heads` (GQA).
     pub kv_heads: usize,
-    /// Width of a head; even.
+    /// Width of a head; even. Of compressed keys and values, the part of it that turns.
     pub head_dim: usize,
+    /// How keys and values are compressed, where they are.
+    pub latent: Option<Latent>,
     /// Width of the feed-forward network.
     pub ffn: usize,
     /// What stands in place of the feed-forward network, where something does.
@@ -73,6 +79,8 @@ pub struct Decoder {
     pub logit_softcap: Option<f64>,
     /// Whether each query head has a score that takes weight from all tokens.
     pub sinks: bool,
+    /// Blocks behind the last one that checkpoints hold for training or for drafts, and that logits do not depend on.
+    pub spare: Vec<usize>,
     /// Whose tensor names the checkpoint uses.
     pub naming: Naming,
     /// Tensors that it calls otherwise than most families do, below the block where they are in one.

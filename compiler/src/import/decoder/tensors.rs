@@ -111,7 +111,7 @@ impl Decoder {
     /// Shape of a weight; none where the model has no such weight.
     fn shape(&self, role: Role, layer: usize) -> Option<Vec<usize>> {
         let (q, kv, hidden, ffn) = (self.q_rows(), self.kv_rows(), self.hidden, self.ffn);
-        let dense = self.experts_of(layer).is_none();
+        let (dense, apart) = (self.experts_of(layer).is_none(), !self.joint_qkv && self.latent.is_none());
         let norm = |there: bool, width: usize| there.then(|| vec![width]);
         let matrix = |there: bool, rows: usize, columns: usize| there.then(|| vec![rows, columns]);
         let qk_norm = |rows: usize| match self.qk_norm {
@@ -127,13 +127,13 @@ impl Decoder {
             AttentionOutNorm => norm(self.norms.attention_out.is_some(), hidden),
             FfnNorm => norm(self.norms.ffn.is_some(), hidden),
             FfnOutNorm => norm(self.norms.ffn_out.is_some(), hidden),
-            Query => matrix(!self.joint_qkv, q, hidden),
-            Key | Value => matrix(!self.joint_qkv, kv, hidden),
+            Query => matrix(apart, q, hidden),
+            Key | Value => matrix(apart, kv, hidden),
             JointQkv => matrix(self.joint_qkv, q + 2 * kv, hidden),
             QueryNorm => qk_norm(q),
             KeyNorm => qk_norm(kv),
             Sinks => norm(self.sinks, self.heads),
-            AttentionOut => matrix(true, hidden, q),
+            AttentionOut => matrix(true, hidden, self.latent.map_or(q, |l| self.heads * l.value)),
             Gate | Up => matrix(dense && !self.joint_gate_up, ffn, hidden),
             JointGateUp => matrix(dense && self.joint_gate_up, 2 * ffn, hidden),
             Down => matrix(dense, hidden, ffn),
@@ -157,7 +157,10 @@ impl Decoder {
             |roles: &'static [Role], layer| roles.iter().flat_map(move |role| self.tensors(*role, layer));
         let block = |layer| {
             let experts = self.experts_of(layer).into_iter();
-            of(&BLOCK, layer).chain(experts.flat_map(move |e| e.tensors(self.hidden, self.naming, layer)))
+            let latent = self.latent.iter().flat_map(move |latent| latent.tensors(self, layer));
+            of(&BLOCK, layer)
+                .chain(latent)
+                .chain(experts.flat_map(move |e| e.tensors(self.hidden, self.naming, layer)))
         };
         // Blocks of a kind are counted together, as a configuration may ask for absurdly many.
         let dense = self.experts.as_ref().map_or(self.layers.count, |e| e.first_layer.min(self.layers.count));
@@ -176,6 +179,7 @@ impl Decoder {
                 // Which of the two is read follows from the context.
                 || (factors && rope::LONG_FACTORS.contains(&name))
                 || (name == head && stored_tie)
+                || self.spare.iter().any(|layer| name.starts_with(&format!("model.layers.{layer}.")))
         })?;
         if stored_tie { self.check_stored_tie(checkpoint) } else { Ok(()) }
     }

@@ -31,6 +31,16 @@ pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Contex
     Ok(())
 }
 
+/// `append_latent`: each row's vector enters at its position, as a key; values are read from it.
+pub fn append_latent(layer: u32, x: &Tensor, cx: &mut Context<'_>) -> Result<(), String> {
+    same("rows of the batch", cx.batch.rows(), x.rows)?;
+    for (r, row) in x.each_row().enumerate() {
+        let stored = row.iter().map(|x| cached(*x, cx.reading)).collect();
+        cx.caches.append(layer, cx.batch.sequences[r], cx.batch.positions[r], stored, Vec::new())?;
+    }
+    Ok(())
+}
+
 /// `rope_append`: by its parts, `rope` of queries and keys and `append`. Returns the queries.
 pub fn rope_append(
     style: RopeStyle,
@@ -67,9 +77,16 @@ pub struct Scores {
     pub window: Option<u32>,
     /// Whether a row sees as many behind its own as before it, not only those before.
     pub full: bool,
+    /// Where there is, so many first elements of a key are its value.
+    pub latent: Option<usize>,
 }
 
 impl Scores {
+    /// Scaled, and nothing else.
+    pub fn scaled(scale: f32) -> Self {
+        Self { scale, softcap: None, window: None, full: false, latent: None }
+    }
+
     fn of(&self, product: f64) -> f64 {
         let score = product * f64::from(self.scale);
         self.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
@@ -93,7 +110,8 @@ pub fn attention(
     }
     let queries_per_kv_head = (heads / kv_heads) as usize;
     same("rows of the batch", cx.batch.rows(), q.rows)?;
-    let mut out = Tensor::zeros(q.rows, q.width);
+    let value = shape.latent.unwrap_or(d).min(d);
+    let mut out = Tensor::zeros(q.rows, heads as usize * value);
     for r in 0..q.rows {
         let (sequence, mut seen) = (cx.batch.sequences[r], cx.batch.positions[r] as usize + 1);
         let held = cx.caches.get(layer, sequence).filter(|held| held.keys.len() >= seen);
@@ -106,7 +124,7 @@ pub fn attention(
             seen = held.keys.len().min((seen - 1).saturating_add(window));
         }
         same("width of keys", held.keys[0].len(), kv_heads as usize * d)?;
-        for (h, out) in out.row_mut(r).chunks_exact_mut(d).enumerate() {
+        for (h, out) in out.row_mut(r).chunks_exact_mut(value).enumerate() {
             let query = &q.row(r)[h * d..][..d];
             let head = (h / queries_per_kv_head) * d..(h / queries_per_kv_head + 1) * d;
             let dot = |key: &Vec<f64>| query.iter().zip(&key[head.clone()]).map(|(a, b)| a * b).sum::<f64>();
@@ -115,7 +133,8 @@ pub fn attention(
             let max = scores.iter().copied().fold(sink, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
             let total = weights.iter().sum::<f64>() + (sink - max).exp();
-            for (weight, value) in weights.iter().zip(&held.values[first..]) {
+            let values = if shape.latent.is_some() { &held.keys } else { &held.values };
+            for (weight, value) in weights.iter().zip(&values[first..]) {
                 for (o, v) in out.iter_mut().zip(&value[head.clone()]) {
                     *o += weight / total * v;
                 }

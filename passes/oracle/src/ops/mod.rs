@@ -35,12 +35,17 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
             let rows = cx.batch.input(*input).ok_or("this input speaks of memory that only a plan has")?;
             return Ok(vec![Val::Index(rows.to_vec())]);
         }
-        Op::State { layer, .. } => return Ok(vec![Val::State(*layer)]),
+        Op::State { layer, .. } | Op::Latents { layer, .. } => return Ok(vec![Val::State(*layer)]),
         Op::Const { .. } => return Err("a constant is run by its recipe".into()),
         Op::Output {} => return Ok(Vec::new()),
         Op::Append { kv_heads } => {
             let layer = at(0)?.state()?;
             attention::append(layer, *kv_heads, tensor(1)?, tensor(2)?, cx)?;
+            return Ok(vec![Val::State(layer)]);
+        }
+        Op::AppendLatent {} => {
+            let layer = at(0)?.state()?;
+            attention::append_latent(layer, tensor(1)?, cx)?;
             return Ok(vec![Val::State(layer)]);
         }
         Op::RopeAppend { style, heads, kv_heads } => {
@@ -85,14 +90,20 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
         Op::RopeTable { inv_freq, factor } => one(rope::table(at(0)?.index()?, inv_freq, *factor)),
         Op::Rope { style, heads } => one(rope::rotate(*style, *heads, tensor(0)?, tensor(1)?)?),
         Op::Attention { heads, kv_heads, scale, window, softcap } => {
-            let scores = attention::Scores { scale: *scale, window: *window, softcap: *softcap, full: false };
+            let plain = attention::Scores::scaled(*scale);
+            let scores = attention::Scores { window: *window, softcap: *softcap, ..plain };
             let sinks = if operands.len() > 2 { Some(weight(2)?) } else { None };
             one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, sinks, cx)?)
         }
         Op::FullAttention { heads, kv_heads, scale, reach } => {
             let window = reach.map(|reach| reach.saturating_add(1));
-            let scores = attention::Scores { scale: *scale, window, softcap: None, full: true };
+            let scores = attention::Scores { window, full: true, ..attention::Scores::scaled(*scale) };
             one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, None, cx)?)
+        }
+        Op::LatentAttention { heads, value, scale } => {
+            let latent = Some(*value as usize);
+            let scores = attention::Scores { latent, ..attention::Scores::scaled(*scale) };
+            one(attention::attention(*heads, 1, scores, tensor(0)?, at(1)?.state()?, None, cx)?)
         }
         Op::Unary { kind } => one(elementwise::unary(*kind, tensor(0)?)),
         Op::Binary { kind } => one(elementwise::binary(*kind, tensor(0)?, tensor(1)?)?),

@@ -281,7 +281,12 @@ impl<'a> Checker<'a> {
         let chunk_fits = a.chunk > 0 && (a.chunk as usize).is_multiple_of(kv::TOKENS);
         ensure!(chunk_fits, "chunk {} is no multiple of {}", a.chunk, kv::TOKENS);
         let state = self.state(a.state)?;
-        let layer = kv::layer_elems(a.kv_heads as usize, a.head_dim as usize) as u64;
+        let latent_fits = a.latent.is_none_or(|value| a.kv_heads == 1 && (1..=a.head_dim).contains(&value));
+        ensure!(latent_fits, "values of {:?} elements of {} heads of {}", a.latent, a.kv_heads, a.head_dim);
+        let layer = match a.latent {
+            Some(_) => kv::latent_elems(a.head_dim as usize),
+            None => kv::layer_elems(a.kv_heads as usize, a.head_dim as usize),
+        } as u64;
         ensure!(
             a.layer_elems.checked_add(layer).is_some_and(|end| end <= state),
             "a layer of {layer} elements at {} reaches beyond the block of {state}",
@@ -291,8 +296,9 @@ impl<'a> Checker<'a> {
         let query = self.buffer("query", a.query, BufferElem::F32, RowCount::Tokens)?;
         let end = u64::from(a.query_column) + width;
         ensure!(end <= query.row_elems, "query columns {}..{end} of {}", a.query_column, query.row_elems);
-        self.exact("out", a.out, BufferElem::F32, RowCount::Tokens, width)?;
-        let mut writes = vec![(a.out, vec![(0, width)])];
+        let out_width = u64::from(a.heads) * u64::from(a.latent.unwrap_or(a.head_dim));
+        self.exact("out", a.out, BufferElem::F32, RowCount::Tokens, out_width)?;
+        let mut writes = vec![(a.out, vec![(0, out_width)])];
         if let Some(id) = a.scratch {
             let bytes = a.scratch_row_bytes(self.plan.model.context);
             self.exact("scratch", id, BufferElem::Bytes, RowCount::Tokens, bytes)?;

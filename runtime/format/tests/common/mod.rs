@@ -192,6 +192,7 @@ pub fn plan() -> Plan {
         causal: true,
         window: None,
         softcap: None,
+        latent: None,
         sinks: None,
         chunk: 32,
         scratch: Some(buffer::PARTIAL),

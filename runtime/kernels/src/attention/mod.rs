@@ -4,6 +4,7 @@
 //! [`OnlineSoftmax`] state across them and ends with [`OnlineSoftmax::finish`]; states of disjoint ranges of blocks
 //! can be computed apart (by other threads) and joined with [`OnlineSoftmax::merge`].
 
+pub mod latent;
 pub(crate) mod portable;
 
 use crate::Isa;
@@ -171,16 +172,17 @@ impl OnlineSoftmax<'_> {
         }
     }
 
-    /// Writes `acc / l` to `out`, `[queries][head_dim]`; zeros for a query that saw no token.
+    /// Writes `acc / l` to `out`, `[queries][head_dim]` or the first elements of each; zeros for a query that saw no token.
     ///
     /// # Panics
-    /// If `out` is not as long as `acc`.
+    /// If `out` is longer than `acc`, or no whole number of elements a query.
     #[inline(always)]
     pub fn finish(&self, out: &mut [f32]) {
-        assert_eq!(out.len(), self.acc.len());
-        let d = self.acc.len() / self.l.len().max(1);
+        let queries = self.l.len().max(1);
+        assert!(out.len() <= self.acc.len() && out.len().is_multiple_of(queries));
+        let (d, width) = (self.acc.len() / queries, out.len() / queries);
         for (i, &l) in self.l.iter().enumerate() {
-            for (o, a) in out[i * d..][..d].iter_mut().zip(&self.acc[i * d..][..d]) {
+            for (o, a) in out[i * width..][..width].iter_mut().zip(&self.acc[i * d..][..width]) {
                 *o = if l == 0.0 { 0.0 } else { a / l };
             }
         }

@@ -9,6 +9,7 @@
 struct Sight {
     int first, last;       // positions, both included
     idx block_elems, keys, values;
+    int latent;            // whether values are the first elements of keys
 };
 
 template <int DIM, int WARPS>
@@ -51,7 +52,9 @@ struct Softmax {
                 if (t < begin || t > end) continue;
                 UNROLL for (int i = 0; i < PARTS; ++i) {
                     const int d = i * LANES + lane;
-                    if (d < DIM) mixed[i] = fused(share, load_kv(home[see.values + t / 2 * 2 * DIM + d * 2 + t % 2]), mixed[i]);
+                    const int at = see.latent ? t / 16 * 16 * DIM + d / 2 * 32 + t % 16 * 2 + d % 2
+                                              : t / 2 * 2 * DIM + d * 2 + t % 2;
+                    if (d < DIM) mixed[i] = fused(share, load_kv(home[see.values + at]), mixed[i]);
                 }
             }
         }

@@ -1,0 +1,57 @@
+//! Caches that hold one vector of a token: its key, of which the value is a part.
+//!
+//! The kernels read values in another order than keys ([`bessemer_format::kv`]). The keys of a block are turned into that order once
+//! and then serve as the values of all query heads, which are many where keys are compressed.
+
+use super::KvElem;
+use bessemer_format::kv;
+
+/// Writes the keys of a block in the order of values.
+///
+/// # Panics
+/// If `keys` and `values` are not those of a head of `head_dim` elements, which is even.
+pub fn keys_as_values(elem: KvElem, head_dim: usize, keys: &[u8], values: &mut [u8]) {
+    match elem {
+        KvElem::Bf16 => turn::<2>(head_dim, keys, values),
+        KvElem::F32 => turn::<4>(head_dim, keys, values),
+    }
+}
+
+/// Both orders have two tokens and two elements in four neighbours; the other one of the two comes first.
+fn turn<const BYTES: usize>(head_dim: usize, keys: &[u8], values: &mut [u8]) {
+    let (keys, values) = (keys.as_chunks::<BYTES>().0, values.as_chunks_mut::<BYTES>().0);
+    assert!(head_dim.is_multiple_of(2) && keys.len() == kv::head_elems(head_dim));
+    assert_eq!(keys.len(), values.len());
+    let pairs = values.chunks_exact_mut(2 * head_dim);
+    for (pair, values) in pairs.enumerate() {
+        let (values, _) = values.as_chunks_mut::<4>();
+        let first = kv::key(head_dim, 2 * pair, 0);
+        let (keys, _) = keys[first..].as_chunks::<4>();
+        for (value, key) in values.iter_mut().zip(keys.iter().step_by(kv::COLUMNS / 2)) {
+            *value = [key[0], key[2], key[1], key[3]];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_finds_its_place() {
+        for (elem, bytes) in [(KvElem::Bf16, 2), (KvElem::F32, 4)] {
+            for head_dim in [2, 6, 40] {
+                let keys: Vec<u8> =
+                    (0..kv::head_elems(head_dim) * bytes).map(|i| (i * 7 % 251) as u8).collect();
+                let mut values = vec![0; keys.len()];
+                keys_as_values(elem, head_dim, &keys, &mut values);
+                for token in 0..kv::TOKENS {
+                    for d in 0..head_dim {
+                        let (k, v) = (kv::key(head_dim, token, d), kv::value(head_dim, token, d));
+                        assert_eq!(values[v * bytes..][..bytes], keys[k * bytes..][..bytes], "{token} {d}");
+                    }
+                }
+            }
+        }
+    }
+}
