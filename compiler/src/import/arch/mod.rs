@@ -1,6 +1,7 @@
 //! Model families. Each is one file here and one line in [`ARCHITECTURES`].
 
 pub mod bert;
+pub mod cohere;
 pub mod deepseek;
 pub mod exaone4;
 pub mod gemma2;
@@ -51,6 +52,7 @@ pub struct Architecture {
 /// All families that are built.
 pub const ARCHITECTURES: &[&Architecture] = &[
     &bert::ARCHITECTURE,
+    &cohere::ARCHITECTURE,
     &deepseek::V2,
     &deepseek::V3,
     &exaone4::ARCHITECTURE,
