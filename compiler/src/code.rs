@@ -4,6 +4,7 @@ use crate::error::CompileError;
 use crate::options::CompileOptions;
 use bessemer_format::manifest::CodeEntry;
 use bessemer_format::plan::Plan;
+use bessemer_targets::clike::{self, Dialect};
 use bessemer_targets::codegen::{self, Generator};
 use std::fmt::Write as _;
 
@@ -35,4 +36,9 @@ pub fn assembly(plan: &Plan, options: &CompileOptions) -> Result<String, Compile
         }
     }
     Ok(out)
+}
+
+/// The kernels for a GPU of a plan whose linears compute in f32, as text, for a cache of bf16.
+pub fn kernels(plan: &Plan, dialect: Dialect) -> Result<String, CompileError> {
+    Ok(clike::emit(plan, bessemer_format::manifest::KvElem::Bf16, dialect)?.text)
 }

@@ -108,6 +108,10 @@ pub enum Emit {
     Dot,
     /// Generated machine code, disassembled.
     Asm,
+    /// Kernels for GPUs as CUDA C++.
+    Cuda,
+    /// Kernels for GPUs in the Metal Shading Language.
+    Metal,
 }
 
 /// Options that leave the bytes alone.

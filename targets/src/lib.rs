@@ -8,6 +8,7 @@
 pub mod clike;
 pub mod codegen;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod lower;
 pub mod memory;

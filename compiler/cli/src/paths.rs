@@ -14,6 +14,13 @@ pub fn cache() -> Result<PathBuf, Failure> {
     Ok(strategy()?.cache_dir().join("bessemer"))
 }
 
+/// Folder of compilers of others, by the release that this version was made for.
+#[cfg(feature = "compile")]
+pub fn toolchain() -> Result<PathBuf, Failure> {
+    let (package, version) = bessemer_targets::cuda::NVRTC_PACKAGE;
+    Ok(cache()?.join("toolchain").join(format!("{package}-{version}")))
+}
+
 /// The trust list.
 pub fn trust_list() -> Result<PathBuf, Failure> {
     Ok(strategy()?.data_dir().join("bessemer").join("trusted"))

@@ -121,6 +121,8 @@ fn compile_prints_what_it_would_do() {
     assert!(ir.contains("canonical"), "{}", &ir[..200]);
     assert!(user.ok(&["compile", &model(), "--emit", "dot"]).starts_with("digraph"));
     assert!(user.ok(&["compile", &model(), "--emit", "plan"]).contains("vocab 288"));
+    assert!(user.ok(&["compile", &model(), "--emit", "cuda"]).contains("__shfl_xor_sync"));
+    assert!(user.ok(&["compile", &model(), "--emit", "metal"]).contains("[[buffer(0)]]"));
     assert!(user.ok(&["compile", &model(), "--emit", "asm", "--target", "cpu:x86-64-v3"]).contains("vmulps"));
     let key = user.ok(&["compile", &model(), "--key"]);
     assert_eq!(key.trim().len(), 64);

@@ -186,13 +186,10 @@ impl Context<'_> {
             _ => parts.chunks(1).collect(),
         };
         let mut b = Block::body(1);
-        b.line(
-            format!(
-                "const int first = gx * {rows}, rows = lesser({}  - first, {rows});",
-                rows_of(linear.rows)
-            )
-            .replace("  ", " "),
-        );
+        b.line(format!(
+            "const int first = gx * {rows}, rows = lesser({} - first, {rows});",
+            rows_of(linear.rows)
+        ));
         if few {
             b.line(format!(
                 "SHARED_ARRAY(float, parts, {});",

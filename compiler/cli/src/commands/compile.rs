@@ -10,11 +10,12 @@ use bessemer_compiler::calibrate::Corpus;
 use bessemer_compiler::compile::{key, plan, prepare};
 use bessemer_compiler::import::{Checkpoint, text::text_section};
 use bessemer_compiler::tuning::{Event, TuneOptions, Tuning, TuningCache, tune};
-use bessemer_compiler::{CompileOptions, RunOptions, compile, emit};
+use bessemer_compiler::{CompileOptions, RunOptions, code, compile, emit};
 use bessemer_format::QuantScheme;
 use bessemer_ir::Phase;
 use bessemer_passes::{Override, PrecisionPolicy};
 use bessemer_runtime::Hash;
+use bessemer_targets::clike::Dialect;
 use bessemer_targets::{CpuTarget, Tactic};
 use clap::ValueEnum;
 use std::io::Write;
@@ -183,6 +184,10 @@ enum Emit {
     Dot,
     /// Generated machine code, disassembled
     Asm,
+    /// Kernels for GPUs, which engines do not hold yet, as CUDA C++
+    Cuda,
+    /// The same in the Metal Shading Language
+    Metal,
 }
 
 /// What `--precision` takes: a policy, or a recipe's name.
@@ -345,18 +350,25 @@ impl Args {
     }
 
     fn print(&self, what: Emit, options: &CompileOptions, run: &RunOptions) -> Result<(), Failure> {
-        if self.stop_after.is_some_and(|p| p != Phase::Packed) && matches!(what, Emit::Plan | Emit::Asm) {
+        let of_graph = matches!(what, Emit::Ir | Emit::Dot);
+        if self.stop_after.is_some_and(|p| p != Phase::Packed) && !of_graph {
             return Err(Failure::usage(
                 "a plan is made of a packed graph: leave --stop-after out, or emit ir or dot",
             ));
         }
         let checkpoint = Checkpoint::open(&self.source)?;
-        let prepared = prepare(&checkpoint, options, run)?;
+        let mut options = options.clone();
+        // What kernels for GPUs compute in.
+        options.f32_activations |= matches!(what, Emit::Cuda | Emit::Metal);
+        let prepared = prepare(&checkpoint, &options, run)?;
+        let planned = || plan(&prepared, &options).map(|scheduled| scheduled.plan);
         let text = match what {
             Emit::Ir => bessemer_ir::text::print(&prepared.graph),
             Emit::Dot => emit::dot(&prepared.graph),
-            Emit::Plan => emit::plan(&plan(&prepared, options)?.plan),
-            Emit::Asm => bessemer_compiler::code::assembly(&plan(&prepared, options)?.plan, options)?,
+            Emit::Plan => emit::plan(&planned()?),
+            Emit::Asm => code::assembly(&planned()?, &options)?,
+            Emit::Cuda => code::kernels(&planned()?, Dialect::Cuda)?,
+            Emit::Metal => code::kernels(&planned()?, Dialect::Metal)?,
         };
         match &self.out {
             Some(path) => std::fs::write(path, text)

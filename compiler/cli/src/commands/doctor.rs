@@ -32,6 +32,8 @@ struct Report {
     memory_available: Option<u64>,
     cache: Option<String>,
     trust_list: Option<String>,
+    /// Where the compiler of CUDA kernels is installed.
+    nvrtc: Option<String>,
     /// Programs that fetching the demo's model needs, with their versions.
     tools: Vec<(&'static str, Option<String>)>,
 }
@@ -58,6 +60,13 @@ impl Args {
         out!("memory     {}, {} available", size(report.memory), size(report.memory_available))?;
         out!("engines    {}", report.cache.as_deref().unwrap_or("not built in"))?;
         out!("trust list {}", report.trust_list.as_deref().unwrap_or("no home folder"))?;
+        out!(
+            "nvrtc      {}",
+            report
+                .nvrtc
+                .as_deref()
+                .unwrap_or("missing (kernels for CUDA need it: bessemer toolchain install cuda)")
+        )?;
         for (name, version) in &report.tools {
             out!(
                 "{name:<10} {}",
@@ -77,8 +86,10 @@ impl Report {
         ];
         #[cfg(feature = "compile")]
         let cache = paths::cache().ok().map(|p| p.display().to_string());
+        #[cfg(feature = "compile")]
+        let nvrtc = paths::toolchain().ok().filter(|f| bessemer_targets::cuda::Nvrtc::is_installed(f));
         #[cfg(not(feature = "compile"))]
-        let cache = None;
+        let (cache, nvrtc) = (None, None::<std::path::PathBuf>);
         Self {
             version: env!("CARGO_PKG_VERSION"),
             commands: if cfg!(feature = "compile") { "compiler and runner" } else { "runner" },
@@ -91,6 +102,7 @@ impl Report {
             memory_available: memory::available(),
             cache,
             trust_list: paths::trust_list().ok().map(|p| p.display().to_string()),
+            nvrtc: nvrtc.map(|p| p.display().to_string()),
             tools: tools.map(|(name, program, args)| (name, version(program, args))).into(),
         }
     }

@@ -17,6 +17,8 @@ mod eval;
 mod first_token;
 mod inspect;
 mod run;
+#[cfg(feature = "compile")]
+mod toolchain;
 mod trust;
 #[cfg(feature = "compile")]
 mod tuning;
@@ -63,6 +65,8 @@ pub enum Command {
     #[cfg(feature = "compile")]
     Tuning(tuning::Args),
     #[cfg(feature = "compile")]
+    Toolchain(toolchain::Args),
+    #[cfg(feature = "compile")]
     Demo(demo::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -90,6 +94,8 @@ impl Command {
             Self::Cache(args) => args.run(),
             #[cfg(feature = "compile")]
             Self::Tuning(args) => args.run(),
+            #[cfg(feature = "compile")]
+            Self::Toolchain(args) => args.run(),
             #[cfg(feature = "compile")]
             Self::Demo(args) => args.run(),
             Self::Completions(args) => args.run(),
