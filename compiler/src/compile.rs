@@ -12,7 +12,7 @@ use bessemer_format::manifest::{Hash, Manifest, PassReport, Quality, Report, Sou
 use bessemer_format::plan::ModelFacts;
 use bessemer_format::write::{Sections, write_engine};
 use bessemer_ir::{Graph, Phase, TargetInfo};
-use bessemer_passes::pipeline::{self, Refine};
+use bessemer_passes::pipeline::{self, Assigned, Refine};
 use bessemer_targets::schedule::{ScheduleOptions, Scheduled, schedule};
 use bessemer_targets::tactics;
 use serde::Serialize;
@@ -23,19 +23,28 @@ use std::path::Path;
 
 /// Hears how far a compilation has come, and may stop it.
 pub trait Progress: Sync {
-    /// A stretch of work begins: what it is, and how many bytes it will go through.
-    fn start(&self, what: &str, total: u64);
-    /// So many more bytes are done.
-    fn advance(&self, bytes: u64);
+    /// A stretch of work begins: what it is, and what it will go through.
+    fn start(&self, what: &str, total: Amount);
+    /// So much more is done.
+    fn advance(&self, by: u64);
     /// Whether to stop. Asked every few milliseconds.
     fn cancelled(&self) -> bool;
+}
+
+/// How much work there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amount {
+    /// Bytes.
+    Bytes(u64),
+    /// Pieces of work that take about as long as each other.
+    Pieces(usize),
 }
 
 /// Progress that nobody watches.
 pub struct Silent;
 
 impl Progress for Silent {
-    fn start(&self, _: &str, _: u64) {}
+    fn start(&self, _: &str, _: Amount) {}
     fn advance(&self, _: u64) {}
     fn cancelled(&self) -> bool {
         false
@@ -95,34 +104,90 @@ pub fn prepare_with(
 ) -> Result<Prepared, CompileError> {
     let model = (arch::detect(checkpoint)?.build)(checkpoint)?;
     let mut graph = model.graph;
-    let context = pipeline::Context {
+    let mut context = pipeline::Context {
         target: &options.target,
         precision: options.precision,
         f32_activations: options.f32_activations,
-        refine: Refine { overrides: &options.overrides, scales: &[] },
+        refine: Refine { overrides: &options.overrides, ..Refine::NONE },
     };
     let mut until = pipeline::Options { disable: options.disable.clone(), stop_after: run.stop_after };
     let (mut passes, mut codes, mut quality) = (Vec::new(), Codes::default(), None);
-    let calibrates = options.method.calibrates() || options.measure.is_some();
-    if calibrates && run.stop_after.is_none_or(|phase| phase > Phase::Canonical) {
+    let mut assigned = Assigned::new();
+    let measures = options.method.calibrates() || options.measure.is_some() || options.budget.is_some();
+    if measures && run.stop_after.is_none_or(|phase| phase > Phase::Canonical) {
         until.stop_after = Some(Phase::Canonical);
         passes = pipeline::run(&mut graph, &context, &until)?;
-        let source = graph.clone();
         let calibrate = Calibrate { checkpoint, options, run, context, progress };
-        codes = calibrate.lower(&mut graph)?;
-        quality = calibrate.quality(&source, &graph, &codes)?;
+        let ground = calibrate.ground(&graph)?;
+        let held_out = calibrate.held_out(&graph)?;
+        if let Some(budget) = options.budget {
+            let (Some(ground), Some(held_out)) = (&ground, &held_out) else {
+                return Err(CompileError::Calibration(format!(
+                    "{budget} needs held-out text to be measured on"
+                )));
+            };
+            let size = |graph: &Graph, assigned: &Assigned| {
+                let refine = Refine { assigned: Some(assigned), ..context.refine };
+                let context = pipeline::Context { refine, ..context };
+                engine_size(checkpoint, &model.facts, graph.clone(), &context, options)
+            };
+            let fitted = calibrate.fit(budget, &graph, ground, held_out, &size)?;
+            (graph, codes, quality, assigned) =
+                (fitted.graph, fitted.codes, Some(fitted.quality), fitted.assigned);
+        } else {
+            if let Some(ground) = &ground {
+                codes = calibrate.lower(&mut graph, ground)?;
+            }
+            if let Some(base) = &held_out {
+                quality = Some(calibrate.quality(base, &graph, &codes)?);
+            }
+        }
         until.stop_after = run.stop_after;
     }
+    context.refine.assigned = Some(&assigned);
     passes.extend(pipeline::run(&mut graph, &context, &until)?);
     Ok(Prepared { graph, facts: model.facts, architecture: model.architecture, passes, codes, quality })
 }
 
+/// Bytes of the engine that a canonical graph becomes, rather a little too many than too few: manifest and report are known only at the
+/// end.
+fn engine_size(
+    checkpoint: &Checkpoint,
+    facts: &ModelFacts,
+    mut graph: Graph,
+    context: &pipeline::Context<'_>,
+    options: &CompileOptions,
+) -> Result<u64, CompileError> {
+    /// Of manifest, report and padding: for each weight, and beside them.
+    const MORE: (u64, u64) = (512, 16 << 10);
+    let until = pipeline::Options { disable: options.disable.clone(), stop_after: None };
+    pipeline::run(&mut graph, context, &until)?;
+    let plan = schedule_for(&graph, facts, options)?.plan;
+    let (code, _) = crate::code::generate(&plan, options)?;
+    let weights = plan.weights.iter().map(|w| w.offset + w.len).max().unwrap_or(0);
+    let others = [
+        text(checkpoint, facts)?.len(),
+        bessemer_format::codec::encode(&plan)?.len(),
+        code.len(),
+        bessemer_ir::text::print(&graph).len(),
+    ];
+    Ok(weights + others.iter().sum::<usize>() as u64 + MORE.0 * plan.weights.len() as u64 + MORE.1)
+}
+
 /// Plans a prepared graph.
 pub fn plan(prepared: &Prepared, options: &CompileOptions) -> Result<Scheduled, CompileError> {
-    let shapes = tactics::shapes(&prepared.graph);
+    schedule_for(&prepared.graph, &prepared.facts, options)
+}
+
+fn schedule_for(
+    graph: &Graph,
+    facts: &ModelFacts,
+    options: &CompileOptions,
+) -> Result<Scheduled, CompileError> {
+    let shapes = tactics::shapes(graph);
     let chosen = tuning::chosen(&options.tactics, options.tuning.as_ref(), &options.target.name(), &shapes);
     let schedule_options = ScheduleOptions { tactics: chosen, ..ScheduleOptions::default() };
-    Ok(schedule(&prepared.graph, &prepared.facts, &schedule_options)?)
+    Ok(schedule(graph, facts, &schedule_options)?)
 }
 
 /// Compiles `source` into the engine file `out`. The file appears under its name only when it is whole and synced;
@@ -204,7 +269,7 @@ pub fn compile_checkpoint(
         report: &report,
         debug: &bessemer_ir::text::print(&prepared.graph),
     };
-    progress.start("pack weights", scheduled.plan.weights.iter().map(|w| w.len).sum());
+    progress.start("pack weights", Amount::Bytes(scheduled.plan.weights.iter().map(|w| w.len).sum()));
     let mut failure = None;
     let weights_source = Calibrated { checkpoint, codes: &prepared.codes };
     {
@@ -287,7 +352,7 @@ fn sync_folder(folder: &Path) {
 
 /// The hash of everything that an engine depends on.
 pub(crate) fn source_hash(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<Hash, CompileError> {
-    progress.start("hash source", checkpoint.files().map(|(_, b)| b.len() as u64).sum());
+    progress.start("hash source", Amount::Bytes(checkpoint.files().map(|(_, b)| b.len() as u64).sum()));
     let mut before = 0;
     let hash = checkpoint.content_hash_while(|done, _| {
         progress.advance(done - before);
@@ -299,7 +364,7 @@ pub(crate) fn source_hash(checkpoint: &Checkpoint, progress: &dyn Progress) -> R
 
 /// `None` if somebody asked to stop.
 fn sha256(mut file: &File, progress: &dyn Progress) -> std::io::Result<Option<String>> {
-    progress.start("hash engine", file.metadata()?.len());
+    progress.start("hash engine", Amount::Bytes(file.metadata()?.len()));
     file.seek(SeekFrom::Start(0))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

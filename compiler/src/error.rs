@@ -62,6 +62,14 @@ pub enum CompileError {
         /// Demanded.
         expected: String,
     },
+    /// No choice of precisions holds the budget.
+    #[error("no choice of precisions holds {asked}; the best reachable is {best}")]
+    Budget {
+        /// The budget.
+        asked: String,
+        /// What can be held.
+        best: String,
+    },
     /// Calibration or the measurement of quality failed.
     #[error("calibration: {0}")]
     Calibration(String),

@@ -15,6 +15,6 @@ pub mod tuning;
 pub mod weights;
 
 pub use bessemer_calibrate::Method;
-pub use compile::{Compiled, Progress, Silent, compile};
+pub use compile::{Amount, Compiled, Progress, Silent, compile};
 pub use error::CompileError;
 pub use options::{CompileOptions, Emit, RunOptions};

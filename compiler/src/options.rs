@@ -1,6 +1,6 @@
 //! Options of a compilation: what shapes the bytes of an engine, and what does not.
 
-use crate::calibrate::Corpus;
+use crate::calibrate::{Budget, Corpus};
 use crate::tuning::Tuning;
 use bessemer_calibrate::Method;
 use bessemer_format::manifest::Hash;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Options that shape an engine's bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CompileOptions {
     /// The target.
     pub target: CpuTarget,
@@ -19,6 +19,8 @@ pub struct CompileOptions {
     pub precision: PrecisionPolicy,
     /// Other precisions, by the names of weights; the last that matches counts.
     pub overrides: Vec<Override>,
+    /// What the engine must hold on the text that `measure` names: precisions are then chosen weight by weight, and `precision` is for none.
+    pub budget: Option<Budget>,
     /// How weights are rounded.
     pub method: Method,
     /// On what text, where the method needs one.
@@ -43,6 +45,7 @@ impl Default for CompileOptions {
             target: CpuTarget::default(),
             precision: PrecisionPolicy::Source,
             overrides: Vec::new(),
+            budget: None,
             method: Method::Rtn,
             calibration: Corpus::calibration(),
             measure: None,
@@ -64,6 +67,7 @@ impl CompileOptions {
             target,
             precision,
             overrides,
+            budget,
             method,
             calibration,
             measure,
@@ -88,7 +92,8 @@ impl CompileOptions {
         ];
         // Only what was asked for: an engine says nothing of means that it did not need.
         pairs.extend(overrides.iter().map(|o| ("override".into(), o.to_string())));
-        if method.calibrates() {
+        pairs.extend(budget.iter().map(|budget| ("budget".into(), budget.to_string())));
+        if method.calibrates() || budget.is_some() {
             pairs.push(("method".into(), method.to_string()));
             pairs.push(("calibration".into(), calibration.to_string()));
         }

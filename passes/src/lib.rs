@@ -14,4 +14,5 @@ pub mod testing;
 
 pub use canonical::equalise::{Pair, Scale, pairs};
 pub use error::{Cause, PassError};
-pub use precision::{Override, PrecisionPolicy, scheme_of};
+pub use pipeline::Assigned;
+pub use precision::{Override, PrecisionPolicy, is_assignable, scheme_of};

@@ -4,9 +4,11 @@ use crate::canonical::equalise::Scale;
 use crate::error::{Cause, PassError};
 use crate::precision::Override;
 use crate::{PrecisionPolicy, canonical, fusion, layout, precision};
+use bessemer_format::QuantScheme;
 use bessemer_format::manifest::PassReport;
 use bessemer_ir::verify::verify;
-use bessemer_ir::{Graph, Phase, TargetInfo};
+use bessemer_ir::{Graph, NodeId, Phase, TargetInfo};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// What a pass may do to results, as the oracle's exact reading has them (rounding of stored results is the plan's affair: a fused step
@@ -39,13 +41,18 @@ pub struct Context<'a> {
 pub struct Refine<'a> {
     /// Precisions by name; the last that matches counts.
     pub overrides: &'a [Override],
+    /// What was chosen for single weights of the canonical graph, by measurement.
+    pub assigned: Option<&'a Assigned>,
     /// Scales that `equalise` folds, each with its pair.
     pub scales: &'a [Scale],
 }
 
+/// Schemes of single weights.
+pub type Assigned = BTreeMap<NodeId, QuantScheme>;
+
 impl Refine<'_> {
     /// None.
-    pub const NONE: Self = Self { overrides: &[], scales: &[] };
+    pub const NONE: Self = Self { overrides: &[], assigned: None, scales: &[] };
 }
 
 /// A pass.

@@ -22,10 +22,13 @@ MODEL = ROOT / ".cache/models/stories15M"
 STORY = ROOT / "compiler/src/calibrate/text/held_out.txt"
 GROUP = 96
 # The first seeds calibrate, the rest judge.
-CALIBRATE, JUDGE = range(1, 33), range(101, 113)
+CALIBRATE, JUDGE = range(1, 65), range(101, 109)
+TOKENS = 200
 TABLE = "embed_tokens=int8:32"
 ROWS = [
     ("int8", "rtn"),
+    ("e4m3:f32x0", "rtn"),
+    ("e4m3:f32x0", "gptq"),
     *((width, method) for width in ("int4", "int3") for method in ("rtn", "awq", "gptq", "awq+gptq")),
 ]
 
@@ -39,11 +42,11 @@ def bessemer(program: Path, *args: object) -> str:
 
 
 def sample(program: Path, engine: Path, seeds, out: Path) -> None:
-    text = [
-        bessemer(program, "run", engine, "--raw", "-p", "", "-n", 200, "--temperature", 1, "--seed", seed)
-        for seed in seeds
-    ]
-    out.write_text("\n".join(text), encoding="utf-8")
+    """A folder of stories, a file each: windows of the text never span two."""
+    out.mkdir()
+    for seed in seeds:
+        asked = ["--raw", "-p", "", "-n", TOKENS, "--temperature", 1, "--seed", seed]
+        (out / f"{seed}.txt").write_text(bessemer(program, "run", engine, *asked).strip(), encoding="utf-8")
 
 
 def main() -> None:
@@ -56,20 +59,22 @@ def main() -> None:
         os.environ["XDG_DATA_HOME"] = folder
         base = work / "f32.engine"
         bessemer(args.program, "compile", MODEL, "-o", base)
-        calib, own = work / "calib.txt", work / "own.txt"
+        calib, own = work / "calib", work / "own"
         sample(args.program, base, CALIBRATE, calib)
         sample(args.program, base, JUDGE, own)
         results = []
         for width, method in ROWS:
-            row = {"precision": width, "group": GROUP, "method": method}
+            row = {"precision": width, "method": method}
             for name, text in (("samples", own), ("story", STORY)):
-                options = ["--precision", f"{width}:{GROUP}", "--override", TABLE, "--method", method]
-                options += ["--calib", calib, "--held-out", text, "--scratch", work / "scratch"]
+                options = ["--precision", width if ":" in width else f"{width}:{GROUP}", "--override", TABLE, "--method", method]
+                options += ["--calib", calib, "--held-out", text, "--held-out-window", 256]
+                options += ["--scratch", work / "scratch"]
                 made = json.loads(
                     bessemer(args.program, "compile", MODEL, "-o", work / "m.engine", "--json", *options)
                 )
                 quality = made["quality"]
                 quality.pop("weights")
+                quality["text"] = bytes(quality["text"]).hex()
                 row[name] = quality
             results.append(row)
             kl = [f"{row[name]['mean_kl']:.5f}" for name in ("samples", "story")]

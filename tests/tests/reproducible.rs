@@ -108,7 +108,7 @@ struct Killed {
 }
 
 impl Progress for Killed {
-    fn start(&self, _: &str, _: u64) {}
+    fn start(&self, _: &str, _: bessemer_compiler::Amount) {}
     fn advance(&self, _: u64) {
         self.done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }

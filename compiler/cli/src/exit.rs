@@ -162,7 +162,7 @@ impl From<bessemer_compiler::CompileError> for Failure {
             CompileError::Pass(PassError::Unknown { .. })
             | CompileError::Target(TargetError::UnknownTarget { .. }) => Code::Usage,
             CompileError::Tuning(_) => Code::Usage,
-            CompileError::Hash { .. } => Code::Budget,
+            CompileError::Hash { .. } | CompileError::Budget { .. } => Code::Budget,
             CompileError::Interrupted => Code::Interrupted,
             // A pass or the planner that fails on a sound model, a full disk.
             _ => Code::Internal,

@@ -32,6 +32,7 @@ struct State {
     what: String,
     done: u64,
     total: u64,
+    unit: Unit,
     started: Instant,
     printed: Instant,
     bar: Option<ProgressBar>,
@@ -41,16 +42,21 @@ impl Meter {
     /// A meter that counts in `unit`.
     pub fn new(unit: Unit) -> Self {
         let now = Instant::now();
-        let state = State { what: String::new(), done: 0, total: 0, started: now, printed: now, bar: None };
+        let state =
+            State { what: String::new(), done: 0, total: 0, unit, started: now, printed: now, bar: None };
         Self { is_terminal: std::io::stderr().is_terminal(), unit, state: Mutex::new(state) }
     }
 
     /// Begins a stretch of work.
     pub fn start(&self, what: &str, total: u64) {
+        self.start_in(what, total, self.unit);
+    }
+
+    fn start_in(&self, what: &str, total: u64, unit: Unit) {
         let mut state = self.lock();
         state.finish();
         let now = Instant::now();
-        *state = State { what: what.into(), done: 0, total, started: now, printed: now, bar: None };
+        *state = State { what: what.into(), done: 0, total, unit, started: now, printed: now, bar: None };
     }
 
     /// So much more is done.
@@ -67,7 +73,7 @@ impl Meter {
         } else if state.printed.elapsed() > LINE_EVERY {
             state.printed = Instant::now();
             let percent = 100.0 * state.done as f64 / state.total.max(1) as f64;
-            let amount = match self.unit {
+            let amount = match state.unit {
                 Unit::Bytes => format!("{} of {}", Size(state.done), Size(state.total)),
                 Unit::Items => format!("{} of {}", state.done, state.total),
             };
@@ -77,7 +83,7 @@ impl Meter {
 
     fn bar(&self, state: &State) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(state.total), ProgressDrawTarget::stderr());
-        let amount = match self.unit {
+        let amount = match state.unit {
             Unit::Bytes => "{binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}",
             Unit::Items => "{pos} of {len}",
         };
@@ -110,12 +116,16 @@ impl Drop for Meter {
 
 #[cfg(feature = "compile")]
 impl bessemer_compiler::Progress for Meter {
-    fn start(&self, what: &str, total: u64) {
-        Meter::start(self, what, total);
+    fn start(&self, what: &str, total: bessemer_compiler::Amount) {
+        let (total, unit) = match total {
+            bessemer_compiler::Amount::Bytes(bytes) => (bytes, Unit::Bytes),
+            bessemer_compiler::Amount::Pieces(pieces) => (pieces as u64, Unit::Items),
+        };
+        self.start_in(what, total, unit);
     }
 
-    fn advance(&self, bytes: u64) {
-        Meter::advance(self, bytes);
+    fn advance(&self, by: u64) {
+        Meter::advance(self, by);
     }
 
     fn cancelled(&self) -> bool {

@@ -87,13 +87,16 @@ fn model() -> String {
 }
 
 #[test]
-fn compile_writes_one_file_and_says_one_line() {
+fn compile_writes_one_file_and_says_what_it_is() {
     let user = User::new();
     let out = text(&user.path("a.engine"));
     let output = user.run(&["compile", &model(), "-o", &out]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(output.stdout.is_empty());
-    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+    let said = stderr(&output);
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines.len() == 3 && lines[0].contains("bits a weight"), "{said}");
+    assert!(lines[1].starts_with("quality: ") && lines[2].starts_with("hint: "), "{said}");
 
     let json =
         user.json(&["compile", &model(), "-o", &text(&user.path("b.engine")), "--threads", "1", "--json"]);
@@ -140,7 +143,7 @@ fn wrong_usage_is_told_apart_from_wrong_files() {
     let out = text(&user.path("x.engine"));
     user.fails(&["compile"], 2, &["Usage"]);
     user.fails(&["compile", &model()], 2, &["--out"]);
-    user.fails(&["compile", &model(), "-o", &out, "--precision", "int3"], 2, &["int3", "int4"]);
+    user.fails(&["compile", &model(), "-o", &out, "--precision", "int9"], 2, &["int3", "int4"]);
     user.fails(&["compile", &model(), "-o", &out, "--group", "64"], 2, &["--group", "source"]);
     user.fails(&["compile", &model(), "-o", &out, "--target", "abacus"], 2, &["abacus", "cpu"]);
     user.fails(&["compile", &model(), "-o", &out, "--disable", "magic"], 2, &["magic"]);
@@ -664,4 +667,23 @@ fn tuning_is_kept_merged_and_used_again() {
     compile(&["--tuning-cache", &text(&user.path("none.json"))], &["none.json"]);
     compile(&["--tuning-cache", &engine], &["is no tuning cache"]);
     user.fails(&["tuning", "merge", &engine, "-o", &merged], 2, &["is no tuning cache"]);
+}
+
+#[test]
+fn a_quality_is_asked_for_in_one_way_and_refused_with_what_can_be_had() {
+    let user = User::new();
+    let out = text(&user.path("m.engine"));
+    let compile = |more: &[&str]| -> Vec<String> {
+        [&["compile", &model(), "-o", &out][..], more].concat().into_iter().map(String::from).collect()
+    };
+    let fails = |more: &[&str], code, words: &[&str]| {
+        let args = compile(more);
+        user.fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), code, words);
+    };
+    fails(&["--quality", "high", "--precision", "int8"], 2, &["cannot be used with"]);
+    fails(&["--max-kl", "0.1", "--target-bpw", "4"], 2, &["cannot be used with"]);
+    fails(&["--max-kl", "0"], 2, &["no number above 0"]);
+    fails(&["--quality", "small", "--no-measure"], 2, &["cannot be used with"]);
+    fails(&["--target-bpw", "1", "--method", "rtn"], 5, &["1 bits a weight", "best reachable"]);
+    assert!(!Path::new(&out).exists());
 }

@@ -3,13 +3,15 @@
 //! Statistics are those of the source's own weights, so they serve every precision and method. A segment of the model is in memory at a
 //! time while they are gathered, and a block of rows of one weight while codes are made. Every result goes to the scratch at once.
 
+mod budget;
 mod quality;
 mod scratch;
 mod text;
 
+pub use budget::Budget;
 pub use text::{Corpus, Text};
 
-use crate::compile::{Progress, source_hash};
+use crate::compile::{Amount, Progress, source_hash};
 use crate::error::CompileError;
 use crate::import::Checkpoint;
 use crate::options::{CompileOptions, RunOptions};
@@ -20,11 +22,13 @@ use bessemer_eager::Streamed;
 use bessemer_format::QuantScheme;
 use bessemer_format::file::Bytes;
 use bessemer_format::manifest::Hash;
+use bessemer_format::rows::Rows;
 use bessemer_ir::{Graph, NodeId, Op, Origin, Recipe, Value, WeightSource, rounded};
 use bessemer_passes::pipeline::{Context, EQUALISE, Refine, apply};
 use bessemer_passes::{Pair, Scale, pairs, scheme_of};
 use scratch::Scratch;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Rows of a weight that stand for it in the search of scales.
 const SAMPLED_ROWS: usize = 256;
@@ -38,7 +42,7 @@ pub struct Codes {
     /// Relative error of each weight's outputs on the calibration text, in execution order.
     errors: Vec<(String, f64)>,
     /// Keeps a temporary scratch alive.
-    _scratch: Vec<tempfile::TempDir>,
+    _scratch: Option<Arc<tempfile::TempDir>>,
 }
 
 /// A checkpoint and what calibration made of some of its weights.
@@ -75,38 +79,51 @@ pub(crate) struct Calibrate<'a> {
     pub progress: &'a dyn Progress,
 }
 
+/// What rounding stands on: the calibration text, what was gathered of it, and a place for results.
+pub(crate) struct Ground {
+    windows: Vec<Vec<u32>>,
+    /// `None` for a method that needs none.
+    statistics: Option<Scratch>,
+    results: Scratch,
+}
+
 impl Calibrate<'_> {
-    /// Scales, then rounds the weights of a canonical graph as the options say. Weights that it leaves alone (tables that are embeddings
-    /// too, floating-point schemes) are converted later, to nearest.
-    pub fn lower(&self, graph: &mut Graph) -> Result<Codes, CompileError> {
+    /// Gathers what the method needs to know of a canonical graph.
+    pub fn ground(&self, graph: &Graph) -> Result<Option<Ground>, CompileError> {
         let method = self.options.method;
-        if !method.calibrates() {
-            return Ok(Codes::default());
+        if !method.calibrates() && self.options.budget.is_none() {
+            return Ok(None);
         }
-        let weights = self.weights(graph);
         let windows = self.options.calibration.cut(self.checkpoint)?;
         let source = match self.run.source_hash {
             Some(known) => known,
             None => source_hash(self.checkpoint, self.progress)?,
         };
         let inputs = format!("{}\n{source}\n{}", bessemer_format::PRODUCER, text::hash_of(&windows));
-        let statistics = Scratch::new(self.run.scratch.as_deref(), &format!("statistics\n{inputs}"))?;
-        self.gather(graph, &windows, &statistics)?;
+        let scratch = |what: &str| Scratch::new(self.run.scratch.as_deref(), &format!("{what}\n{inputs}"));
+        let statistics = method.calibrates().then(|| scratch("statistics")).transpose()?;
+        if let Some(statistics) = &statistics {
+            self.gather(graph, &windows, statistics)?;
+        }
+        Ok(Some(Ground { windows, statistics, results: scratch(&format!("codes {method}"))? }))
+    }
 
-        let options = self.options.pairs();
-        let results = Scratch::new(self.run.scratch.as_deref(), &format!("codes\n{inputs}\n{options:?}"))?;
+    /// Scales, then rounds the weights of a canonical graph as the context says. Weights that it leaves alone (tables that are embeddings
+    /// too, floating-point schemes) are converted later, to nearest.
+    pub fn lower(&self, graph: &mut Graph, ground: &Ground) -> Result<Codes, CompileError> {
+        let method = self.options.method;
+        if !method.calibrates() {
+            return Ok(Codes::default());
+        }
+        let weights = self.weights(graph);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.run.threads).build();
         let pool = pool.map_err(|e| CompileError::Calibration(e.to_string()))?;
-        let codes = pool.install(|| {
-            let scales =
-                if method.scales() { self.scales(graph, &weights, &statistics, &results)? } else { vec![] };
+        pool.install(|| {
+            let scales = if method.scales() { self.scales(graph, &weights, ground)? } else { vec![] };
             let refine = Refine { scales: &scales, ..self.context.refine };
             apply(&EQUALISE, graph, &Context { refine, ..self.context })?;
-            self.round(graph, &weights, &scales, &statistics, &results)
-        });
-        let mut codes = codes?;
-        codes._scratch.extend(results.into_guard());
-        Ok(codes)
+            self.round(graph, &weights, &scales, ground)
+        })
     }
 
     /// What can be calibrated, in execution order.
@@ -135,7 +152,7 @@ impl Calibrate<'_> {
         let progress = self.progress;
         let mut sink = |done: usize, of: usize, moments: Vec<(Value, Moment)>| {
             if !std::mem::replace(&mut started, true) {
-                progress.start("calibrate: statistics", of as u64);
+                progress.start("calibrate: statistics", Amount::Pieces(of));
             }
             let _ = done;
             progress.advance(1);
@@ -161,27 +178,24 @@ impl Calibrate<'_> {
     }
 
     /// The scales of every pair whose readers are all rounded.
-    fn scales(
-        &self,
-        graph: &Graph,
-        weights: &[Weight],
-        statistics: &Scratch,
-        results: &Scratch,
-    ) -> Result<Vec<Scale>, CompileError> {
+    fn scales(&self, graph: &Graph, weights: &[Weight], ground: &Ground) -> Result<Vec<Scale>, CompileError> {
         let pairs = pairs(graph);
-        self.progress.start("calibrate: scales", pairs.len() as u64);
+        self.progress.start("calibrate: scales", Amount::Pieces(pairs.len()));
         let mut scales = Vec::new();
         for pair in pairs {
             self.go_on()?;
             let readers: Option<Vec<&Weight>> =
                 pair.readers.iter().map(|r| weights.iter().find(|w| w.node == *r)).collect();
             if let Some(readers) = readers {
-                let name = format!("{}.scales", value_name(pair.input));
-                let by = match results.get(&name)?.and_then(|bytes| decode_scales(&bytes, pair.scales)) {
+                let schemes: Vec<String> = readers.iter().map(|w| w.scheme.to_string()).collect();
+                let name = result_name("scales", &[&value_name(pair.input), &schemes.join(" ")]);
+                let by = match ground.results.get(&name)?.and_then(|bytes| decode_scales(&bytes, pair.scales))
+                {
                     Some(by) => by,
                     None => {
-                        let by = self.search(graph, &pair, &readers, statistics)?;
-                        results.put(&name, &by.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>())?;
+                        let by = self.search(graph, &pair, &readers, ground)?;
+                        let bytes: Vec<u8> = by.iter().flat_map(|s| s.to_le_bytes()).collect();
+                        ground.results.put(&name, &bytes)?;
                         by
                     }
                 };
@@ -199,9 +213,9 @@ impl Calibrate<'_> {
         graph: &Graph,
         pair: &Pair,
         readers: &[&Weight],
-        statistics: &Scratch,
+        ground: &Ground,
     ) -> Result<Vec<f32>, CompileError> {
-        let moment = moment(statistics, pair.input)?;
+        let moment = moment(ground, pair.input)?;
         let samples = readers.iter().map(|w| {
             let (n, _) = recipe(graph, w.node)?.matrix();
             let step = n.div_ceil(SAMPLED_ROWS).max(1);
@@ -221,23 +235,25 @@ impl Calibrate<'_> {
         graph: &mut Graph,
         weights: &[Weight],
         scales: &[Scale],
-        statistics: &Scratch,
-        results: &Scratch,
+        ground: &Ground,
     ) -> Result<Codes, CompileError> {
-        self.progress.start("calibrate: codes", weights.len() as u64);
-        let mut codes = Codes::default();
+        self.progress.start("calibrate: codes", Amount::Pieces(weights.len()));
+        let results = &ground.results;
+        let mut codes = Codes { _scratch: results.guard(), ..Codes::default() };
         // Weights that share an input follow each other, and share what is made of its moment.
         let mut shared: Option<(Value, Prepared)> = None;
         for weight in weights {
             self.go_on()?;
             let recipe = recipe(graph, weight.node)?.clone();
-            let name = format!("{}.codes", weight.node.number());
+            // The recipe holds the scales, which differ with what other weights become.
+            let inputs = [&format!("{} {}", weight.node.number(), weight.scheme), &format!("{recipe:?}")];
+            let name = result_name("codes", &inputs.map(String::as_str));
             let bytes = match results.get(&name)? {
                 Some(bytes) => bytes,
                 None => {
                     if shared.as_ref().is_none_or(|(input, _)| *input != weight.input) {
                         drop(shared.take());
-                        shared = Some((weight.input, self.prepare(weight.input, scales, statistics)?));
+                        shared = Some((weight.input, self.prepare(weight.input, scales, ground)?));
                     }
                     let Some((_, prepared)) = &shared else { continue };
                     let body = self.codes(graph, weight, prepared)?;
@@ -268,18 +284,25 @@ impl Calibrate<'_> {
         Ok(codes)
     }
 
-    fn prepare(
-        &self,
-        input: Value,
-        scales: &[Scale],
-        statistics: &Scratch,
-    ) -> Result<Prepared, CompileError> {
-        let mut moment = moment(statistics, input)?;
+    fn prepare(&self, input: Value, scales: &[Scale], ground: &Ground) -> Result<Prepared, CompileError> {
+        let mut moment = moment(ground, input)?;
         if let Some(scale) = scales.iter().find(|s| s.pair.input == input) {
             moment = moment.divided(&scale.pair.expand(&scale.by, moment.k));
         }
         let factor = self.options.method.compensates().then(|| Factor::new(&moment)).transpose();
         Ok(Prepared { full: moment.full(), factor: factor.map_err(CompileError::Calibration)?, k: moment.k })
+    }
+
+    /// Rows of a weight, rounded by the method.
+    fn rounded(&self, scheme: &QuantScheme, values: &[f32], prepared: &Prepared) -> Rows {
+        let grid = match self.options.method.scales() {
+            true => Grid::shrunk(scheme, prepared.k, values, &prepared.full),
+            false => Grid::whole(scheme, prepared.k, values),
+        };
+        match &prepared.factor {
+            Some(factor) => factor.round(values, grid),
+            None => grid.round(values),
+        }
     }
 
     /// The codes of a weight, then the sums of squares of what its outputs lose and of what they are.
@@ -290,14 +313,7 @@ impl Calibrate<'_> {
         for start in (0..n).step_by(step) {
             self.go_on()?;
             let values = self.values(graph, weight.node, start..n.min(start + step))?;
-            let grid = match self.options.method.scales() {
-                true => Grid::shrunk(&weight.scheme, k, &values, &prepared.full),
-                false => Grid::whole(&weight.scheme, k, &values),
-            };
-            let rows = match &prepared.factor {
-                Some(factor) => factor.round(&values, grid),
-                None => grid.round(&values),
-            };
+            let rows = self.rounded(&weight.scheme, &values, prepared);
             let error: Vec<f32> = rows.values().iter().zip(&values).map(|(q, v)| q - v).collect();
             lost += awq::squared(&error, &prepared.full, prepared.k);
             size += awq::squared(&values, &prepared.full, prepared.k);
@@ -355,8 +371,13 @@ fn moment_name(input: Value) -> String {
     format!("{}.moment", value_name(input))
 }
 
-fn moment(scratch: &Scratch, input: Value) -> Result<Moment, CompileError> {
-    let bytes = scratch.get(&moment_name(input))?;
+/// A file name for what follows from `inputs`.
+fn result_name(what: &str, inputs: &[&str]) -> String {
+    format!("{}.{what}", Hash::of(inputs.join("\n").as_bytes()))
+}
+
+fn moment(ground: &Ground, input: Value) -> Result<Moment, CompileError> {
+    let bytes = ground.statistics.as_ref().map(|s| s.get(&moment_name(input))).transpose()?.flatten();
     let moment = bytes.and_then(|bytes| Some(Moment::decode(&bytes)?.0));
     moment.ok_or_else(|| {
         CompileError::Calibration(format!(

@@ -7,12 +7,13 @@ use bessemer_format::manifest::Hash;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A folder of results.
 pub(super) struct Scratch {
     folder: PathBuf,
     /// Removes a temporary folder when the results are no longer needed.
-    temporary: Option<tempfile::TempDir>,
+    temporary: Option<Arc<tempfile::TempDir>>,
 }
 
 impl Scratch {
@@ -23,7 +24,7 @@ impl Scratch {
             None => {
                 let folder =
                     tempfile::tempdir().map_err(|e| CompileError::Calibration(format!("scratch: {e}")))?;
-                (folder.path().to_path_buf(), Some(folder))
+                (folder.path().to_path_buf(), Some(Arc::new(folder)))
             }
         };
         let scratch = Self { folder: root.join(Hash::of(inputs.as_bytes()).to_string()), temporary };
@@ -32,8 +33,8 @@ impl Scratch {
     }
 
     /// What keeps a temporary folder alive.
-    pub fn into_guard(self) -> Option<tempfile::TempDir> {
-        self.temporary
+    pub fn guard(&self) -> Option<Arc<tempfile::TempDir>> {
+        self.temporary.clone()
     }
 
     /// Whether a result is there.

@@ -21,8 +21,8 @@ pub struct Corpus {
 /// A text, or the tokens of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Text {
-    /// UTF-8, for the checkpoint's tokenizer.
-    Utf8(String),
+    /// Documents in UTF-8, for the checkpoint's tokenizer. No window holds parts of two.
+    Utf8(Vec<String>),
     /// Token ids, for checkpoints without one.
     Tokens(Vec<u32>),
 }
@@ -35,15 +35,15 @@ const HELD_OUT: &str = include_str!("text/held_out.txt");
 impl Corpus {
     /// The sample that calibrates if nobody names another.
     pub fn calibration() -> Self {
-        Self { text: Text::Utf8(CALIBRATION.into()), windows: 64, window: 256 }
+        Self { text: Text::Utf8(vec![CALIBRATION.into()]), windows: 64, window: 256 }
     }
 
     /// The sample that quality is measured on if nobody names another; no part of the one for calibration.
     pub fn held_out() -> Self {
-        Self { text: Text::Utf8(HELD_OUT.into()), windows: 8, window: 128 }
+        Self { text: Text::Utf8(vec![HELD_OUT.into()]), windows: 8, window: 128 }
     }
 
-    /// The text of a file, or of all files of a folder in the order of their names.
+    /// The text of a file, or of all files of a folder, each a document, in the order of their names.
     pub fn read(path: &Path, windows: usize, window: usize) -> Result<Self, CompileError> {
         let error = |e: std::io::Error| CompileError::Calibration(format!("{}: {e}", path.display()));
         let mut files = vec![path.to_path_buf()];
@@ -54,13 +54,17 @@ impl Corpus {
             files.sort();
         }
         let texts: Result<Vec<_>, _> = files.iter().map(std::fs::read_to_string).collect();
-        Ok(Self { text: Text::Utf8(texts.map_err(error)?.join("\n")), windows, window })
+        Ok(Self { text: Text::Utf8(texts.map_err(error)?), windows, window })
     }
 
     /// Its content and shape, for cache keys: equal for equal tokens of one tokenizer, whatever the file was called.
     fn hash(&self) -> Hash {
         match &self.text {
-            Text::Utf8(text) => Hash::of(text.as_bytes()),
+            Text::Utf8(documents) => {
+                // Lengths too, so that documents cut elsewhere are others.
+                let of = |text: &String| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+                Hash::of(&documents.iter().flat_map(of).collect::<Vec<u8>>())
+            }
             Text::Tokens(tokens) => hash_of([tokens]),
         }
     }
@@ -68,22 +72,24 @@ impl Corpus {
     /// Its windows for a checkpoint, each beginning as the tokenizer has texts begin.
     pub(super) fn cut(&self, checkpoint: &Checkpoint) -> Result<Vec<Vec<u32>>, CompileError> {
         let error = |e: &dyn std::fmt::Display| CompileError::Calibration(e.to_string());
-        let (tokens, bos) = match &self.text {
-            Text::Tokens(tokens) => (tokens.clone(), None),
-            Text::Utf8(text) => {
+        let (documents, bos) = match &self.text {
+            Text::Tokens(tokens) => (vec![tokens.clone()], None),
+            Text::Utf8(documents) => {
                 let section = text_section(checkpoint).map_err(|e| error(&e))?.ok_or_else(|| {
                     error(&"the checkpoint has no tokenizer to read the text with; use `--method rtn`")
                 })?;
                 let tokenizer = Tokenizer::new(section).map_err(|e| error(&e))?;
-                let tokens = tokenizer.encode(text, Special::AsText).map_err(|e| error(&e))?;
-                (tokens, tokenizer.bos().filter(|_| tokenizer.adds_bos()))
+                let encode = |text: &String| tokenizer.encode(text, Special::AsText).map_err(|e| error(&e));
+                let documents = documents.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+                (documents, tokenizer.bos().filter(|_| tokenizer.adds_bos()))
             }
         };
         let body = self.window.saturating_sub(usize::from(bos.is_some())).max(1);
-        let windows: Vec<Vec<u32>> = tokens
-            .chunks(body)
-            .take(self.windows)
+        let windows: Vec<Vec<u32>> = documents
+            .iter()
+            .flat_map(|tokens| tokens.chunks(body))
             .filter(|w| w.len() > 1)
+            .take(self.windows)
             .map(|w| bos.iter().chain(w).copied().collect())
             .collect();
         if windows.is_empty() {

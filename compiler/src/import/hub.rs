@@ -355,7 +355,7 @@ fn get(remote: &ApiRepo, repo: &str, file: &str, progress: &dyn Progress) -> Res
     struct Watch<'a>(&'a dyn Progress, String);
     impl hf_hub::api::Progress for Watch<'_> {
         fn init(&mut self, size: usize, _: &str) {
-            self.0.start(&self.1, size as u64);
+            self.0.start(&self.1, crate::compile::Amount::Bytes(size as u64));
         }
         fn update(&mut self, size: usize) {
             self.0.advance(size as u64);

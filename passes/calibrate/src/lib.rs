@@ -7,10 +7,13 @@
 //! Arithmetic is defined to the bit (`bessemer_eager::defined`), so codes are a function of weights, text and options.
 
 pub mod awq;
+pub mod divergence;
 pub mod gptq;
 pub mod grid;
+pub mod knapsack;
 pub mod statistics;
 
+pub use divergence::Divergence;
 pub use grid::Grid;
 pub use statistics::{Gather, Moment};
 

@@ -79,28 +79,36 @@ pub(crate) fn linear(x: &[f32], rows: usize, w: MatrixRows<'_>, bias: Option<&[f
     out
 }
 
+/// [`LANES`] elements of each product are added. By value, so that sums stay in vector registers: sums that are reached through a
+/// reference the compiler adds one by one.
+#[inline(always)]
+fn add_products(x: &[f32; LANES], w: &[f32; LANES], sums: [f32; LANES]) -> [f32; LANES] {
+    let mut out = sums;
+    for l in 0..LANES {
+        out[l] = x[l].mul_add(w[l], sums[l]);
+    }
+    out
+}
+
 /// Dot products of every row of x with every row of w: the one definition of the order of additions.
 #[inline(always)]
 fn block<const R: usize, const N: usize>(x: [&[f32]; R], w: [&[f32]; N]) -> [[f32; N]; R] {
     let k = x[0].len();
     let mut sums = [[[0f32; LANES]; N]; R];
-    let whole = k - k % LANES;
-    for at in (0..whole).step_by(LANES) {
+    let (x, w) = (x.map(|x| x.as_chunks::<LANES>()), w.map(|w| w.as_chunks::<LANES>()));
+    for at in 0..k / LANES {
         for r in 0..R {
             for i in 0..N {
-                let (x, w) = (&x[r][at..at + LANES], &w[i][at..at + LANES]);
-                for l in 0..LANES {
-                    sums[r][i][l] = x[l].mul_add(w[l], sums[r][i][l]);
-                }
+                sums[r][i] = add_products(&x[r].0[at], &w[i].0[at], sums[r][i]);
             }
         }
     }
     let mut out = [[0f32; N]; R];
     for r in 0..R {
         for i in 0..N {
-            let sums = &mut sums[r][i];
-            for at in whole..k {
-                sums[at - whole] = x[r][at].mul_add(w[i][at], sums[at - whole]);
+            let mut sums = sums[r][i];
+            for (l, (x, w)) in x[r].1.iter().zip(w[i].1).enumerate() {
+                sums[l] = x.mul_add(*w, sums[l]);
             }
             let mut width = LANES;
             while width > 1 {
@@ -128,9 +136,17 @@ pub fn add_second_moment(x: &[f32], rows: usize, k: usize, moment: &mut [f32]) {
         vectorised(
             #[inline(always)]
             || {
-                let first = tile * BLOCK;
-                for j in first..k {
-                    for i in 0..out.len() / k {
+                let (first, here) = (tile * BLOCK, out.len() / k);
+                let mut j = first;
+                while here == BLOCK && j < k {
+                    let ours = [column(first), column(first + 1), column(first + 2), column(first + 3)];
+                    for (i, sums) in block(ours, [column(j)]).into_iter().enumerate() {
+                        out[i * k + j] += sums[0];
+                    }
+                    j += 1;
+                }
+                for j in j..k {
+                    for i in 0..here {
                         out[i * k + j] += block([column(first + i)], [column(j)])[0][0];
                     }
                 }

@@ -1,6 +1,6 @@
 //! Gives every constant the scheme that the engine will hold.
 
-use super::{Use, is_router, role};
+use super::{PrecisionPolicy, Use, is_router, role};
 use crate::error::Cause;
 use crate::pipeline::Context;
 use bessemer_format::QuantScheme;
@@ -37,12 +37,35 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
 
 /// The scheme that a matrix gets; `None` where it keeps its own, as a router does.
 pub fn scheme_of(graph: &Graph, matrix: NodeId, context: &Context<'_>) -> Option<QuantScheme> {
-    if graph.uses(matrix.into()).into_iter().any(|(reader, _)| is_router(graph, reader)) {
+    if makes_routes(graph, matrix) {
         return None;
     }
-    let name = graph.name(matrix);
-    let refined = context.refine.overrides.iter().rev().find(|o| o.matches(name));
-    refined.map_or(context.precision, |o| o.precision).scheme()
+    let refine = &context.refine;
+    match overridden(graph, matrix, context) {
+        Some(precision) => precision.scheme(),
+        None => match refine.assigned.and_then(|assigned| assigned.get(&matrix)) {
+            Some(scheme) => Some(*scheme),
+            None => context.precision.scheme(),
+        },
+    }
+}
+
+/// Whether a node is a matrix whose scheme nobody has named: one that can be chosen.
+pub fn is_assignable(graph: &Graph, node: NodeId, context: &Context<'_>) -> bool {
+    let matrix = |(reader, i)| role(graph, reader, i) == Use::Matrix;
+    matches!(graph.op(node), Op::Const { .. })
+        && graph.uses(node.into()).into_iter().any(matrix)
+        && !makes_routes(graph, node)
+        && overridden(graph, node, context).is_none()
+}
+
+fn overridden(graph: &Graph, node: NodeId, context: &Context<'_>) -> Option<PrecisionPolicy> {
+    let name = graph.name(node);
+    context.refine.overrides.iter().rev().find(|o| o.matches(name)).map(|o| o.precision)
+}
+
+fn makes_routes(graph: &Graph, matrix: NodeId) -> bool {
+    graph.uses(matrix.into()).into_iter().any(|(reader, _)| is_router(graph, reader))
 }
 
 fn check(graph: &Graph, node: NodeId, context: &Context<'_>, scheme: &QuantScheme) -> Result<(), Cause> {

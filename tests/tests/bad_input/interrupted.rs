@@ -13,7 +13,7 @@ struct Impatient {
 }
 
 impl Progress for Impatient {
-    fn start(&self, _: &str, _: u64) {}
+    fn start(&self, _: &str, _: bessemer_compiler::Amount) {}
     fn advance(&self, _: u64) {}
     fn cancelled(&self) -> bool {
         self.asked.fetch_add(1, Ordering::Relaxed) >= self.from

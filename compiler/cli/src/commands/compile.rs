@@ -4,9 +4,10 @@ use crate::exit::{Code, Failure};
 use crate::measure::ceilings::machine_name;
 use crate::output::out;
 use crate::progress::{Meter, Unit};
-use crate::{interrupt, json, model, paths, quality, size, trust};
+use crate::size::Size;
+use crate::{interrupt, json, model, paths, quality, trust};
 use bessemer_compiler::Method;
-use bessemer_compiler::calibrate::Corpus;
+use bessemer_compiler::calibrate::{Budget, Corpus};
 use bessemer_compiler::compile::{key, plan, prepare};
 use bessemer_compiler::import::{Checkpoint, text::text_section};
 use bessemer_compiler::tuning::{Event, TuneOptions, Tuning, TuningCache, tune};
@@ -28,6 +29,7 @@ Examples:
   bessemer compile model.gguf -o model.engine                     keep the weights exactly as they are stored
   bessemer compile model/ -o model.engine --precision int4:64     four bits a weight, a scale for every 64
   bessemer compile hf:ORG/MODEL@main -o model.engine              fetch it from the Hugging Face Hub
+  bessemer compile model/ -o model.engine --quality balanced      the fewest bits that hold a quality, measured
   bessemer compile model.gguf --emit plan                         what would run, as text
   bessemer compile model.gguf --stop-after fused --emit dot | dot -Tsvg > graph.svg
   bessemer compile model.gguf --key                               the name under which the cache keeps it
@@ -57,14 +59,35 @@ pub struct Args {
 
     /// What becomes of the weights: source, f32, bf16, int8, int6, int5, int4, int3 or int2 (each with :GROUP, if wanted), awq (int4:128
     /// with --method awq), or a scheme such as u4:f16x32-8
-    #[arg(long, value_name = "P", default_value = "source")]
+    #[arg(long, value_name = "P", default_value = "source", group = "wanted")]
     precision: Precision,
+
+    /// The quality to hold instead of a precision, which is then chosen weight by weight: lossless (the source's weights), high (a mean KL
+    /// divergence of 0.01 on held-out text), balanced (0.03) or small (0.1)
+    #[arg(long, value_name = "Q", group = "wanted")]
+    quality: Option<Preset>,
+
+    /// The smallest engine whose mean KL divergence on held-out text is at most this
+    #[arg(long, value_name = "X", value_parser = positive, group = "wanted")]
+    max_kl: Option<f64>,
+
+    /// The smallest engine whose perplexity of held-out text is at most so many percent above the source's
+    #[arg(long, value_name = "X%", value_parser = percent, group = "wanted")]
+    max_ppl_increase: Option<f64>,
+
+    /// The best engine of at most so many bits a weight
+    #[arg(long, value_name = "B", value_parser = positive, group = "wanted")]
+    target_bpw: Option<f64>,
+
+    /// The best engine of at most this size (such as 90MiB)
+    #[arg(long, value_name = "SIZE", group = "wanted")]
+    max_size: Option<Size>,
 
     /// Another precision for weights whose name matches; the last that matches counts (may be repeated)
     #[arg(long = "override", value_name = "REGEX=P")]
     overrides: Vec<Override>,
 
-    /// How weights are rounded: rtn (to nearest), awq, gptq or awq+gptq
+    /// How weights are rounded: rtn (to nearest), awq, gptq or awq+gptq; awq+gptq where a quality or a size is asked for
     #[arg(long, value_name = "M")]
     method: Option<Method>,
 
@@ -92,8 +115,16 @@ pub struct Args {
     #[arg(long, value_name = "FILE|DIR", conflicts_with = "no_measure")]
     held_out: Option<PathBuf>,
 
+    /// Windows of the held-out text
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    held_out_windows: usize,
+
+    /// Tokens of a window of the held-out text
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    held_out_window: usize,
+
     /// Measure no loss by rounding
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["quality", "max_kl", "max_ppl_increase", "target_bpw", "max_size"])]
     no_measure: bool,
 
     /// Elements that share a scale, for int8 and int4; 0 is a whole row
@@ -214,6 +245,36 @@ impl std::fmt::Display for Precision {
     }
 }
 
+/// Qualities that have a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Preset {
+    Lossless,
+    High,
+    Balanced,
+    Small,
+}
+
+impl Preset {
+    /// What it asks for; nothing where the source's weights are kept.
+    fn budget(self) -> Option<Budget> {
+        match self {
+            Self::Lossless => None,
+            Self::High => Some(Budget::Kl(0.01)),
+            Self::Balanced => Some(Budget::Kl(0.03)),
+            Self::Small => Some(Budget::Kl(0.1)),
+        }
+    }
+}
+
+fn positive(s: &str) -> Result<f64, String> {
+    let number = s.parse::<f64>().ok().filter(|x| x.is_finite() && *x > 0.0);
+    number.ok_or_else(|| format!("`{s}` is no number above 0"))
+}
+
+fn percent(s: &str) -> Result<f64, String> {
+    positive(s.trim_end_matches('%').trim_end())
+}
+
 /// Whether a checkpoint comes with a tokenizer.
 fn has_text(source: &std::path::Path) -> Result<bool, Failure> {
     let section = text_section(&Checkpoint::open(source)?);
@@ -223,8 +284,8 @@ fn has_text(source: &std::path::Path) -> Result<bool, Failure> {
 impl Args {
     /// Does it.
     pub fn run(mut self) -> Result<(), Failure> {
-        let options = self.options()?;
         self.source = self.hub.local(&self.source)?;
+        let options = self.options()?;
         let (threads, stop_after, scratch) = (self.threads, self.stop_after, self.scratch.clone());
         let run = RunOptions { threads, stop_after, scratch, ..RunOptions::default() };
         if self.key {
@@ -246,11 +307,15 @@ impl Args {
         eprintln!(
             "{}: {}, {:.2} bits a weight, sha256 {}",
             out.display(),
-            size::Size(compiled.bytes),
+            Size(compiled.bytes),
             compiled.bits_per_weight,
             compiled.sha256
         );
         eprintln!("{}", quality::line(compiled.quality.as_ref(), options.measure.is_some()));
+        let kept = options.precision == PrecisionPolicy::Source && options.budget.is_none();
+        if kept && self.quality.is_none() {
+            quality::hint(compiled.bytes, compiled.bits_per_weight);
+        }
         Ok(())
     }
 
@@ -264,6 +329,8 @@ impl Args {
             Precision::Policy(precision) => (precision, self.method.unwrap_or_default()),
             Precision::Awq => (PrecisionPolicy::Int4 { group: 128 }, self.method.unwrap_or(Method::Awq)),
         };
+        let budget = self.budget();
+        let method = if budget.is_some() { self.method.unwrap_or(Method::AwqGptq) } else { method };
         let integers =
             |what| Failure::usage(format!("{what} is for integers; --precision is {}", self.precision));
         if let Some(group) = self.group {
@@ -274,7 +341,7 @@ impl Args {
         }
         let rounds = self.overrides.iter().map(|o| o.precision).chain([precision]);
         let rounds = rounds.filter_map(PrecisionPolicy::scheme).any(|s| !s.elem.is_float());
-        if method.calibrates() && !rounds {
+        if method.calibrates() && !rounds && budget.is_none() {
             return Err(integers(&format!("--method {method}")));
         }
         let calibration = match &self.calib {
@@ -284,16 +351,20 @@ impl Args {
             }
         };
         let lossy = precision.scheme().is_some_and(|s| s != QuantScheme::F32) || !self.overrides.is_empty();
+        let (windows, window) = (self.held_out_windows, self.held_out_window);
         let measure = match &self.held_out {
-            Some(path) => Some(Corpus { text: Corpus::read(path, 0, 0)?.text, ..Corpus::held_out() }),
+            Some(path) => Some(Corpus::read(path, windows, window)?),
             // Without a tokenizer there is no text to read.
-            None if lossy && !self.no_measure && has_text(&self.source)? => Some(Corpus::held_out()),
+            None if budget.is_some() || lossy && !self.no_measure && has_text(&self.source)? => {
+                Some(Corpus { windows, window, ..Corpus::held_out() })
+            }
             None => None,
         };
         Ok(CompileOptions {
             target: CpuTarget::parse(target).map_err(Failure::usage)?,
             precision,
             overrides: self.overrides.clone(),
+            budget,
             method,
             calibration,
             measure,
@@ -342,6 +413,14 @@ impl Args {
         cache.merge(&found);
         cache.write(&file)?;
         Ok(CompileOptions { tuning: Some(Tuning { cache: Arc::new(cache), ..tuning }), ..options })
+    }
+
+    fn budget(&self) -> Option<Budget> {
+        let bytes = self.max_size.map(|size| Budget::Size(size.0));
+        let preset = self.quality.and_then(Preset::budget);
+        let kl = self.max_kl.map(Budget::Kl);
+        let perplexity = self.max_ppl_increase.map(Budget::Perplexity);
+        preset.or(kl).or(perplexity).or(self.target_bpw.map(Budget::Bits)).or(bytes)
     }
 
     fn print_key(&self, options: &CompileOptions) -> Result<(), Failure> {

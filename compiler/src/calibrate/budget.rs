@@ -1,0 +1,407 @@
+//! A budget instead of a precision: how sensitive the model is to each of its weights is measured, a knapsack gives the best precisions of
+//! every size, and of those the engine gets the smallest that holds on text that nothing was calibrated on.
+
+use super::quality::Base;
+use super::{Calibrate, Codes, Ground, recipe};
+use crate::compile::Amount;
+use crate::error::CompileError;
+use bessemer_calibrate::Grid;
+use bessemer_calibrate::knapsack::{Assignment, Choice, frontier};
+use bessemer_format::QuantScheme;
+use bessemer_format::manifest::Quality;
+use bessemer_ir::{Graph, NodeId, Op, Value};
+use bessemer_passes::pipeline::{Context, Refine};
+use bessemer_passes::{Assigned, is_assignable};
+use std::collections::BTreeMap;
+
+/// What an engine must hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// Mean KL divergence on held-out text, at most.
+    Kl(f64),
+    /// Perplexity of held-out text: at most so many hundredths above the source's.
+    Perplexity(f64),
+    /// Bits a weight over all matrices, at most.
+    Bits(f64),
+    /// Bytes of the engine, at most.
+    Size(u64),
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Kl(kl) => write!(f, "a mean KL divergence of {kl}"),
+            Self::Perplexity(percent) => write!(f, "a perplexity {percent} % above the source's"),
+            Self::Bits(bits) => write!(f, "{bits} bits a weight"),
+            Self::Size(bytes) => write!(f, "{bytes} bytes"),
+        }
+    }
+}
+
+/// What weights may become beside what they are. Of each width one with minima and scales in two levels, which costs long rows little, and
+/// one around zero.
+const SCHEMES: [&str; 11] = [
+    "u4:f16x32-8",
+    "u4:u8x32*f16x0+u8*f16",
+    "u2:f16x32-2",
+    "u2:u8x32*f16x0+u8*f16",
+    "u3:f16x32-4",
+    "u3:u8x32*f16x0+u8*f16",
+    "u5:f16x32-16",
+    "u5:u8x32*f16x0+u8*f16",
+    "u6:f16x32-32",
+    "u6:u8x32*f16x0+u8*f16",
+    "s8:f16x32",
+];
+/// Windows of the calibration text that sensitivities are measured on, and their tokens at most.
+const PROBE_WINDOWS: usize = 4;
+const PROBE_TOKENS: usize = 128;
+/// Rows of a weight that stand for it when its errors are estimated.
+const SAMPLED_ROWS: usize = 128;
+/// Engines that are tried, at most.
+const TRIALS: usize = 7;
+/// A size within this share of another counts as the same.
+const FINE: f64 = 0.002;
+
+/// Weights that get the same precision: those that share an input, since they become one step.
+struct Unit {
+    weights: Vec<NodeId>,
+    /// `None`: as the source has it.
+    schemes: Vec<Option<QuantScheme>>,
+    /// Bytes, and squared error of the outputs on the calibration text, for each scheme.
+    sizes: Vec<u64>,
+    errors: Vec<f64>,
+}
+
+/// Precisions that hold a budget.
+pub(crate) struct Fitted {
+    /// What each weight becomes.
+    pub assigned: Assigned,
+    /// The graph that reads `codes`.
+    pub graph: Graph,
+    pub codes: Codes,
+    /// On the held-out text.
+    pub quality: Quality,
+}
+
+/// The bytes of the engine that a lowered graph becomes under what is assigned.
+pub(crate) type EngineSize<'a> = &'a dyn Fn(&Graph, &Assigned) -> Result<u64, CompileError>;
+
+impl Calibrate<'_> {
+    /// The smallest engine that holds the budget, or the best that fits it.
+    pub fn fit(
+        &self,
+        budget: Budget,
+        source: &Graph,
+        ground: &Ground,
+        held_out: &Base,
+        size: EngineSize<'_>,
+    ) -> Result<Fitted, CompileError> {
+        let units = self.units(source, ground)?;
+        let losses = self.sensitivities(source, &units, ground)?;
+        let choices = |(unit, losses): (&Unit, &Vec<f64>)| -> Vec<Choice> {
+            unit.sizes.iter().zip(losses).map(|(size, loss)| Choice { size: *size, loss: *loss }).collect()
+        };
+        let items: Vec<Vec<Choice>> = units.iter().zip(&losses).map(choices).collect();
+        let assignments = frontier(&items);
+        let fixed = self.fixed_size(source, &units)?;
+        let mut search =
+            Search { of: self, source, ground, held_out, units: &units, assignments: &assignments };
+        match budget {
+            Budget::Bits(bits) => {
+                let most = bits * fixed.elements as f64 / 8.0;
+                let fits = |a: &Assignment| (a.size + fixed.bytes) as f64 <= most;
+                match assignments.iter().rposition(fits) {
+                    Some(at) => search.trial(at),
+                    None => {
+                        let least = assignments.first().map_or(0, |a| a.size) + fixed.bytes;
+                        let reached = least as f64 * 8.0 / fixed.elements.max(1) as f64;
+                        Err(unreachable(budget, format!("{reached:.3} bits a weight")))
+                    }
+                }
+            }
+            Budget::Size(bytes) => search.within(bytes, size, budget),
+            Budget::Kl(limit) => search.smallest(limit, budget, &|q| q.mean_kl),
+            Budget::Perplexity(limit) => {
+                search.smallest(limit, budget, &|q| 100.0 * (q.perplexity / q.source_perplexity - 1.0))
+            }
+        }
+    }
+
+    /// What can be chosen for, in execution order.
+    fn units(&self, source: &Graph, ground: &Ground) -> Result<Vec<Unit>, CompileError> {
+        let mut units: Vec<(Option<Value>, Unit)> = Vec::new();
+        for node in source.order() {
+            if !is_assignable(source, node, &self.context) {
+                continue;
+            }
+            let input = self.input(source, node);
+            let known = units.iter().position(|(other, _)| input.is_some() && *other == input);
+            match known {
+                Some(at) => units[at].1.weights.push(node),
+                None => {
+                    let unit = Unit {
+                        weights: vec![node],
+                        schemes: Vec::new(),
+                        sizes: Vec::new(),
+                        errors: Vec::new(),
+                    };
+                    units.push((input, unit));
+                }
+            }
+        }
+        self.progress.start("estimate errors", Amount::Pieces(units.len()));
+        let measured = units.into_iter().map(|(input, mut unit)| {
+            self.go_on()?;
+            self.estimate(source, input, &mut unit, ground)?;
+            self.progress.advance(1);
+            Ok(unit)
+        });
+        measured.collect()
+    }
+
+    /// Fills in what a unit may become.
+    fn estimate(
+        &self,
+        source: &Graph,
+        input: Option<Value>,
+        unit: &mut Unit,
+        ground: &Ground,
+    ) -> Result<(), CompileError> {
+        let mut matrices = Vec::new();
+        for node in &unit.weights {
+            let recipe = recipe(source, *node)?;
+            let (n, _) = recipe.matrix();
+            let step = n.div_ceil(SAMPLED_ROWS).max(1);
+            let rows = (0..n).step_by(step).map(|r| self.values(source, *node, r..r + 1));
+            matrices.push((recipe.matrix(), recipe.scheme(), rows.collect::<Result<Vec<_>, _>>()?.concat()));
+        }
+        let prepared = match input {
+            Some(input) if ground.statistics.is_some() => Some(self.prepare(input, &[], ground)?),
+            _ => None,
+        };
+        let bits = |scheme: &QuantScheme| -> f64 {
+            matrices.iter().map(|((n, k), ..)| (n * k) as f64 * scheme.bits_per_weight(*k)).sum()
+        };
+        let own: f64 = matrices.iter().map(|((n, k), own, _)| (n * k) as f64 * own.bits_per_weight(*k)).sum();
+        for scheme in SCHEMES {
+            let scheme: QuantScheme = scheme.parse().map_err(CompileError::Calibration)?;
+            if bits(&scheme) >= own || self.context.target.supports(&scheme).is_err() {
+                continue;
+            }
+            let error = matrices.iter().map(|((n, k), _, values)| {
+                let rounded = match &prepared {
+                    Some(prepared) => self.rounded(&scheme, values, prepared),
+                    None => Grid::whole(&scheme, *k, values).round(values),
+                };
+                let error: Vec<f32> = rounded.values().iter().zip(values).map(|(q, v)| q - v).collect();
+                let lost = match &prepared {
+                    Some(prepared) => bessemer_calibrate::awq::squared(&error, &prepared.full, *k),
+                    None => error.iter().map(|e| f64::from(e * e)).sum(),
+                };
+                lost * *n as f64 / (values.len() / k).max(1) as f64
+            });
+            unit.errors.push(error.sum());
+            unit.schemes.push(Some(scheme));
+            unit.sizes.push((bits(&scheme) / 8.0).ceil() as u64);
+        }
+        unit.schemes.push(None);
+        unit.errors.push(0.0);
+        unit.sizes.push((own / 8.0).ceil() as u64);
+        Ok(())
+    }
+
+    /// The divergence that each choice for each unit causes by itself: measured for one of them, and in proportion to the squared error
+    /// for the others, as it is where errors are small.
+    fn sensitivities(
+        &self,
+        source: &Graph,
+        units: &[Unit],
+        ground: &Ground,
+    ) -> Result<Vec<Vec<f64>>, CompileError> {
+        let windows: Vec<Vec<u32>> = ground.windows.iter().take(PROBE_WINDOWS).cloned().collect();
+        let cut = |mut w: Vec<u32>| {
+            w.truncate(PROBE_TOKENS);
+            w
+        };
+        let base = self.base(source, windows.into_iter().map(cut).collect())?;
+        self.progress.start("measure sensitivity", Amount::Pieces(units.len()));
+        let losses = units.iter().map(|unit| {
+            self.go_on()?;
+            // The first of the schemes has four bits: coarse enough to stand out, fine enough to be in proportion. Without a choice
+            // there is nothing to measure.
+            let (Some(Some(scheme)), Some(error)) = (unit.schemes.first(), unit.errors.first()) else {
+                return Ok(vec![0.0; unit.schemes.len()]);
+            };
+            let assigned: Assigned = unit.weights.iter().map(|node| (*node, *scheme)).collect();
+            let (found, _) = self.with(&assigned).divergence(&base, source, &Codes::default())?;
+            // Rounded to nearest here, whatever the method: the same factor for every unit, which the trials make good.
+            let sensitivity = found.mean_kl() / error.max(f64::MIN_POSITIVE);
+            self.progress.advance(1);
+            Ok(unit.errors.iter().map(|error| error * sensitivity).collect())
+        });
+        losses.collect()
+    }
+
+    /// What is not chosen for, and all elements.
+    fn fixed_size(&self, source: &Graph, units: &[Unit]) -> Result<FixedSize, CompileError> {
+        let mut found = FixedSize { bytes: 0, elements: 0 };
+        for node in source.order() {
+            let Op::Const { recipe } = source.op(node) else { continue };
+            if recipe.shape.len() != 2 {
+                continue;
+            }
+            let (n, k) = recipe.matrix();
+            found.elements += (n * k) as u64;
+            if !units.iter().any(|u| u.weights.contains(&node)) {
+                let scheme =
+                    bessemer_passes::scheme_of(source, node, &self.context).unwrap_or(recipe.scheme());
+                found.bytes += ((n * k) as f64 * scheme.bits_per_weight(k) / 8.0) as u64;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same under other precisions.
+    fn with<'b>(&'b self, assigned: &'b Assigned) -> Calibrate<'b> {
+        let refine = Refine { assigned: Some(assigned), ..self.context.refine };
+        Calibrate { context: Context { refine, ..self.context }, ..*self }
+    }
+
+    /// The input of the linears that read a weight, if that is all that reads it and calibration knows it.
+    fn input(&self, graph: &Graph, node: NodeId) -> Option<Value> {
+        let readers = graph.uses(node.into());
+        let input = graph.operands(readers.first()?.0).first().copied()?;
+        let linear = |(n, i): &(NodeId, usize)| {
+            *i > 0 && matches!(graph.op(*n), Op::Linear { .. }) && graph.operands(*n).first() == Some(&input)
+        };
+        readers.iter().all(linear).then_some(input)
+    }
+}
+
+struct FixedSize {
+    bytes: u64,
+    elements: u64,
+}
+
+/// Engines on the frontier, of which few are made.
+struct Search<'a> {
+    of: &'a Calibrate<'a>,
+    source: &'a Graph,
+    ground: &'a Ground,
+    held_out: &'a Base,
+    units: &'a [Unit],
+    assignments: &'a [Assignment],
+}
+
+impl Search<'_> {
+    fn assigned(&self, at: usize) -> Assigned {
+        let mut assigned = BTreeMap::new();
+        for (unit, choice) in self.units.iter().zip(&self.assignments[at].choices) {
+            if let Some(scheme) = unit.schemes[*choice] {
+                assigned.extend(unit.weights.iter().map(|node| (*node, scheme)));
+            }
+        }
+        assigned
+    }
+
+    /// Rounds the weights of one assignment and measures what is lost.
+    fn trial(&mut self, at: usize) -> Result<Fitted, CompileError> {
+        self.of.go_on()?;
+        let assigned = self.assigned(at);
+        let with = self.of.with(&assigned);
+        let mut graph = self.source.clone();
+        let codes = with.lower(&mut graph, self.ground)?;
+        let quality = with.quality(self.held_out, &graph, &codes)?;
+        Ok(Fitted { assigned, graph, codes, quality })
+    }
+
+    /// The smallest whose `value` is at most `limit`. Losses say where to look, as far as they were right so far.
+    fn smallest(
+        &mut self,
+        limit: f64,
+        budget: Budget,
+        value: &dyn Fn(&Quality) -> f64,
+    ) -> Result<Fitted, CompileError> {
+        let last = self.last()?;
+        // Fails below `low`, holds from `high` on.
+        let (mut low, mut high, mut held) = (0, last, None);
+        let mut wanted = limit;
+        for _ in 0..TRIALS {
+            let sizes = [low, high].map(|at| self.assignments[at].size as f64);
+            if low == high && held.is_some()
+                || low < high && held.is_some() && sizes[0] >= sizes[1] * (1.0 - FINE)
+            {
+                break;
+            }
+            let likely = self.assignments.partition_point(|a| a.loss > wanted);
+            let middle = low + (high - low) / 2;
+            let at = if (low..=high).contains(&likely) && !(held.is_some() && likely == high) {
+                likely
+            } else {
+                middle
+            };
+            let found = self.trial(at)?;
+            let reached = value(&found.quality);
+            if reached <= limit {
+                (high, held) = (at, Some(found));
+            } else {
+                low = at + 1;
+                if at == last {
+                    return Err(unreachable(budget, describe(budget, reached)));
+                }
+            }
+            // A little below the limit, so that the next trial holds more often than not.
+            let loss = self.assignments[at].loss;
+            if reached > 0.0 && loss > 0.0 {
+                wanted = 0.97 * limit * loss / reached;
+            }
+        }
+        match held {
+            Some(held) => Ok(held),
+            None => {
+                let found = self.trial(last)?;
+                let reached = value(&found.quality);
+                if reached <= limit { Ok(found) } else { Err(unreachable(budget, describe(budget, reached))) }
+            }
+        }
+    }
+
+    /// The one that loses least among those whose engine has at most so many bytes.
+    fn within(&mut self, bytes: u64, size: EngineSize<'_>, budget: Budget) -> Result<Fitted, CompileError> {
+        self.last()?;
+        // An engine is its matrices and some more; how much more follows from the smallest.
+        let least = size(self.source, &self.assigned(0))?;
+        if least > bytes {
+            return Err(unreachable(budget, format!("{least} bytes")));
+        }
+        let mut allowed = bytes - least + self.assignments[0].size;
+        for _ in 0..TRIALS {
+            let at = self.assignments.partition_point(|a| a.size <= allowed).saturating_sub(1);
+            let found = self.trial(at)?;
+            let over = size(&found.graph, &found.assigned)?.saturating_sub(bytes);
+            if over == 0 {
+                return Ok(found);
+            }
+            allowed = allowed.saturating_sub(over);
+        }
+        Err(unreachable(budget, format!("about {least} bytes")))
+    }
+
+    /// The largest.
+    fn last(&self) -> Result<usize, CompileError> {
+        let none = || CompileError::Calibration("there is no weight to choose a precision for".into());
+        self.assignments.len().checked_sub(1).ok_or_else(none)
+    }
+}
+
+fn unreachable(budget: Budget, best: String) -> CompileError {
+    CompileError::Budget { asked: budget.to_string(), best }
+}
+
+fn describe(budget: Budget, reached: f64) -> String {
+    match budget {
+        Budget::Perplexity(_) => format!("{reached:.3} % above"),
+        _ => format!("{reached:.6}"),
+    }
+}
