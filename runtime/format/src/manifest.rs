@@ -121,21 +121,53 @@ pub enum CodeIsa {
     Aarch64,
 }
 
-/// Element type of a KV cache.
+/// How a KV cache stores its elements. The user's choice at run time; [`crate::kv`] has the layout and the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum KvElem {
     /// bfloat16.
     Bf16,
     /// binary32.
     F32,
+    /// Signed bytes, with a scale a token and head.
+    Int8,
+    /// E4M3, with a scale a token and head.
+    Fp8,
+    /// Four bits, with a scale a token and head.
+    Int4,
 }
 
 impl KvElem {
-    /// Bytes of an element.
-    pub const fn bytes(self) -> usize {
+    /// All of them, the narrowest last.
+    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::Int8, Self::Fp8, Self::Int4];
+
+    /// Bits of an element, its share of a scale not counted.
+    pub const fn bits(self) -> usize {
         match self {
-            KvElem::Bf16 => 2,
-            KvElem::F32 => 4,
+            KvElem::F32 => 32,
+            KvElem::Bf16 => 16,
+            KvElem::Int8 | KvElem::Fp8 => 8,
+            KvElem::Int4 => 4,
+        }
+    }
+
+    /// Whether elements are codes of a scale.
+    pub const fn is_scaled(self) -> bool {
+        matches!(self, KvElem::Int8 | KvElem::Fp8 | KvElem::Int4)
+    }
+
+    /// What a loop nest writes: the element itself, or the numbers whose codes are stored afterwards.
+    pub const fn written(self) -> Self {
+        if self.is_scaled() { KvElem::F32 } else { self }
+    }
+
+    /// The name on a command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            KvElem::Bf16 => "bf16",
+            KvElem::F32 => "f32",
+            KvElem::Int8 => "int8",
+            KvElem::Fp8 => "fp8",
+            KvElem::Int4 => "int4",
         }
     }
 }

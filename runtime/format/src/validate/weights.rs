@@ -78,6 +78,9 @@ fn code(plan: &Plan, entry: &CodeEntry, section: u64) -> Check {
         entry.nest,
         nest.name
     );
+    if let Some(kv) = entry.kv {
+        ensure!(kv == kv.written(), "nests never write codes, so none has code for a cache of {}", kv.name());
+    }
     ensure!(entry.offset.is_multiple_of(64), "offset {} is no multiple of 64", entry.offset);
     let end = entry.offset.checked_add(entry.len).filter(|end| entry.len > 0 && *end <= section);
     ensure!(end.is_some(), "{} bytes at {} do not lie in the section of {section}", entry.len, entry.offset);

@@ -13,24 +13,7 @@ use bessemer_format::kv;
 /// Largest head that attention takes.
 pub const MAX_HEAD_DIM: usize = 1 << 16;
 
-/// The element type of a KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KvElem {
-    /// The upper half of a binary32.
-    Bf16,
-    /// IEEE binary32.
-    F32,
-}
-
-impl KvElem {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> usize {
-        match self {
-            KvElem::Bf16 => 2,
-            KvElem::F32 => 4,
-        }
-    }
-}
+pub use bessemer_format::manifest::KvElem;
 
 /// One head of one block: keys and values in the order of [`bessemer_format::kv`].
 #[derive(Clone, Copy, Debug)]
@@ -39,9 +22,9 @@ pub struct KvBlock<'a> {
     pub elem: KvElem,
     /// Elements of a head; even.
     pub head_dim: usize,
-    /// [`kv::head_elems`] keys.
+    /// [`kv::head_elems`] keys, and their scales if the type has any.
     pub keys: &'a [u8],
-    /// [`kv::head_elems`] values.
+    /// [`kv::head_elems`] values, and their scales.
     pub values: &'a [u8],
     /// Keys and values that the caller will ask for next: a kernel may fetch them meanwhile. They never change a result.
     pub next: Option<(&'a [u8], &'a [u8])>,
@@ -62,6 +45,14 @@ pub struct Queries<'a> {
     /// For each query, how many of those it does not see though they are before its own token: a sliding window has left
     /// them behind. Empty where no query has any. They may hold any bytes, too.
     pub hidden: &'a [u32],
+}
+
+impl KvBlock<'_> {
+    /// The scales of the tokens' keys and values; `None` for a type without.
+    pub(crate) fn scales(&self) -> Option<[&[[u8; 4]]; 2]> {
+        let at = kv::scales_at(self.elem, self.head_dim);
+        self.elem.is_scaled().then(|| [self.keys, self.values].map(|head| head[at..].as_chunks().0))
+    }
 }
 
 impl<'a> Queries<'a> {
@@ -209,7 +200,7 @@ impl Attention {
     /// Lets `queries` attend to the visible tokens of `block`, updating `state`:
     ///
     /// ```text
-    /// s[t] = scale * sum of q[d] * k[t][d] in ascending d, then capped
+    /// s[t] = scale * sum of q[d] * k[t][d] in ascending d, then capped (codes first, then their scale)
     /// m'   = max(m, max s[t]);  c = exp(m - m');  p[t] = exp(s[t] - m')
     /// l    = l * c + sum of p[t];  acc[d] = acc[d] * c + p[t] * v[t][d] in ascending t
     /// ```
@@ -227,7 +218,7 @@ impl Attention {
             (1..=MAX_HEAD_DIM).contains(&d) && d.is_multiple_of(2),
             "head_dim {d} is odd or out of range"
         );
-        let bytes = kv::head_elems(d) * block.elem.bytes();
+        let bytes = kv::head_bytes(block.elem, d);
         assert!(block.keys.len() == bytes && block.values.len() == bytes, "a head's keys or values are cut");
         assert!(queries.q.len() == n * d && state.acc.len() == n * d, "queries or state are cut");
         assert!(state.m.len() == n && state.l.len() == n, "state is cut");

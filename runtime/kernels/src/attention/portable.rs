@@ -2,10 +2,7 @@
 
 use super::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
 use crate::math::{exp, tanh};
-use bessemer_format::kv::{COLUMNS, TOKENS};
-
-/// Tokens by pairs of elements: what one line of a key panel holds.
-const PAIRS: usize = 2 * COLUMNS;
+use bessemer_format::kv::{COLUMNS, TOKENS, number};
 
 /// [`super::Attention`] for every element type.
 #[inline(always)]
@@ -18,10 +15,17 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
         if visible <= hidden {
             continue;
         }
+        let (keys, values) = (block.keys, block.values);
         let mut p = match block.elem {
-            KvElem::F32 => scores(block.keys, q, |b: &[u8; 4]| f32::from_le_bytes(*b)),
-            KvElem::Bf16 => scores(block.keys, q, bf16),
+            KvElem::F32 => scores(keys, q, |k: &[u8; 8]| f32_pair(k)),
+            KvElem::Bf16 => scores(keys, q, bf16_pair),
+            elem @ (KvElem::Int8 | KvElem::Fp8) => scores(keys, q, |k: &[u8; 2]| k.map(|k| number(elem, k))),
+            KvElem::Int4 => scores(keys, q, nibbles),
         };
+        let scales = block.scales();
+        if let Some([keys, _]) = scales {
+            p.iter_mut().zip(keys).for_each(|(p, scale)| *p *= f32::from_le_bytes(*scale));
+        }
         let p = &mut p[hidden..visible];
         p.iter_mut().for_each(|s| *s *= queries.scale);
         if let Some(cap) = queries.softcap {
@@ -33,28 +37,46 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
         state.m[i] = m;
         state.l[i] = state.l[i] * c + p.iter().sum::<f32>();
         acc.iter_mut().for_each(|a| *a *= c);
+        if let Some([_, values]) = scales {
+            p.iter_mut().zip(&values[hidden..]).for_each(|(p, scale)| *p *= f32::from_le_bytes(*scale));
+        }
         match block.elem {
-            KvElem::F32 => weigh(block.values, hidden, p, acc, |b: &[u8; 4]| f32::from_le_bytes(*b)),
-            KvElem::Bf16 => weigh(block.values, hidden, p, acc, bf16),
+            KvElem::F32 => weigh(values, hidden, p, acc, |v: &[u8; 8]| f32_pair(v)),
+            KvElem::Bf16 => weigh(values, hidden, p, acc, bf16_pair),
+            elem @ (KvElem::Int8 | KvElem::Fp8) => {
+                weigh(values, hidden, p, acc, |v: &[u8; 2]| v.map(|v| number(elem, v)));
+            }
+            KvElem::Int4 => weigh(values, hidden, p, acc, nibbles),
         }
     }
 }
 
 #[inline(always)]
-fn bf16(b: &[u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)
+fn f32_pair(b: &[u8; 8]) -> [f32; 2] {
+    [[b[0], b[1], b[2], b[3]], [b[4], b[5], b[6], b[7]]].map(f32::from_le_bytes)
 }
 
-/// The unscaled scores of all tokens, visible or not (each is alone in its lane).
 #[inline(always)]
-fn scores<const B: usize>(keys: &[u8], q: &[f32], read: impl Fn(&[u8; B]) -> f32) -> [f32; TOKENS] {
+fn bf16_pair(b: &[u8; 4]) -> [f32; 2] {
+    [[b[0], b[1]], [b[2], b[3]]].map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+}
+
+#[inline(always)]
+fn nibbles(b: &[u8; 1]) -> [f32; 2] {
+    [b[0] & 15, b[0] >> 4].map(|code| f32::from(code) - 8.0)
+}
+
+/// The unscaled scores of all tokens, visible or not (each is alone in its lane). `read` gives two neighbours from their `B`
+/// bytes.
+#[inline(always)]
+fn scores<const B: usize>(keys: &[u8], q: &[f32], read: impl Fn(&[u8; B]) -> [f32; 2]) -> [f32; TOKENS] {
     let mut s = [0.0; TOKENS];
-    let panel = COLUMNS * q.len();
+    let panel = COLUMNS * q.len() / 2;
     for (s, keys) in s.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(keys.as_chunks::<B>().0.chunks(panel)) {
-        for (q, line) in q.as_chunks::<2>().0.iter().zip(keys.as_chunks::<PAIRS>().0) {
+        for (q, line) in q.as_chunks::<2>().0.iter().zip(keys.as_chunks::<COLUMNS>().0) {
             for i in 0..2 {
                 for (t, s) in s.iter_mut().enumerate() {
-                    *s += q[i] * read(&line[2 * t + i]);
+                    *s += q[i] * read(&line[t])[i];
                 }
             }
         }
@@ -69,13 +91,13 @@ fn weigh<const B: usize>(
     first: usize,
     p: &[f32],
     acc: &mut [f32],
-    read: impl Fn(&[u8; B]) -> f32,
+    read: impl Fn(&[u8; B]) -> [f32; 2],
 ) {
-    let pairs = 2 * acc.len();
+    let d = acc.len();
     for (token, p) in (first..).zip(p) {
-        let line = &values.as_chunks::<B>().0[token / 2 * pairs..][..pairs];
-        for (a, v) in acc.iter_mut().zip(line.as_chunks::<2>().0) {
-            *a += p * read(&v[token % 2]);
+        let line = &values.as_chunks::<B>().0[token / 2 * d..][..d];
+        for (a, v) in acc.iter_mut().zip(line) {
+            *a += p * read(v)[token % 2];
         }
     }
 }

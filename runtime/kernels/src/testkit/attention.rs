@@ -6,7 +6,7 @@ use crate::attention::{Attention, AttentionFn, KvBlock, KvElem, OnlineSoftmax, Q
 use crate::table::{KernelSet, Row};
 use bessemer_format::kv::{self, TOKENS};
 
-const ELEMS: [KvElem; 2] = [KvElem::F32, KvElem::Bf16];
+const ELEMS: [KvElem; 5] = KvElem::ALL;
 
 /// What is done to a product of query and key.
 #[derive(Clone, Copy)]
@@ -26,29 +26,48 @@ struct Cache {
 
 impl Cache {
     fn new(elem: KvElem, d: usize, tokens: usize, mut next: impl FnMut() -> f32) -> Self {
-        let mut value = || match elem {
-            KvElem::F32 => next(),
-            KvElem::Bf16 => half::bf16::from_f32(next()).to_f32(),
+        // Of each token the elements, and what stands for them: codes or their own bits, and a scale.
+        let mut rows = || -> Vec<(Vec<f32>, f32)> {
+            let row = |_| {
+                let x: Vec<f32> = (0..d).map(|_| next()).collect();
+                let scale = kv::scale(elem, &x);
+                (x, scale)
+            };
+            (0..tokens).map(row).collect()
         };
-        let k: Vec<f32> = (0..tokens * d).map(|_| value()).collect();
-        let v: Vec<f32> = (0..tokens * d).map(|_| value()).collect();
-        // What is not visible is NaN.
-        let mut blocks =
-            vec![
-                (vec![0xff; kv::head_elems(d) * elem.bytes()], vec![0xff; kv::head_elems(d) * elem.bytes()]);
-                tokens.div_ceil(TOKENS)
-            ];
-        let put = |out: &mut [u8], at: usize, v: f32| match elem {
-            KvElem::F32 => out[4 * at..][..4].copy_from_slice(&v.to_le_bytes()),
-            KvElem::Bf16 => out[2 * at..][..2].copy_from_slice(&half::bf16::from_f32(v).to_le_bytes()),
+        let [k, v] = [rows(), rows()];
+        // What is not visible is no number, or an odd one.
+        let head = vec![0xff; kv::head_bytes(elem, d)];
+        let mut blocks = vec![(head.clone(), head); tokens.div_ceil(TOKENS)];
+        let put = |out: &mut [u8], at: usize, x: f32, scale: f32| match elem {
+            KvElem::F32 => out[4 * at..][..4].copy_from_slice(&x.to_le_bytes()),
+            KvElem::Bf16 => out[2 * at..][..2].copy_from_slice(&half::bf16::from_f32(x).to_le_bytes()),
+            KvElem::Int4 => {
+                let (byte, shift) = (&mut out[at / 2], at % 2 * 4);
+                *byte = *byte & !(15 << shift) | kv::code(elem, x, scale) << shift;
+            }
+            KvElem::Int8 | KvElem::Fp8 => out[at] = kv::code(elem, x, scale),
         };
+        let scales_at = kv::scales_at(elem, d);
         for t in 0..tokens {
             let (keys, values) = &mut blocks[t / TOKENS];
-            for i in 0..d {
-                put(keys, kv::key(d, t % TOKENS, i), k[t * d + i]);
-                put(values, kv::value(d, t % TOKENS, i), v[t * d + i]);
+            for (out, (x, scale), place) in
+                [(keys, &k[t], kv::key as fn(usize, usize, usize) -> usize), (values, &v[t], kv::value)]
+            {
+                (0..d).for_each(|i| put(out, place(d, t % TOKENS, i), x[i], *scale));
+                if elem.is_scaled() {
+                    out[scales_at + t % TOKENS * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+                }
             }
         }
+        let stored = |rows: Vec<(Vec<f32>, f32)>| {
+            let stored = |(mut x, _): (Vec<f32>, f32)| {
+                kv::stored(elem, &mut x);
+                x
+            };
+            rows.into_iter().flat_map(stored).collect()
+        };
+        let [k, v] = [k, v].map(stored);
         Self { elem, d, k, v, blocks }
     }
 
@@ -96,6 +115,8 @@ impl Cache {
 
     fn check_within(&self, got: &[f32], q: &[f32], scores: Scores, seen: &[usize], window: usize) {
         let (d, Scores { scale, softcap }) = (self.d, scores);
+        // The kernel multiplies by a scale, and so did `self.k` and `self.v`: two more roundings.
+        let scaled = if self.elem.is_scaled() { 2 } else { 0 };
         for (i, &seen) in seen.iter().enumerate() {
             if seen == 0 {
                 assert!(got[i * d..][..d].iter().all(|&v| v == 0.0), "a query that sees nothing gets zeros");
@@ -111,7 +132,7 @@ impl Cache {
                 // Capping makes distances smaller, and rounds to 1e-7 of the cap.
                 scores.push(softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh()));
                 worst = worst.max(softcap.map_or(0.0, |cap| 4e-7 * f64::from(cap)));
-                worst = worst.max(gamma(d + 2) * size * f64::from(scale.abs()));
+                worst = worst.max(gamma(d + 2 + scaled) * size * f64::from(scale.abs()));
             }
             let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let p: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
@@ -127,7 +148,8 @@ impl Cache {
                 // then sums of `seen` terms rescaled once a block, above and below the fraction line.
                 let spread = scores.iter().map(|s| (s - m).abs()).fold(0.0, f64::max).max(m.abs());
                 let weight = 2.0 * worst + 2.0 * spread * f64::from(f32::EPSILON) + 8.0 * gamma(2);
-                let bound = size * (2.0 * weight + 2.0 * gamma(seen + 2 * self.blocks.len() + 4)) + 1e-37;
+                let bound =
+                    size * (2.0 * weight + 2.0 * gamma(seen + 2 * self.blocks.len() + 4 + scaled)) + 1e-37;
                 let error = (f64::from(got[i * d + j]) - want).abs();
                 assert!(
                     error <= bound,
@@ -147,7 +169,18 @@ pub(crate) fn exact(row: &Row<AttentionFn>) {
     let mut random = Random::new(41);
     for elem in ELEMS {
         for (d, queries) in [(16, 1), (64, 3), (128, 4), (64, 13)] {
-            let cache = Cache::new(elem, d, 80, || random.int(-3, 3) as f32);
+            // The first element makes the scale of a token a power of two.
+            let extreme = match elem {
+                KvElem::Int8 => 127.0,
+                KvElem::Fp8 => 448.0,
+                _ => -8.0,
+            };
+            let mut at = 0;
+            let cache = Cache::new(elem, d, 80, || {
+                at += 1;
+                let small = random.int(-3, 3) as f32;
+                if elem.is_scaled() && (at - 1) % d == 0 { extreme } else { small }
+            });
             let q: Vec<f32> = (0..queries * d).map(|i| if i % d == 0 { 1000.0 } else { 0.0 }).collect();
             let seen: Vec<usize> = (0..queries).map(|i| 80 - 7 * (i % 5)).collect();
             let got = cache.attend(&attention, &q, 0.5, &seen);

@@ -10,6 +10,25 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod peak;
 
+/// Element types of a KV cache as const parameters of the kernels of attention.
+mod kv_elem {
+    pub(super) const BF16: u8 = 0;
+    pub(super) const F32: u8 = 1;
+    pub(super) const INT8: u8 = 2;
+    pub(super) const FP8: u8 = 3;
+    pub(super) const INT4: u8 = 4;
+
+    /// Bytes of two elements.
+    pub(super) const fn pair_bytes(elem: u8) -> usize {
+        match elem {
+            F32 => 8,
+            BF16 => 4,
+            INT8 | FP8 => 2,
+            _ => 1,
+        }
+    }
+}
+
 /// The portable kernels for every scheme, compiled with newer instructions: the same bits, faster.
 macro_rules! portable_with {
     ($features:literal) => {

@@ -16,6 +16,9 @@ pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, st
         match block.elem {
             KvElem::Bf16 => attend::<true>(block, queries, state),
             KvElem::F32 => attend::<false>(block, queries, state),
+            KvElem::Int8 | KvElem::Fp8 | KvElem::Int4 => {
+                crate::attention::portable::attend_block(block, queries, state);
+            }
         }
     }
 }
@@ -60,7 +63,7 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
     state: &mut OnlineSoftmax<'_>,
 ) {
     let d = block.head_dim;
-    let bytes = block.elem.bytes();
+    let bytes = block.elem.bits() / 8;
     let visible = queries.visible[first] as usize;
     let q = queries.q[first * d..][..N * d].as_ptr();
 

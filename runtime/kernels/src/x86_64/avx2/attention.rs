@@ -2,6 +2,7 @@
 
 use super::exp;
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
+use crate::x86_64::kv_elem::*;
 use bessemer_format::kv::{COLUMNS, TOKENS};
 use std::arch::x86_64::*;
 
@@ -15,8 +16,11 @@ pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, st
     // SAFETY: the caller's promises are those of `attend`.
     unsafe {
         match block.elem {
-            KvElem::Bf16 => attend::<true>(block, queries, state),
-            KvElem::F32 => attend::<false>(block, queries, state),
+            KvElem::Bf16 => attend::<BF16>(block, queries, state),
+            KvElem::F32 => attend::<F32>(block, queries, state),
+            KvElem::Int8 => attend::<INT8>(block, queries, state),
+            KvElem::Fp8 => attend::<FP8>(block, queries, state),
+            KvElem::Int4 => attend::<INT4>(block, queries, state),
         }
     }
 }
@@ -30,14 +34,10 @@ pub(crate) fn masked(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut Onl
 /// Splits the queries into runs of up to four that see the same tokens and share every load.
 ///
 /// # Safety
-/// As [`crate::attention::AttentionFn`], for the element type of `BF16`.
+/// As [`crate::attention::AttentionFn`], for the element type `ELEM`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn attend<const BF16: bool>(
-    block: &KvBlock<'_>,
-    queries: &Queries<'_>,
-    state: &mut OnlineSoftmax<'_>,
-) {
+unsafe fn attend<const ELEM: u8>(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     let mut first = 0;
     for same in queries.visible.chunk_by(|a, b| a == b) {
         for some in same.chunks(4) {
@@ -45,10 +45,10 @@ unsafe fn attend<const BF16: bool>(
             unsafe {
                 match some.len() {
                     _ if some[0] == 0 => {}
-                    4 => attend_some::<BF16, 4>(block, queries, first, state),
-                    3 => attend_some::<BF16, 3>(block, queries, first, state),
-                    2 => attend_some::<BF16, 2>(block, queries, first, state),
-                    _ => attend_some::<BF16, 1>(block, queries, first, state),
+                    4 => attend_some::<ELEM, 4>(block, queries, first, state),
+                    3 => attend_some::<ELEM, 3>(block, queries, first, state),
+                    2 => attend_some::<ELEM, 2>(block, queries, first, state),
+                    _ => attend_some::<ELEM, 1>(block, queries, first, state),
                 }
             }
             first += some.len();
@@ -60,14 +60,14 @@ unsafe fn attend<const BF16: bool>(
 /// As [`attend`]; the `N` queries from `first` exist and see the same tokens, at least one.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn attend_some<const BF16: bool, const N: usize>(
+unsafe fn attend_some<const ELEM: u8, const N: usize>(
     block: &KvBlock<'_>,
     queries: &Queries<'_>,
     first: usize,
     state: &mut OnlineSoftmax<'_>,
 ) {
     let d = block.head_dim;
-    let bytes = block.elem.bytes();
+    let scales = block.scales();
     let visible = queries.visible[first] as usize;
     let q = queries.q[first * d..][..N * d].as_ptr();
 
@@ -82,9 +82,11 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
         // weights of a query are 32 floats.
         unsafe {
             for pair in 0..d / 2 {
-                let line = block.keys.as_ptr().add((panel * d / 2 + pair) * 2 * COLUMNS * bytes);
-                fetch::<BF16>(next.0, (panel * d / 2 + pair) * 2 * COLUMNS * bytes);
-                let k = [0, 1].map(|half| load_pairs::<BF16>(line.add(half * COLUMNS * bytes), LANES));
+                let at = (panel * d / 2 + pair) * COLUMNS * pair_bytes(ELEM);
+                let line = block.keys.as_ptr().add(at);
+                fetch::<ELEM>(next.0, at);
+                let k =
+                    [0, 1].map(|half| load_pairs::<ELEM>(line.add(half * LANES * pair_bytes(ELEM)), LANES));
                 for i in 0..N {
                     let q = [0, 1].map(|odd| _mm256_set1_ps(*q.add(i * d + 2 * pair + odd)));
                     for half in 0..2 {
@@ -95,7 +97,12 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
             }
             for i in 0..N {
                 for half in 0..2 {
-                    let s = _mm256_mul_ps(scores[i][half], _mm256_set1_ps(queries.scale));
+                    let mut s = scores[i][half];
+                    if let Some([keys, _]) = scales {
+                        let keys = &keys[panel * COLUMNS + half * LANES..][..LANES];
+                        s = _mm256_mul_ps(s, _mm256_loadu_ps(keys.as_ptr().cast()));
+                    }
+                    let s = _mm256_mul_ps(s, _mm256_set1_ps(queries.scale));
                     let s = queries.softcap.map_or(s, |cap| capped(s, cap));
                     _mm256_storeu_ps(weights[i].as_mut_ptr().add(panel * COLUMNS + half * LANES), s);
                 }
@@ -123,6 +130,17 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
                 _mm256_storeu_ps(part.as_mut_ptr(), p);
                 sum = _mm256_add_ps(sum, p);
             }
+            if let Some([_, values]) = scales {
+                for (part, values) in
+                    w.as_chunks_mut::<LANES>().0.iter_mut().zip(values.as_chunks::<LANES>().0)
+                {
+                    let values = _mm256_loadu_ps(values.as_ptr().cast());
+                    _mm256_storeu_ps(
+                        part.as_mut_ptr(),
+                        _mm256_mul_ps(_mm256_loadu_ps(part.as_ptr()), values),
+                    );
+                }
+            }
             let c = crate::math::exp(old - base(m));
             state.m[first + i] = m;
             state.l[first + i] = state.l[first + i] * c + lanes(sum).into_iter().sum::<f32>();
@@ -136,11 +154,11 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
     unsafe {
         let whole = d / WIDE * WIDE;
         for at in (0..whole).step_by(WIDE) {
-            weigh::<BF16, N>(values, &weights, &corrections, visible, acc, d, at, [LANES; 2]);
+            weigh::<ELEM, N>(values, &weights, &corrections, visible, acc, d, at, [LANES; 2]);
         }
         if whole < d {
             let counts = [0, LANES].map(|half| LANES.min((d - whole).saturating_sub(half)));
-            weigh::<BF16, N>(values, &weights, &corrections, visible, acc, d, whole, counts);
+            weigh::<ELEM, N>(values, &weights, &corrections, visible, acc, d, whole, counts);
         }
     }
 }
@@ -160,11 +178,11 @@ fn capped(s: __m256, cap: f32) -> __m256 {
 /// pointer; the other is to those of the next block) of the first `visible` tokens.
 ///
 /// # Safety
-/// `acc` is `N` times `d` floats, a line of values `d` pairs of elements of the type of `BF16`, 16 lines in all, and
+/// `acc` is `N` times `d` floats, a line of values `d` pairs of elements of the type `ELEM`, 16 lines in all, and
 /// `counts` end at `d` or before.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "inlined, so that the counts of whole vectors become constants")]
-unsafe fn weigh<const BF16: bool, const N: usize>(
+unsafe fn weigh<const ELEM: u8, const N: usize>(
     (values, next): (*const u8, *const u8),
     weights: &[[f32; TOKENS]; N],
     corrections: &[__m256; N],
@@ -174,9 +192,8 @@ unsafe fn weigh<const BF16: bool, const N: usize>(
     at: usize,
     counts: [usize; 2],
 ) {
-    let bytes = if BF16 { 2 } else { 4 };
     let place = |i: usize, half: usize| acc.wrapping_add(i * d + at + half * LANES);
-    let line = |pair: usize, half: usize| (pair * d + at + half * LANES) * 2 * bytes;
+    let line = |pair: usize, half: usize| (pair * d + at + half * LANES) * pair_bytes(ELEM);
     // SAFETY: the caller promises that the counted elements exist, and the host has AVX2.
     unsafe {
         let masks = counts.map(|count| first_lanes(count));
@@ -196,9 +213,9 @@ unsafe fn weigh<const BF16: bool, const N: usize>(
             }
         };
         for pair in 0..visible.div_ceil(2) {
-            fetch::<BF16>(next, line(pair, 0));
+            fetch::<ELEM>(next, line(pair, 0));
             let v =
-                [0, 1].map(|half| load_pairs::<BF16>(values.wrapping_add(line(pair, half)), counts[half]));
+                [0, 1].map(|half| load_pairs::<ELEM>(values.wrapping_add(line(pair, half)), counts[half]));
             add([v[0].0, v[1].0], 2 * pair);
             if 2 * pair + 1 < visible {
                 add([v[0].1, v[1].1], 2 * pair + 1);
@@ -215,9 +232,9 @@ unsafe fn weigh<const BF16: bool, const N: usize>(
 /// Asks for the line of 32 elements at `offset`, which need not exist: a prefetch never faults.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn fetch<const BF16: bool>(p: *const u8, offset: usize) {
+fn fetch<const ELEM: u8>(p: *const u8, offset: usize) {
     _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset).cast());
-    if !BF16 {
+    if ELEM == F32 {
         _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset + 64).cast());
     }
 }
@@ -242,34 +259,87 @@ fn first_lanes(count: usize) -> __m256i {
 /// `2 * count` elements are readable at `p`, and `count` is at most 8.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn load_pairs<const BF16: bool>(p: *const u8, count: usize) -> (__m256, __m256) {
-    // SAFETY: whole vectors are read for 8 pairs; else the masks select the promised elements only.
+unsafe fn load_pairs<const ELEM: u8>(p: *const u8, count: usize) -> (__m256, __m256) {
+    // SAFETY: whole vectors are read for 8 pairs; else the masks select, and the copies take, the promised elements only.
     unsafe {
-        if BF16 {
-            let v = match count {
-                LANES => _mm256_loadu_si256(p.cast()),
-                _ => _mm256_maskload_epi32(p.cast(), first_lanes(count)),
-            };
-            let odd = _mm256_and_si256(v, _mm256_set1_epi32(-65536));
-            (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)), _mm256_castsi256_ps(odd))
-        } else {
-            let p = p.cast::<f32>();
-            let (a, b) = match count {
-                LANES => (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(LANES))),
-                _ => (
-                    _mm256_maskload_ps(p, first_lanes(2 * count)),
-                    _mm256_maskload_ps(p.wrapping_add(LANES), first_lanes((2 * count).saturating_sub(LANES))),
-                ),
-            };
-            // Gathers within 128-bit halves, whose middle quarters then trade places.
-            let even = _mm256_castps_pd(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
-            let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
-            (
-                _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(even)),
-                _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(odd)),
-            )
+        match ELEM {
+            BF16 => {
+                let v = match count {
+                    LANES => _mm256_loadu_si256(p.cast()),
+                    _ => _mm256_maskload_epi32(p.cast(), first_lanes(count)),
+                };
+                let odd = _mm256_and_si256(v, _mm256_set1_epi32(-65536));
+                (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)), _mm256_castsi256_ps(odd))
+            }
+            INT8 => {
+                let v = _mm256_cvtepi16_epi32(few_bytes(p, 2 * count));
+                let even = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(v));
+                (_mm256_cvtepi32_ps(even), _mm256_cvtepi32_ps(_mm256_srai_epi32::<8>(v)))
+            }
+            FP8 => {
+                let v = _mm256_cvtepu16_epi32(few_bytes(p, 2 * count));
+                (finite_e4m3(v), finite_e4m3(_mm256_srli_epi32::<8>(v)))
+            }
+            INT4 => {
+                let v = _mm256_cvtepu8_epi32(few_bytes(p, count));
+                let eight = _mm256_set1_epi32(8);
+                let even = _mm256_and_si256(v, _mm256_set1_epi32(15));
+                let code = |v| _mm256_cvtepi32_ps(_mm256_sub_epi32(v, eight));
+                (code(even), code(_mm256_srli_epi32::<4>(v)))
+            }
+            _ => {
+                let p = p.cast::<f32>();
+                let (a, b) = match count {
+                    LANES => (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(LANES))),
+                    _ => {
+                        let second = first_lanes((2 * count).saturating_sub(LANES));
+                        let b = _mm256_maskload_ps(p.wrapping_add(LANES), second);
+                        (_mm256_maskload_ps(p, first_lanes(2 * count)), b)
+                    }
+                };
+                // Gathers within 128-bit halves, whose middle quarters then trade places.
+                let even = _mm256_castps_pd(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+                let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+                (
+                    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(even)),
+                    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(odd)),
+                )
+            }
         }
     }
+}
+
+/// `count` bytes, at most 16, the rest zero.
+///
+/// # Safety
+/// They are readable at `p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn few_bytes(p: *const u8, count: usize) -> __m128i {
+    // SAFETY: the caller promises the bytes; the array is 16 bytes long.
+    unsafe {
+        match count {
+            16 => _mm_loadu_si128(p.cast()),
+            8 => _mm_loadl_epi64(p.cast()),
+            _ => {
+                let mut bytes = [0; 16];
+                p.copy_to_nonoverlapping(bytes.as_mut_ptr(), count);
+                _mm_loadu_si128(bytes.as_ptr().cast())
+            }
+        }
+    }
+}
+
+/// The numbers of E4M3 codes in the low bytes of 32-bit lanes, whatever the bytes above them hold. A code that is no number
+/// reads as 480: its token's scale is none either.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn finite_e4m3(v: __m256i) -> __m256 {
+    let sign = _mm256_and_si256(_mm256_slli_epi32::<24>(v), _mm256_set1_epi32(i32::MIN));
+    let magnitude = _mm256_slli_epi32::<20>(_mm256_and_si256(v, _mm256_set1_epi32(0x7f)));
+    // The exponents' biases are 120 apart; the product is exact, subnormal or not.
+    let power = _mm256_set1_ps(f32::from_bits((127 + 120) << 23));
+    _mm256_mul_ps(_mm256_castsi256_ps(_mm256_or_si256(sign, magnitude)), power)
 }
 
 #[inline]

@@ -5,6 +5,7 @@
 
 use super::exp;
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
+use crate::x86_64::kv_elem::*;
 use bessemer_format::kv::{COLUMNS, TOKENS};
 use std::arch::x86_64::*;
 
@@ -18,8 +19,11 @@ pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, st
     // SAFETY: the caller's promises are those of `attend`.
     unsafe {
         match block.elem {
-            KvElem::Bf16 => attend::<true>(block, queries, state),
-            KvElem::F32 => attend::<false>(block, queries, state),
+            KvElem::Bf16 => attend::<BF16>(block, queries, state),
+            KvElem::F32 => attend::<F32>(block, queries, state),
+            KvElem::Int8 => attend::<INT8>(block, queries, state),
+            KvElem::Fp8 => attend::<FP8>(block, queries, state),
+            KvElem::Int4 => attend::<INT4>(block, queries, state),
         }
     }
 }
@@ -33,14 +37,10 @@ pub(crate) fn masked(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut Onl
 /// Splits the queries into runs that see the same tokens and share every load.
 ///
 /// # Safety
-/// As [`crate::attention::AttentionFn`], for the element type of `BF16`.
+/// As [`crate::attention::AttentionFn`], for the element type `ELEM`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn attend<const BF16: bool>(
-    block: &KvBlock<'_>,
-    queries: &Queries<'_>,
-    state: &mut OnlineSoftmax<'_>,
-) {
+unsafe fn attend<const ELEM: u8>(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     let mut first = 0;
     for same in queries.visible.chunk_by(|a, b| a == b) {
         for some in same.chunks(QUERIES) {
@@ -48,14 +48,14 @@ unsafe fn attend<const BF16: bool>(
             unsafe {
                 match some.len() {
                     _ if some[0] == 0 => {}
-                    8 => attend_some::<BF16, 8, 2>(block, queries, first, state),
-                    7 => attend_some::<BF16, 7, 2>(block, queries, first, state),
-                    6 => attend_some::<BF16, 6, 2>(block, queries, first, state),
-                    5 => attend_some::<BF16, 5, 2>(block, queries, first, state),
-                    4 => attend_some::<BF16, 4, 4>(block, queries, first, state),
-                    3 => attend_some::<BF16, 3, 4>(block, queries, first, state),
-                    2 => attend_some::<BF16, 2, 4>(block, queries, first, state),
-                    _ => attend_some::<BF16, 1, 4>(block, queries, first, state),
+                    8 => attend_some::<ELEM, 8, 2>(block, queries, first, state),
+                    7 => attend_some::<ELEM, 7, 2>(block, queries, first, state),
+                    6 => attend_some::<ELEM, 6, 2>(block, queries, first, state),
+                    5 => attend_some::<ELEM, 5, 2>(block, queries, first, state),
+                    4 => attend_some::<ELEM, 4, 4>(block, queries, first, state),
+                    3 => attend_some::<ELEM, 3, 4>(block, queries, first, state),
+                    2 => attend_some::<ELEM, 2, 4>(block, queries, first, state),
+                    _ => attend_some::<ELEM, 1, 4>(block, queries, first, state),
                 }
             }
             first += some.len();
@@ -67,7 +67,7 @@ unsafe fn attend<const BF16: bool>(
 /// As [`attend`]; the `N` queries from `first` exist and see the same tokens, at least one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn attend_some<const BF16: bool, const N: usize, const LINES: usize>(
+unsafe fn attend_some<const ELEM: u8, const N: usize, const LINES: usize>(
     block: &KvBlock<'_>,
     queries: &Queries<'_>,
     first: usize,
@@ -80,31 +80,47 @@ unsafe fn attend_some<const BF16: bool, const N: usize, const LINES: usize>(
     let acc = &mut state.acc[first * d..][..N * d];
     // SAFETY: the slices hold `N` queries, and the block is as `attend` was promised.
     unsafe {
-        let scores = scores::<BF16, N>(block, q);
-        let (weights, corrections) = soften(scores, queries.scale, queries.softcap, visible, m, l);
-        weigh::<BF16, N, LINES>(block, &weights, &corrections, visible, acc);
+        let mut scores = scores::<ELEM, N>(block, q);
+        let scales = block.scales();
+        if let Some([keys, _]) = scales {
+            let keys = [0, COLUMNS].map(|t| _mm512_loadu_ps(keys[t..][..COLUMNS].as_ptr().cast()));
+            for s in &mut scores {
+                *s = [_mm512_mul_ps(s[0], keys[0]), _mm512_mul_ps(s[1], keys[1])];
+            }
+        }
+        let (mut weights, corrections) = soften(scores, queries.scale, queries.softcap, visible, m, l);
+        if let Some([_, values]) = scales {
+            for t in [0, COLUMNS] {
+                let values = _mm512_loadu_ps(values[t..][..COLUMNS].as_ptr().cast());
+                for w in &mut weights {
+                    let w = w[t..][..COLUMNS].as_mut_ptr();
+                    _mm512_storeu_ps(w, _mm512_mul_ps(_mm512_loadu_ps(w), values));
+                }
+            }
+        }
+        weigh::<ELEM, N, LINES>(block, &weights, &corrections, visible, acc);
     }
 }
 
 /// The unscaled scores of the two halves of the tokens, visible or not (each is alone in its lane).
 ///
 /// # Safety
-/// The block is as [`crate::attention::AttentionFn`] says, of the element type of `BF16`.
+/// The block is as [`crate::attention::AttentionFn`] says, of the element type `ELEM`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn scores<const BF16: bool, const N: usize>(block: &KvBlock<'_>, q: &[f32]) -> [[__m512; 2]; N] {
+unsafe fn scores<const ELEM: u8, const N: usize>(block: &KvBlock<'_>, q: &[f32]) -> [[__m512; 2]; N] {
     let d = block.head_dim;
     let q = q[..N * d].as_ptr();
     let keys = block.keys.as_ptr();
     let next = block.next.map_or(keys, |(keys, _)| keys.as_ptr());
     let mut scores = [[_mm512_setzero_ps(); 2]; N];
     for pair in 0..d / 2 {
-        let line = |half: usize| (half * d / 2 + pair) * 2 * COLUMNS * block.elem.bytes();
+        let line = |half: usize| (half * d / 2 + pair) * COLUMNS * pair_bytes(ELEM);
         // SAFETY: a key panel holds d / 2 lines of 32 elements, and there are two of them; a query has d elements.
         unsafe {
-            fetch::<BF16>(next, line(0));
-            fetch::<BF16>(next, line(1));
-            let k = [0, 1].map(|half| load_pairs::<BF16>(keys.add(line(half)), COLUMNS));
+            fetch::<ELEM>(next, line(0));
+            fetch::<ELEM>(next, line(1));
+            let k = [0, 1].map(|half| load_pairs::<ELEM>(keys.add(line(half)), COLUMNS));
             for i in 0..N {
                 let q = q.add(i * d + 2 * pair);
                 let (even, odd) = (_mm512_set1_ps(*q), _mm512_set1_ps(*q.add(1)));
@@ -190,7 +206,7 @@ fn capped(s: __m512, cap: f32) -> __m512 {
 /// As [`scores`]; `acc` holds the elements of `N` queries.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn weigh<const BF16: bool, const N: usize, const LINES: usize>(
+unsafe fn weigh<const ELEM: u8, const N: usize, const LINES: usize>(
     block: &KvBlock<'_>,
     weights: &[[f32; TOKENS]; N],
     corrections: &[f32; COLUMNS],
@@ -204,7 +220,7 @@ unsafe fn weigh<const BF16: bool, const N: usize, const LINES: usize>(
     for at in (0..d).step_by(LINES * COLUMNS) {
         let lanes: [usize; LINES] = std::array::from_fn(|g| COLUMNS.min(d.saturating_sub(at + g * COLUMNS)));
         let place = |i: usize, g: usize| acc.wrapping_add(i * d + at + g * COLUMNS);
-        let line = |pair: usize, g: usize| (pair * d + at + g * COLUMNS) * 2 * block.elem.bytes();
+        let line = |pair: usize, g: usize| (pair * d + at + g * COLUMNS) * pair_bytes(ELEM);
         // SAFETY: `lanes` selects elements below d of each accumulator and of each of the token pairs, which are d pairs of
         // elements long; there are 16 of those.
         unsafe {
@@ -218,8 +234,8 @@ unsafe fn weigh<const BF16: bool, const N: usize, const LINES: usize>(
             for pair in 0..visible / 2 {
                 let mut v = [(_mm512_setzero_ps(), _mm512_setzero_ps()); LINES];
                 for g in 0..LINES {
-                    fetch::<BF16>(next, line(pair, g));
-                    v[g] = load_pairs::<BF16>(values.wrapping_add(line(pair, g)), lanes[g]);
+                    fetch::<ELEM>(next, line(pair, g));
+                    v[g] = load_pairs::<ELEM>(values.wrapping_add(line(pair, g)), lanes[g]);
                 }
                 for i in 0..N {
                     let even = _mm512_set1_ps(weights[i][2 * pair]);
@@ -232,7 +248,7 @@ unsafe fn weigh<const BF16: bool, const N: usize, const LINES: usize>(
             }
             if visible % 2 == 1 {
                 for g in 0..LINES {
-                    let (even, _) = load_pairs::<BF16>(values.wrapping_add(line(visible / 2, g)), lanes[g]);
+                    let (even, _) = load_pairs::<ELEM>(values.wrapping_add(line(visible / 2, g)), lanes[g]);
                     for i in 0..N {
                         let weight = _mm512_set1_ps(weights[i][visible - 1]);
                         sums[i][g] = _mm512_fmadd_ps(weight, even, sums[i][g]);
@@ -251,9 +267,9 @@ unsafe fn weigh<const BF16: bool, const N: usize, const LINES: usize>(
 /// Asks for the line of 32 elements at `offset`, which need not exist: a prefetch never faults.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn fetch<const BF16: bool>(p: *const u8, offset: usize) {
+fn fetch<const ELEM: u8>(p: *const u8, offset: usize) {
     _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset).cast());
-    if !BF16 {
+    if ELEM == F32 {
         _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset + 64).cast());
     }
 }
@@ -276,20 +292,52 @@ pub(crate) fn merge(state: &mut OnlineSoftmax<'_>, later: &OnlineSoftmax<'_>) {
 /// `2 * lanes` elements are readable at `p`, and `lanes` is at most 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn load_pairs<const BF16: bool>(p: *const u8, lanes: usize) -> (__m512, __m512) {
+unsafe fn load_pairs<const ELEM: u8>(p: *const u8, lanes: usize) -> (__m512, __m512) {
+    let mask = first_lanes(lanes);
     // SAFETY: the masks select the promised elements only.
     unsafe {
-        if BF16 {
-            let v = _mm512_maskz_loadu_epi32(first_lanes(lanes), p.cast());
-            let odd = _mm512_and_si512(v, _mm512_set1_epi32(-65536));
-            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)), _mm512_castsi512_ps(odd))
-        } else {
-            let mask = ((1_u64 << (2 * lanes)) - 1) as u32;
-            let a = _mm512_maskz_loadu_ps(mask as u16, p.cast());
-            let b = _mm512_maskz_loadu_ps((mask >> 16) as u16, p.cast::<f32>().wrapping_add(16));
-            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-            (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+        match ELEM {
+            BF16 => {
+                let v = _mm512_maskz_loadu_epi32(mask, p.cast());
+                let odd = _mm512_and_si512(v, _mm512_set1_epi32(-65536));
+                (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)), _mm512_castsi512_ps(odd))
+            }
+            INT8 => {
+                let v = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast()));
+                let even = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(v));
+                (_mm512_cvtepi32_ps(even), _mm512_cvtepi32_ps(_mm512_srai_epi32::<8>(v)))
+            }
+            FP8 => {
+                let v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast()));
+                (finite_e4m3(v), finite_e4m3(_mm512_srli_epi32::<8>(v)))
+            }
+            INT4 => {
+                let v = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p.cast()));
+                let eight = _mm512_set1_epi32(8);
+                let even = _mm512_and_si512(v, _mm512_set1_epi32(15));
+                let code = |v| _mm512_cvtepi32_ps(_mm512_sub_epi32(v, eight));
+                (code(even), code(_mm512_srli_epi32::<4>(v)))
+            }
+            _ => {
+                let mask = ((1_u64 << (2 * lanes)) - 1) as u32;
+                let a = _mm512_maskz_loadu_ps(mask as u16, p.cast());
+                let b = _mm512_maskz_loadu_ps((mask >> 16) as u16, p.cast::<f32>().wrapping_add(16));
+                let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+                let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+                (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+            }
         }
     }
+}
+
+/// The numbers of E4M3 codes in the low bytes of 32-bit lanes, whatever the bytes above them hold. A code that is no number
+/// reads as 480: its token's scale is none either.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn finite_e4m3(v: __m512i) -> __m512 {
+    let sign = _mm512_and_si512(_mm512_slli_epi32::<24>(v), _mm512_set1_epi32(i32::MIN));
+    let magnitude = _mm512_slli_epi32::<20>(_mm512_and_si512(v, _mm512_set1_epi32(0x7f)));
+    // The exponents' biases are 120 apart; the product is exact, subnormal or not.
+    let power = _mm512_set1_ps(f32::from_bits((127 + 120) << 23));
+    _mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(sign, magnitude)), power)
 }
