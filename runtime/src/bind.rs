@@ -5,6 +5,7 @@
 //! (`bessemer_format::validate`); what is left to refuse here is what this runtime has no way to execute.
 
 use crate::error::EngineError;
+use crate::state::CacheLayer;
 use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::file::EngineFile;
 use bessemer_format::header::SectionKind;
@@ -37,7 +38,7 @@ pub(crate) enum BoundKind {
     Route(BoundRoute),
     GroupedLinear(BoundGrouped),
     Attention(BoundAttention),
-    Nest { nest: usize, rows: RowCount, args: Vec<BoundArg> },
+    Nest { nest: usize, rows: RowCount, args: Vec<BoundArg>, appends: Option<Appends> },
 }
 
 /// A buffer: where its rows start and how long they are.
@@ -124,7 +125,8 @@ pub(crate) struct BoundAttention {
     pub(crate) query: BoundBuffer,
     pub(crate) query_column: usize,
     pub(crate) state: usize,
-    pub(crate) layer_elems: usize,
+    /// Its keys and values: which of [`CacheLayer::all`].
+    pub(crate) layer: usize,
     pub(crate) out: BoundBuffer,
     pub(crate) kv_heads: usize,
     /// Query heads that share a KV head.
@@ -160,10 +162,18 @@ pub(crate) enum BoundArg {
     State(usize),
 }
 
+/// What a nest appends to the cache.
+pub(crate) struct Appends {
+    /// Which of [`CacheLayer::all`].
+    pub(crate) layer: usize,
+    /// Whether keys and values are complete with it: no later nest writes those of the layer.
+    pub(crate) last: bool,
+}
+
 /// Binds every program of the plan to `kernels`.
 pub(crate) fn bind(file: &EngineFile, kernels: &KernelSet) -> Result<Vec<BoundProgram>, EngineError> {
     let weights_at = file.frame().entry(SectionKind::Weights).map_or(0, |e| e.offset as usize);
-    let binder = Binder { plan: &file.plan, kernels, weights_at };
+    let binder = Binder { plan: &file.plan, kernels, weights_at, layers: CacheLayer::all(&file.plan) };
     file.plan.programs.iter().map(|program| binder.program(program)).collect()
 }
 
@@ -171,11 +181,12 @@ struct Binder<'a> {
     plan: &'a Plan,
     kernels: &'a KernelSet,
     weights_at: usize,
+    layers: Vec<CacheLayer>,
 }
 
 impl Binder<'_> {
     fn program(&self, program: &Program) -> Result<BoundProgram, EngineError> {
-        let step = |step: &plan::Step| {
+        let step = |(index, step): (usize, &plan::Step)| {
             let unsupported = |why| EngineError::Unsupported { step: step.source.clone(), why };
             if step.place != 0 {
                 return Err(unsupported(format!(
@@ -183,20 +194,20 @@ impl Binder<'_> {
                     step.place
                 )));
             }
-            let kind = self.step(program, &step.kind).map_err(unsupported)?;
+            let kind = self.step(program, index).map_err(unsupported)?;
             let outputs = self.outputs(program, &step.kind).map_err(unsupported)?;
             Ok(BoundStep { kind, barrier: step.barrier, source: step.source.clone(), outputs })
         };
         Ok(BoundProgram {
             max_rows: program.regime.max_rows as usize,
             arena_bytes: program.arena_bytes as usize,
-            steps: program.steps.iter().map(step).collect::<Result<_, _>>()?,
+            steps: program.steps.iter().enumerate().map(step).collect::<Result<_, _>>()?,
         })
     }
 
-    fn step(&self, program: &Program, kind: &StepKind) -> Result<BoundKind, String> {
+    fn step(&self, program: &Program, index: usize) -> Result<BoundKind, String> {
         let buffer = |id| self.buffer(program, id);
-        match kind {
+        match &program.steps[index].kind {
             StepKind::Embed { tokens, table, out } => Ok(BoundKind::Embed {
                 tokens: buffer(*tokens)?,
                 table: self.weight(*table)?,
@@ -244,10 +255,27 @@ impl Binder<'_> {
                     nest: *nest as usize,
                     rows: *rows,
                     args: args.iter().map(arg).collect::<Result<_, _>>()?,
+                    appends: self.appends(program, index),
                 })
             }
             StepKind::Copy { .. } => Err("copies between places are not supported by this version".into()),
         }
+    }
+
+    /// What a step appends to the cache: rows of the layer that the next attention reads.
+    fn appends(&self, program: &Program, index: usize) -> Option<Appends> {
+        let writes = |step: &plan::Step| match &step.kind {
+            StepKind::Nest { args, .. } => args.iter().any(|arg| matches!(arg, Arg::State(_))),
+            _ => false,
+        };
+        let (step, later) = program.steps.get(index..)?.split_first()?;
+        if !writes(step) {
+            return None;
+        }
+        let reader = later.iter().position(|step| matches!(step.kind, StepKind::Attention(_)))?;
+        let StepKind::Attention(a) = &later[reader].kind else { return None };
+        let layer = self.layers.binary_search(&CacheLayer::of(a)).ok()?;
+        Some(Appends { layer, last: !later[..reader].iter().any(writes) })
     }
 
     fn outputs(&self, program: &Program, kind: &StepKind) -> Result<Vec<BoundBuffer>, String> {
@@ -353,7 +381,7 @@ impl Binder<'_> {
             query: self.buffer(program, a.query)?,
             query_column: a.query_column as usize,
             state: a.state as usize,
-            layer_elems: a.layer_elems as usize,
+            layer: self.layers.binary_search(&CacheLayer::of(a)).map_err(|_| "attention of no layer")?,
             out: self.buffer(program, a.out)?,
             kv_heads,
             group: heads / kv_heads,

@@ -4,7 +4,7 @@ use crate::bind::{self, BoundProgram};
 use crate::code::Code;
 use crate::error::EngineError;
 use crate::host;
-use crate::state;
+use crate::state::BlockLayout;
 use bessemer_format::file::{self, Bytes, EngineFile};
 use bessemer_format::header::SectionKind;
 use bessemer_format::manifest::{Hash, KvElem, Manifest, Report, Requirements};
@@ -168,9 +168,11 @@ impl Engine {
     pub fn memory(&self, tokens: usize, kv: KvElem, rows: usize) -> MemoryEstimate {
         let plan = self.plan();
         let blocks = tokens.div_ceil(kv::TOKENS) as u64;
+        // A plan without such a cache has no worker with one either.
+        let block = BlockLayout::new(plan, kv).map_or(0, |l| l.block_bytes.iter().sum::<usize>() as u64);
         let arena = self.programs_for(rows).iter().map(|p| p.arena_bytes as u64).max();
         MemoryEstimate {
-            cache: state::block_bytes(plan, kv).saturating_mul(blocks),
+            cache: block.saturating_mul(blocks),
             arena: arena.unwrap_or(0),
             logits: 4 * u64::from(plan.model.output_width()),
         }

@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::error::{EngineError, RunError, SnapshotError};
 use crate::exec::{BoundNest, Inputs, Pass, Profile, Scratch, Span, StepResult, Watch};
 use crate::pool::{Pool, SharedBytes, SharedMemory, allowed_cores};
-use crate::state::{Sequence, StatePool};
+use crate::state::{BlockLayout, Sequence, StatePool};
 use bessemer_format::kv::TOKENS;
 use bessemer_format::manifest::KvElem;
 use std::fmt;
@@ -164,7 +164,9 @@ impl Worker {
             move |source| EngineError::Resource { what, source }
         };
         let threads = if options.threads == 0 { allowed_cores().len() } else { options.threads };
-        let state = StatePool::reserve(plan, engine.hash(), options.kv, blocks)
+        let layout = BlockLayout::new(plan, options.kv)
+            .map_err(|why| EngineError::Unsupported { step: "the KV cache".into(), why })?;
+        let state = StatePool::reserve(plan, engine.hash(), options.kv, layout, blocks)
             .map_err(resource("memory for the KV cache"))?;
         log::debug!("worker: {threads} threads, {max_rows} rows, {blocks} blocks of {TOKENS} tokens");
         Ok(Self {
@@ -172,7 +174,7 @@ impl Worker {
             state: Arc::new(state),
             arena: SharedMemory::reserve(memory.arena as usize)
                 .map_err(resource("memory for activations"))?,
-            nests: BoundNest::all(engine, options.kv, options.nests)?,
+            nests: BoundNest::all(engine, options.kv.written(), options.nests)?,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             max_rows,
             inputs: Inputs::default(),
@@ -379,6 +381,7 @@ impl Inputs {
             &mut self.tokens,
             &mut self.positions,
             &mut self.slots,
+            &mut self.staged_slots,
             &mut self.sequences,
             &mut self.logit_rows,
             &mut self.block_table,
@@ -405,6 +408,7 @@ impl Inputs {
                 self.positions.push(position as i32);
                 // Blocks are counted in tokens below 2^31: `Worker::new` made sure.
                 self.slots.push((table[position / TOKENS] as usize * TOKENS + position % TOKENS) as i32);
+                self.staged_slots.push(((first_row + i) % TOKENS) as i32);
                 self.sequences.push(sequence as i32);
                 self.table_starts.push((sequence * self.table_stride) as i32);
                 self.token_types.push(entry.types.get(piece.first + i).copied().unwrap_or(0) as i32);

@@ -35,6 +35,19 @@ fn a_bf16_cache_meets_the_reference_that_rounds_too() {
 }
 
 #[test]
+fn a_cache_of_codes_meets_the_reference_that_rounds_too() {
+    // As above; a step of a code is one part in 127, 16 or 8 of its largest neighbour.
+    for (kv, tolerance) in [(KvElem::Int8, 1e-3), (KvElem::Fp8, 4e-3), (KvElem::Int4, 1e-2)] {
+        check_against_reference(Shape::default(), kv, tolerance);
+    }
+    // Keys and values of layers and heads of other shapes.
+    for (heads, kv_heads, head_dim) in [(3, 3, 16), (5, 1, 8)] {
+        let shape = Shape { heads, kv_heads, head_dim, ..Shape::default() };
+        check_against_reference(shape, KvElem::Int4, 1e-2);
+    }
+}
+
+#[test]
 fn quantised_weights_in_f32_meet_the_reference() {
     for scheme in [QuantScheme::Q8_0, QuantScheme::Q4_0, QuantScheme::Q4_1, QuantScheme::BF16] {
         check_against_reference(Shape { scheme, ..Shape::default() }, KvElem::F32, 2e-6);
@@ -93,7 +106,7 @@ fn long_run(engine: &Engine, threads: usize, kv: KvElem) -> Vec<u32> {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     for shape in [Shape::default(), Shape::int8(), Shape::bf16(), Shape::windowed()] {
-        for kv in [KvElem::Bf16, KvElem::F32] {
+        for kv in KvElem::ALL {
             let engine = Model::random(shape.clone(), 4).engine();
             let one = long_run(&engine, 1, kv);
             assert!(one.iter().any(|bits| *bits != 0));

@@ -108,7 +108,7 @@ pub struct WeightSlice {
 pub enum StateDecl {
     /// Blocks of [`crate::kv::TOKENS`] tokens, addressed through a block table.
     Blocks {
-        /// Elements of a block (bf16 or f32, chosen at run time).
+        /// Elements of a block; their type is chosen at run time.
         elems: u64,
     },
 }

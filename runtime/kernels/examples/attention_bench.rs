@@ -27,7 +27,7 @@ fn main() {
         "{:<9} {:<5} {:>10} {:<8} {:>6} {:>9} {:>7} {:>7} {:>6}",
         "isa", "kv", "d x group", "phase", "tokens", "us", "GB/s", "G", "bound"
     );
-    for elem in [KvElem::Bf16, KvElem::F32] {
+    for elem in KvElem::ALL {
         for (d, group) in HEADS {
             let cache = Cache::new(elem, d);
             for &isa in Isa::ALL {
@@ -39,7 +39,7 @@ fn main() {
                     let line = format!(
                         "{:<9} {:<5} {:>10} {phase:<8} {tokens:>6}",
                         isa.name(),
-                        format!("{elem:?}").to_lowercase(),
+                        elem.name(),
                         format!("{d}x{group}")
                     );
                     if !filter.iter().all(|f| line.contains(f.as_str())) {
@@ -50,7 +50,7 @@ fn main() {
                         // Causal: row `r` sees `r + 1` tokens.
                         _ => (cache.prefill(&kernel, group, tokens), tokens * (tokens + 1) / 2),
                     };
-                    let bytes = (tokens * 2 * d * elem.bytes()) as f64;
+                    let bytes = (tokens / TOKENS * 2 * kv::head_bytes(elem, d)) as f64;
                     let ops = (2 * pairs * group * d) as f64;
                     let bound = (bytes / read).max(ops / peak);
                     println!(
@@ -81,14 +81,15 @@ impl Cache {
             let v = noise.next().unwrap_or(0) as f32 / u32::MAX as f32 - 0.5;
             match elem {
                 KvElem::Bf16 => bytes.extend_from_slice(&v.to_le_bytes()[2..]),
-                KvElem::F32 => bytes.extend_from_slice(&v.to_le_bytes()),
+                // Any bytes are codes, and these are scales too.
+                _ => bytes.extend_from_slice(&v.to_le_bytes()),
             }
         }
         Self { elem, d, bytes }
     }
 
     fn block(&self, index: usize) -> KvBlock<'_> {
-        let bytes = kv::head_elems(self.d) * self.elem.bytes();
+        let bytes = kv::head_bytes(self.elem, self.d);
         let (keys, values) = self.bytes[2 * index * bytes..][..2 * bytes].split_at(bytes);
         // As the blocks of a sequence, the last of which announces the next head's first.
         let next =
@@ -97,7 +98,7 @@ impl Cache {
     }
 
     fn blocks(&self) -> usize {
-        self.bytes.len() / (2 * kv::head_elems(self.d) * self.elem.bytes())
+        self.bytes.len() / (2 * kv::head_bytes(self.elem, self.d))
     }
 
     /// Seconds of one row over `tokens` tokens of one KV head.

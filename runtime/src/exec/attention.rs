@@ -13,8 +13,6 @@ use super::{Pass, Scratch, Span, Stop, Thread};
 use crate::bind::{BoundAttention, BoundBuffer};
 use crate::pool::SharedBytes;
 use bessemer_format::kv::{self, TOKENS};
-use bessemer_format::manifest;
-use bessemer_kernels::KvElem;
 use bessemer_kernels::attention::latent::keys_as_values;
 use bessemer_kernels::attention::{KvBlock, OnlineSoftmax, Queries};
 use std::ops::Range;
@@ -256,7 +254,7 @@ impl Pass<'_> {
     /// Makes `scratch` hold the values of a block where they are read from keys.
     fn room_for_values(&self, a: &BoundAttention, scratch: &mut Scratch) {
         if a.latent {
-            scratch.bytes.resize(kv::head_elems(a.head_dim) * self.state.kv.bytes(), 0);
+            scratch.bytes.resize(kv::head_bytes(self.state.kv, a.head_dim), 0);
         }
     }
 
@@ -265,14 +263,11 @@ impl Pass<'_> {
         let entry = unit.span.sequence * self.inputs.table_stride + block;
         let bytes = self.state.block(a.state, self.inputs.block_table[entry] as usize);
         let elem = self.state.kv;
-        let head_bytes = kv::head_elems(a.head_dim) * elem.bytes();
-        let keys = a.layer_elems * elem.bytes() + unit.head * head_bytes;
+        let head_bytes = kv::head_bytes(elem, a.head_dim);
+        let keys = self.state.layout.layer_at[a.layer] + unit.head * head_bytes;
         let values = if a.latent { keys } else { keys + a.kv_heads * head_bytes };
         KvBlock {
-            elem: match elem {
-                manifest::KvElem::Bf16 => KvElem::Bf16,
-                manifest::KvElem::F32 => KvElem::F32,
-            },
+            elem,
             head_dim: a.head_dim,
             keys: bytes.get(keys..keys + head_bytes),
             values: bytes.get(values..values + head_bytes),

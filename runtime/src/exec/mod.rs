@@ -8,6 +8,7 @@ mod attention;
 mod experts;
 mod linear;
 mod nests;
+mod staging;
 mod watch;
 
 pub(crate) use nests::{BoundNest, ViewBinding};
@@ -43,6 +44,8 @@ pub(crate) struct Inputs {
     pub(crate) tokens: Vec<i32>,
     pub(crate) positions: Vec<i32>,
     pub(crate) slots: Vec<i32>,
+    /// Slots of rows that are staged: see [`staging`].
+    pub(crate) staged_slots: Vec<i32>,
     pub(crate) sequences: Vec<i32>,
     pub(crate) logit_rows: Vec<i32>,
     pub(crate) block_table: Vec<i32>,
@@ -62,6 +65,7 @@ pub(crate) struct Scratch {
     pub(crate) bytes: Vec<u8>,
     pub(crate) order: Vec<u32>,
     pub(crate) ends: Vec<usize>,
+    pub(crate) staged: staging::Staged,
 }
 
 /// One pass of one program over at most its number of rows.
@@ -187,10 +191,15 @@ impl Pass<'_> {
             }
             BoundKind::GroupedLinear(grouped) => self.grouped(grouped, &step.source, thread, scratch),
             BoundKind::Attention(attention) => self.attention(attention, thread, scratch),
-            BoundKind::Nest { nest, rows, args } => {
+            BoundKind::Nest { nest, rows, args, appends } => {
                 let rows = thread.share(self.rows(*rows));
-                self.nest(*nest, rows, args)
-                    .map_err(|why| Stop::Error(RunError::Index { step: step.source.clone(), why }))
+                let ran = match appends {
+                    Some(appends) if self.state.kv.is_scaled() => {
+                        self.staged_nest(*nest, rows, args, appends, &mut scratch.staged)
+                    }
+                    _ => self.nest(*nest, rows, args, None),
+                };
+                ran.map_err(|why| Stop::Error(RunError::Index { step: step.source.clone(), why }))
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::worker::Nests;
 use bessemer_format::PanelLayout;
 use bessemer_format::manifest::KvElem;
 use bessemer_format::nest::MAX_VIEWS;
+use bessemer_format::plan::{Home, Input};
 use std::ops::Range;
 
 /// Memory that a view of a nest is bound to.
@@ -45,7 +46,14 @@ impl BoundNest {
 }
 
 impl Pass<'_> {
-    pub(super) fn nest(&self, nest: usize, rows: Range<usize>, args: &[BoundArg]) -> Result<(), String> {
+    /// Runs rows of a nest; where they are staged, its states are that memory.
+    pub(super) fn nest(
+        &self,
+        nest: usize,
+        rows: Range<usize>,
+        args: &[BoundArg],
+        staged: Option<SharedBytes<'_>>,
+    ) -> Result<(), String> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -53,12 +61,17 @@ impl Pass<'_> {
         let views = &mut views[..args.len()];
         for (view, arg) in views.iter_mut().zip(args) {
             *view = match arg {
+                BoundArg::Buffer(buffer) if staged.is_some() && buffer.home == Home::Input(Input::Slots) => {
+                    ViewBinding { bytes: SharedBytes::read_only(&self.inputs.staged_slots), panel: None }
+                }
                 BoundArg::Buffer(buffer) => ViewBinding { bytes: self.buffer(buffer), panel: None },
                 BoundArg::Weight(range, panel) => {
                     let bytes = SharedBytes::read_only(&self.file[range.clone()]);
                     ViewBinding { bytes, panel: panel.as_ref() }
                 }
-                BoundArg::State(id) => ViewBinding { bytes: self.state.state(*id), panel: None },
+                BoundArg::State(id) => {
+                    ViewBinding { bytes: staged.unwrap_or_else(|| self.state.state(*id)), panel: None }
+                }
             };
         }
         match &self.nests[nest] {

@@ -5,9 +5,11 @@
 //! [`kv::TOKENS`](bessemer_format::kv::TOKENS) tokens of every layer and belongs to one sequence, or to several that
 //! were forked from each other. Shared blocks are never written: who appends to one gets a copy first.
 
+mod layers;
 mod pool;
 mod sequence;
 mod snapshot;
 
-pub(crate) use pool::{StatePool, block_bytes};
+pub(crate) use layers::{BlockLayout, CacheLayer};
+pub(crate) use pool::StatePool;
 pub use sequence::Sequence;

@@ -1,9 +1,10 @@
 //! Blocks: allocation, sharing, copying.
 
+use super::BlockLayout;
 use crate::error::RunError;
 use crate::pool::{SharedBytes, SharedMemory};
 use bessemer_format::manifest::{Hash, KvElem};
-use bessemer_format::plan::{Plan, StateDecl};
+use bessemer_format::plan::Plan;
 use std::sync::{Mutex, MutexGuard};
 
 /// The state memory of a worker, shared with its sequences.
@@ -15,6 +16,7 @@ pub(crate) struct StatePool {
     pub(crate) context: usize,
     total: usize,
     states: Vec<State>,
+    pub(crate) layout: BlockLayout,
     blocks: Mutex<Blocks>,
 }
 
@@ -31,16 +33,16 @@ struct Blocks {
     free: Vec<u32>,
 }
 
-/// Bytes of a block of every state together.
-pub(crate) fn block_bytes(plan: &Plan, kv: KvElem) -> u64 {
-    plan.states.iter().map(|StateDecl::Blocks { elems }| elems * kv.bytes() as u64).sum()
-}
-
 impl StatePool {
-    /// Reserves room for `total` blocks of each state of the plan.
-    pub(crate) fn reserve(plan: &Plan, engine: Hash, kv: KvElem, total: usize) -> std::io::Result<Self> {
-        let state = |StateDecl::Blocks { elems }: &StateDecl| {
-            let block_bytes = *elems as usize * kv.bytes();
+    /// Reserves room for `total` blocks of each state of the plan, laid out as `blocks` says.
+    pub(crate) fn reserve(
+        plan: &Plan,
+        engine: Hash,
+        kv: KvElem,
+        blocks: BlockLayout,
+        total: usize,
+    ) -> std::io::Result<Self> {
+        let state = |&block_bytes: &usize| {
             let too_large =
                 || std::io::Error::new(std::io::ErrorKind::OutOfMemory, "more than can be addressed");
             let memory = SharedMemory::reserve(block_bytes.checked_mul(total).ok_or_else(too_large)?)?;
@@ -51,7 +53,8 @@ impl StatePool {
             kv,
             context: plan.model.context as usize,
             total,
-            states: plan.states.iter().map(state).collect::<std::io::Result<_>>()?,
+            states: blocks.block_bytes.iter().map(state).collect::<std::io::Result<_>>()?,
+            layout: blocks,
             // Room for every block at once: taking and giving back never allocates.
             blocks: Mutex::new(Blocks { refs: Vec::with_capacity(total), free: Vec::with_capacity(total) }),
         })

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0   8  magic "BESSEQ01"
-//!  8   4  element type of the cache: 1 bf16, 2 f32
+//!  8   4  element type of the cache: 1 bf16, 2 f32, 3 int8, 4 fp8, 5 int4
 //! 12   4  0
 //! 16   8  tokens
 //! 24   8  bytes of blocks
@@ -25,13 +25,9 @@ const fn kv_number(kv: KvElem) -> u32 {
     match kv {
         KvElem::Bf16 => 1,
         KvElem::F32 => 2,
-    }
-}
-
-const fn kv_name(kv: KvElem) -> &'static str {
-    match kv {
-        KvElem::Bf16 => "bf16",
-        KvElem::F32 => "f32",
+        KvElem::Int8 => 3,
+        KvElem::Fp8 => 4,
+        KvElem::Int4 => 5,
     }
 }
 
@@ -72,10 +68,10 @@ impl Sequence {
             let (found, expected) = (hash(32).to_string(), pool.engine.to_string());
             return Err(SnapshotError::Engine { found, expected });
         }
-        let kv = [KvElem::Bf16, KvElem::F32].into_iter().find(|kv| u64::from(kv_number(*kv)) == word(8));
+        let kv = KvElem::ALL.into_iter().find(|kv| u64::from(kv_number(*kv)) == word(8));
         let kv = kv.ok_or_else(|| header("its cache type is not known"))?;
         if kv != pool.kv {
-            return Err(SnapshotError::Kv { found: kv_name(kv), expected: kv_name(pool.kv) });
+            return Err(SnapshotError::Kv { found: kv.name(), expected: pool.kv.name() });
         }
         if word(24) != payload.len() as u64 {
             return Err(damaged(format!(

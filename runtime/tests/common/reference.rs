@@ -30,12 +30,9 @@ impl<'a> Reference<'a> {
         for (layer, cache) in self.model.layers.iter().zip(&mut self.cache) {
             let q = linear(&layer.q, &x, s.compute);
             let store = |v: Vec<f64>| -> Vec<f64> {
-                v.into_iter()
-                    .map(|v| match self.kv {
-                        KvElem::F32 => f64::from(v as f32),
-                        KvElem::Bf16 => half::bf16::from_f32(v as f32).to_f64(),
-                    })
-                    .collect()
+                let mut v: Vec<f32> = v.into_iter().map(|v| v as f32).collect();
+                v.chunks_mut(s.head_dim).for_each(|head| bessemer_format::kv::stored(self.kv, head));
+                v.into_iter().map(f64::from).collect()
             };
             cache.push((store(linear(&layer.k, &x, s.compute)), store(linear(&layer.v, &x, s.compute))));
             let mut out = vec![0.0; s.hidden()];

@@ -227,7 +227,7 @@ impl Args {
             true => Some(phases(&mut engine, &model.engine, kv, self.r.into(), &ceilings)?),
             false => None,
         };
-        let work = Work::of(model.engine.plan(), kv, load);
+        let work = Work::of(&model.engine, kv, load);
         let decode_steps_s = median_of(&ours, |s| s.decode) / load.sequences as f64;
         let prefill_tok_s = median_of(&ours, |s| s.prefill);
         let mut output = Output {

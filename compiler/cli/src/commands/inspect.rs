@@ -296,10 +296,10 @@ fn summary(program: &Program) -> ProgramSummary {
 fn memory(engine: &Engine) -> Vec<Memory> {
     let plan = engine.plan();
     let (tokens, rows) = (plan.model.context, plan.programs.last().map_or(1, |p| p.regime.max_rows));
-    [("bf16", KvElem::Bf16), ("f32", KvElem::F32)]
-        .map(|(kv, elem)| {
-            let m = engine.memory(tokens as usize, elem, rows as usize);
-            Memory { kv, tokens, kv_bytes: m.cache, arena_bytes: m.arena, logits_bytes: m.logits }
+    KvElem::ALL
+        .map(|kv| {
+            let m = engine.memory(tokens as usize, kv, rows as usize);
+            Memory { kv: kv.name(), tokens, kv_bytes: m.cache, arena_bytes: m.arena, logits_bytes: m.logits }
         })
         .into()
 }

@@ -118,10 +118,16 @@ struct Sampling {
 /// Element types of a KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kv {
-    /// Half the memory
+    /// Half the memory of f32
     Bf16,
     /// Exact
     F32,
+    /// About half of bf16: a scale for each token and head
+    Int8,
+    /// As int8, in floats of 8 bits
+    Fp8,
+    /// About a quarter of bf16; text suffers
+    Int4,
 }
 
 impl From<Kv> for KvElem {
@@ -129,6 +135,9 @@ impl From<Kv> for KvElem {
         match kv {
             Kv::Bf16 => Self::Bf16,
             Kv::F32 => Self::F32,
+            Kv::Int8 => Self::Int8,
+            Kv::Fp8 => Self::Fp8,
+            Kv::Int4 => Self::Int4,
         }
     }
 }
@@ -218,8 +227,7 @@ impl Args {
         }
         let worker = Worker::new(&model.engine, options)?;
         let memory = model.engine.memory(context, kv, worker.max_rows());
-        let name = if self.kv == Kv::Bf16 { "bf16" } else { "f32" };
-        eprintln!("KV: at most {} for {context} tokens ({name})", Size(memory.cache));
+        eprintln!("KV: at most {} for {context} tokens ({})", Size(memory.cache), kv.name());
         Generator::new(worker, tokenizer.clone(), sampler, self.stop.clone(), context)
     }
 

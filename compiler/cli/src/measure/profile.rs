@@ -167,9 +167,8 @@ impl StepCost {
 
     fn attention(&mut self, a: &Attention, kv: KvElem, of: Passes) {
         self.kind = "attention";
-        let token = 2 * u64::from(a.kv_heads) * u64::from(a.head_dim);
-        let blocks = of.visible.div_ceil(kv::TOKENS) * kv::TOKENS;
-        self.bytes = token * kv.bytes() as u64 * (blocks * of.sequences) as u64;
+        let block = 2 * u64::from(a.kv_heads) * kv::head_bytes(kv, a.head_dim as usize) as u64;
+        self.bytes = block * (of.visible.div_ceil(kv::TOKENS) * of.sequences) as u64;
         self.multiply_adds = 2 * u64::from(a.heads) * u64::from(a.head_dim) * (of.rows * of.visible) as u64;
     }
 

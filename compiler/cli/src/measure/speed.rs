@@ -4,9 +4,9 @@ use super::ceilings::Ceilings;
 use super::profile::Passes;
 use crate::exit::Failure;
 use bessemer_format::Compute;
-use bessemer_format::plan::{Linear, Plan, Program, RowCount, StateDecl, StepKind};
+use bessemer_format::plan::{Linear, Plan, Program, RowCount, StepKind};
 use bessemer_runtime::sample::Pcg32;
-use bessemer_runtime::{Batch, KvElem, Profile, Sequence, Want, Worker};
+use bessemer_runtime::{Batch, Engine, KvElem, Profile, Sequence, Want, Worker};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -167,12 +167,14 @@ pub struct Work {
 
 impl Work {
     /// Of `load` on `plan`.
-    pub fn of(plan: &Plan, kv: KvElem, load: Load) -> Self {
+    pub fn of(engine: &Engine, kv: KvElem, load: Load) -> Self {
+        let plan = engine.plan();
         let find = |rows: usize| {
             plan.programs.iter().find(|p| rows <= p.regime.max_rows as usize).or(plan.programs.last())
         };
         let weights = find(load.sequences).map_or(0, |p| weight_bytes(plan, p));
-        let StateBytes(kv_token) = StateBytes::of(plan, kv);
+        let block = bessemer_format::kv::TOKENS;
+        let kv_token = engine.memory(block, kv, 1).cache / block as u64;
         let held = load.sequences as u64 * (load.depth + load.generate / 2) as u64;
         let (f32_multiply_adds, int8_multiply_adds) =
             find(load.prompt).map_or((0, 0), |p| multiply_adds(plan, p));
@@ -183,16 +185,6 @@ impl Work {
     pub fn seconds_per_prefill_token(&self, ceilings: &Ceilings) -> f64 {
         self.f32_multiply_adds as f64 / ceilings.f32_multiply_adds_s
             + self.int8_multiply_adds as f64 / ceilings.int8_multiply_adds_s
-    }
-}
-
-/// Bytes of state of one token.
-struct StateBytes(u64);
-
-impl StateBytes {
-    fn of(plan: &Plan, kv: KvElem) -> Self {
-        let elems = plan.states.iter().map(|StateDecl::Blocks { elems }| *elems).sum::<u64>();
-        Self(elems * kv.bytes() as u64 / bessemer_format::kv::TOKENS as u64)
     }
 }
 

@@ -3,30 +3,31 @@
 use super::{Context, head_dim, rope, same};
 use crate::oracle::Reading;
 use crate::value::{Tensor, Weight};
-use bessemer_format::manifest::KvElem;
 use bessemer_ir::attr::RopeStyle;
 
-/// A number as the cache holds it.
-fn cached(x: f64, reading: Reading) -> f64 {
+/// A row of keys or values as the cache holds it, heads of `d` elements.
+fn cached(row: &[f64], d: usize, reading: Reading) -> Vec<f64> {
     match reading {
-        Reading::Exact => x,
-        Reading::Declared { kv: KvElem::F32 } => f64::from(x as f32),
+        Reading::Exact => row.to_vec(),
         // By way of f32, which is what an append is given.
-        Reading::Declared { kv: KvElem::Bf16 } => half::bf16::from_f32(x as f32).to_f64(),
+        Reading::Declared { kv } => {
+            let mut row: Vec<f32> = row.iter().map(|x| *x as f32).collect();
+            row.chunks_mut(d).for_each(|head| bessemer_format::kv::stored(kv, head));
+            row.into_iter().map(f64::from).collect()
+        }
     }
 }
 
 /// `append`: each row's key and value enter at its position.
 pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Context<'_>) -> Result<(), String> {
-    head_dim(k.width, kv_heads)?;
+    let d = head_dim(k.width, kv_heads)?;
     same("width of keys and values", k.width, v.width)?;
     same("rows of keys and values", k.rows, v.rows)?;
     same("rows of the batch", cx.batch.rows(), k.rows)?;
     let reading = cx.reading;
-    let stored = |row: &[f64]| row.iter().map(|x| cached(*x, reading)).collect::<Vec<_>>();
     for (r, (k, v)) in k.each_row().zip(v.each_row()).enumerate() {
         let (sequence, position) = (cx.batch.sequences[r], cx.batch.positions[r]);
-        cx.caches.append(layer, sequence, position, stored(k), stored(v))?;
+        cx.caches.append(layer, sequence, position, cached(k, d, reading), cached(v, d, reading))?;
     }
     Ok(())
 }
