@@ -198,3 +198,16 @@ pub fn relative_error(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
     }
     (error / norm).sqrt()
 }
+
+/// Tokens of the first book by name, from its middle, where no licence text stands. `None` without the books.
+pub fn book(engine: &Engine, tokens: usize) -> Option<Vec<u32>> {
+    let folder = cached_model("gutenberg")?;
+    let mut books: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    books.retain(|p| p.extension().is_some_and(|e| e == "txt"));
+    books.sort();
+    let book = books.iter().map(|p| std::fs::read_to_string(p).unwrap()).find(|b| b.len() > 400_000)?;
+    let middle = (book.len() / 3..).find(|i| book.is_char_boundary(*i))?;
+    let ids =
+        engine.tokenizer().unwrap().encode(&book[middle..], bessemer_runtime::text::Special::AsText).unwrap();
+    Some(ids[..tokens].to_vec())
+}

@@ -8,9 +8,8 @@ use bessemer_eager::{Eager, EagerOptions, SequenceRows, Wanted};
 use bessemer_ir::{Graph, Phase};
 use bessemer_oracle::{Oracle, Reading};
 use bessemer_passes::PrecisionPolicy;
-use bessemer_runtime::text::Special;
 use bessemer_runtime::{Batch, Engine, KvElem, NestPath, Want, Worker, WorkerOptions};
-use bessemer_tests::models::{argmax, cached_model, compile, greedy, open_trusted, root};
+use bessemer_tests::models::{argmax, book, cached_model, compile, greedy, open_trusted, root};
 use std::path::Path;
 
 /// The graph as an interpreter sees it: unfused, weights as stored.
@@ -60,18 +59,6 @@ fn two_hundred_tokens_of_a_story() {
     } else {
         eprintln!("SKIPPED: no code is generated for this host");
     }
-}
-
-/// Tokens of the first book by name, from its middle, where no licence text stands.
-fn text(engine: &Engine, tokens: usize) -> Option<Vec<u32>> {
-    let folder = cached_model("gutenberg")?;
-    let mut books: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    books.retain(|p| p.extension().is_some_and(|e| e == "txt"));
-    books.sort();
-    let book = books.iter().map(|p| std::fs::read_to_string(p).unwrap()).find(|b| b.len() > 400_000)?;
-    let middle = (book.len() / 3..).find(|i| book.is_char_boundary(*i))?;
-    let ids = engine.tokenizer().unwrap().encode(&book[middle..], Special::AsText).unwrap();
-    Some(ids[..tokens].to_vec())
 }
 
 /// Sum of `-ln p(next token)`, in f64.
@@ -124,7 +111,7 @@ fn perplexity_ratio(tokens: usize) -> Option<f64> {
     let folder = tempfile::tempdir().unwrap();
     let (path, _) = compile(&source, folder.path(), &CompileOptions::default()).unwrap();
     let engine = open_trusted(&path);
-    let text = text(&engine, tokens)?;
+    let text = book(&engine, tokens)?;
     let predicted = (text.len() - text.len().div_ceil(WINDOW)) as f64;
     let (ours, theirs) =
         (engine_surprise(&engine, &text) / predicted, eager_surprise(&source, &text) / predicted);
