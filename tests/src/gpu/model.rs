@@ -44,7 +44,7 @@ impl<'a> GpuModel<'a> {
         let blocks = tokens.div_ceil(TOKENS) + 1;
         for (at, state) in plan.states.iter().enumerate() {
             let StateDecl::Blocks { elems } = state;
-            device.alloc(STATES + at as u32, blocks * *elems as usize * kv.bytes())?;
+            device.alloc(STATES + at as u32, blocks * *elems as usize * kv.bits() / 8)?;
         }
         Ok(Self { plan, kernels, programs, device, blocks, len: 0, widest: false })
     }
