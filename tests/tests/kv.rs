@@ -90,9 +90,10 @@ fn fewer_bits_take_less_memory() {
 
 #[test]
 fn a_saved_sequence_of_codes_goes_on_where_it_was() {
-    let engine = compiled(&fixture("gqa_tied"), PrecisionPolicy::Source);
-    for kv in [KvElem::Int8, KvElem::Int4] {
-        let mut worker = Worker::new(&engine, WorkerOptions::default().threads(2).kv(kv)).unwrap();
+    // Keys and values, and vectors that are both.
+    let models = ["gqa_tied", "deepseek_v2"].map(|model| compiled(&fixture(model), PrecisionPolicy::Source));
+    for (engine, kv) in models.iter().flat_map(|engine| [(engine, KvElem::Int8), (engine, KvElem::Int4)]) {
+        let mut worker = Worker::new(engine, WorkerOptions::default().threads(2).kv(kv)).unwrap();
         let mut sequence = worker.sequence();
         // An odd number: the next token shares its bytes with the last one.
         step(&mut worker, &mut sequence, &[1, 2, 3, 4, 5, 6, 7]);
@@ -100,13 +101,13 @@ fn a_saved_sequence_of_codes_goes_on_where_it_was() {
         let next = step(&mut worker, &mut sequence, &[8, 9]);
         let mut again = worker.load(&saved).unwrap();
         assert!(next == step(&mut worker, &mut again, &[8, 9]), "{}", kv.name());
-        let mut other = Worker::new(&engine, WorkerOptions::default().threads(2)).unwrap();
+        let mut other = Worker::new(engine, WorkerOptions::default().threads(2)).unwrap();
         assert!(other.load(&saved).is_err(), "a cache of another type was taken");
         // And forgets tokens, one at a time.
         again.truncate(8);
         let rewound = step(&mut worker, &mut again, &[9]);
         assert!(next[next.len() - rewound.len()..] == rewound, "{}", kv.name());
-        other = Worker::new(&engine, WorkerOptions::default().threads(3).kv(kv)).unwrap();
+        other = Worker::new(engine, WorkerOptions::default().threads(3).kv(kv)).unwrap();
         let mut fresh = other.sequence();
         let whole = step(&mut other, &mut fresh, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
         assert!(whole[whole.len() - next.len()..] == next, "{}", kv.name());

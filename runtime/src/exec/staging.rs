@@ -7,6 +7,7 @@
 use super::Pass;
 use crate::bind::{Appends, BoundArg};
 use crate::pool::SharedBytes;
+use crate::state::CacheLayer;
 use bessemer_format::kv::{self, TOKENS};
 use bessemer_format::manifest::KvElem;
 use std::ops::Range;
@@ -36,7 +37,7 @@ impl Pass<'_> {
         let layers = || self.state.layout.layers.iter();
         let most = layers().map(|l| l.elems).max().unwrap_or(0);
         if staged.block.is_empty() {
-            let largest = layers().map(|l| kv::layer_elems(l.kv_heads, l.head_dim)).max();
+            let largest = layers().map(CacheLayer::len).max();
             staged.block = vec![0.0; most + largest.unwrap_or(0)];
         }
         let (start, end) = (self.whole_pair(rows.start), self.whole_pair(rows.end));
@@ -73,7 +74,7 @@ impl Pass<'_> {
         x.resize(d, 0.0);
         let slot = self.inputs.slots[row] as usize;
         let (block, token) = (self.state.block(layer.state, slot / TOKENS), slot % TOKENS);
-        let heads = staged.chunks_exact(kv::head_elems(d)).take(2 * layer.kv_heads).enumerate();
+        let heads = staged.chunks_exact(kv::head_elems(d)).take(layer.heads()).enumerate();
         for (head, staged) in heads {
             let place = if head < layer.kv_heads { kv::key } else { kv::value };
             (0..d).for_each(|i| x[i] = staged[place(d, row % TOKENS, i)]);

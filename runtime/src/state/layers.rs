@@ -16,6 +16,8 @@ pub(crate) struct CacheLayer {
     pub(crate) elems: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
+    /// Whether there are keys only, which values are parts of.
+    pub(crate) latent: bool,
 }
 
 impl CacheLayer {
@@ -26,6 +28,7 @@ impl CacheLayer {
             elems: a.layer_elems as usize,
             kv_heads: a.kv_heads as usize,
             head_dim: a.head_dim as usize,
+            latent: a.latent.is_some(),
         }
     }
 
@@ -43,9 +46,19 @@ impl CacheLayer {
         layers
     }
 
+    /// Heads of keys and of values.
+    pub(crate) fn heads(&self) -> usize {
+        if self.latent { self.kv_heads } else { 2 * self.kv_heads }
+    }
+
+    /// Elements in a block.
+    pub(crate) fn len(&self) -> usize {
+        self.heads() * kv::head_elems(self.head_dim)
+    }
+
     /// Bytes in a block.
     fn bytes(&self, elem: KvElem) -> usize {
-        2 * self.kv_heads * kv::head_bytes(elem, self.head_dim)
+        self.heads() * kv::head_bytes(elem, self.head_dim)
     }
 }
 
@@ -82,7 +95,7 @@ impl BlockLayout {
             };
             layer_at.push(*bytes);
             *bytes += layer.bytes(elem);
-            *known += kv::layer_elems(layer.kv_heads, layer.head_dim);
+            *known += layer.len();
         }
         if known.iter().zip(&plan.states).any(|(known, state)| *known != elems(state)) || read_by_nests(plan)
         {

@@ -167,7 +167,8 @@ impl StepCost {
 
     fn attention(&mut self, a: &Attention, kv: KvElem, of: Passes) {
         self.kind = "attention";
-        let block = 2 * u64::from(a.kv_heads) * kv::head_bytes(kv, a.head_dim as usize) as u64;
+        let parts = if a.latent.is_some() { 1 } else { 2 };
+        let block = parts * u64::from(a.kv_heads) * kv::head_bytes(kv, a.head_dim as usize) as u64;
         self.bytes = block * (of.visible.div_ceil(kv::TOKENS) * of.sequences) as u64;
         self.multiply_adds = 2 * u64::from(a.heads) * u64::from(a.head_dim) * (of.rows * of.visible) as u64;
     }

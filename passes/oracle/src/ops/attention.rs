@@ -36,7 +36,7 @@ pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Contex
 pub fn append_latent(layer: u32, x: &Tensor, cx: &mut Context<'_>) -> Result<(), String> {
     same("rows of the batch", cx.batch.rows(), x.rows)?;
     for (r, row) in x.each_row().enumerate() {
-        let stored = row.iter().map(|x| cached(*x, cx.reading)).collect();
+        let stored = cached(row, row.len(), cx.reading);
         cx.caches.append(layer, cx.batch.sequences[r], cx.batch.positions[r], stored, Vec::new())?;
     }
     Ok(())
