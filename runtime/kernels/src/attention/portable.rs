@@ -74,9 +74,9 @@ fn scores<const B: usize>(keys: &[u8], q: &[f32], read: impl Fn(&[u8; B]) -> [f3
     let panel = COLUMNS * q.len() / 2;
     for (s, keys) in s.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(keys.as_chunks::<B>().0.chunks(panel)) {
         for (q, line) in q.as_chunks::<2>().0.iter().zip(keys.as_chunks::<COLUMNS>().0) {
-            for i in 0..2 {
-                for (t, s) in s.iter_mut().enumerate() {
-                    *s += q[i] * read(&line[t])[i];
+            for (i, q) in q.iter().enumerate() {
+                for (s, pair) in s.iter_mut().zip(line) {
+                    *s += q * read(pair)[i];
                 }
             }
         }
