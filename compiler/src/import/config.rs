@@ -189,9 +189,10 @@ impl<'a> Fields<'a> {
         self.required(key, COUNT, self.count(key)?)
     }
 
-    /// A finite number above 0, written with or without a point.
+    /// A number above 0, written with or without a point. Graphs hold it, or its inverse, in f32.
     pub fn positive(&self, key: &str) -> Result<Option<f64>, ImportError> {
-        self.typed(key, POSITIVE, |value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0))
+        let normal = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
+        self.typed(key, POSITIVE, |value| value.as_f64().filter(|number| normal.contains(number)))
     }
 
     /// A positive number that must be there.
@@ -295,7 +296,7 @@ impl<'a> Fields<'a> {
 }
 
 const COUNT: &str = "a whole number from 1 to 2147483647";
-const POSITIVE: &str = "a number above 0";
+const POSITIVE: &str = "a number above 0, from 1.2e-38 to 3.4e38";
 
 /// The keys of a GGUF file below `<architecture>.`, as the object that [`Fields`] reads.
 pub fn gguf_fields(metadata: &GgufMetadata, architecture: &str) -> Map<String, Value> {

@@ -358,3 +358,63 @@ fn bf16_activations_take_two_bytes_an_element() {
     buf(&mut plan, buffer::INT8).row_elems = Bf16Layout { k }.row_bytes() as u64;
     check(&plan, &manifest).unwrap();
 }
+
+/// The gated step of the small plan as one of two experts of half the width each, both of which every row takes.
+fn grouped(plan: &mut Plan) -> &mut GroupedLinear {
+    let linear = linear(plan, at::GATE_UP).clone();
+    let step = &mut plan.programs[0].steps[at::GATE_UP].kind;
+    *step = StepKind::GroupedLinear(GroupedLinear { linear, groups: 2, slots: 2, chosen: None });
+    match step {
+        StepKind::GroupedLinear(grouped) => grouped,
+        _ => unreachable!("it was just made"),
+    }
+}
+
+#[test]
+fn grouped_linears() {
+    let mut valid = plan();
+    grouped(&mut valid);
+    check(&valid, &manifest()).unwrap();
+    refused(&[
+        ("gate_up", "2 slots of 0 weights", |p, _| grouped(p).groups = 0),
+        ("gate_up", "0 slots of 2 weights", |p, _| grouped(p).slots = 0),
+        ("gate_up", "slots of 2 weights", |p, _| grouped(p).slots = u32::MAX),
+        ("gate_up", "of 4294967295 weights", |p, _| grouped(p).groups = u32::MAX),
+        ("gate_up", "no 4 weights of whole panels", |p, _| grouped(p).groups = 4),
+        ("gate_up", "a residual", |p, _| grouped(p).linear.epilogue = Epilogue::Residual(buffer::X)),
+        ("gate_up", "a linear without segments", |p, _| grouped(p).linear.segments.clear()),
+        ("gate_up", "5 slots of equal width", |p, _| grouped(p).slots = 5),
+        ("gate_up", "the input has 48", |p, _| {
+            grouped(p);
+            buf(p, buffer::X).row_elems = 48;
+            // The embedding and the norm before it are of the same width.
+            p.programs[0].steps.drain(..at::GATE_UP);
+        }),
+        ("gate_up", "4 slots that choose nothing from 2 weights", |p, _| {
+            grouped(p).slots = 4;
+            buf(p, buffer::HIDDEN).row_elems *= 2;
+        }),
+        ("gate_up", "chosen is I32", |p, _| grouped(p).chosen = Some(buffer::NORMED)),
+        ("gate_up", "chosen has rows of 2", |p, _| grouped(p).chosen = Some(buffer::SLOTS)),
+        ("gate_up", "chosen is I32 for each of Tokens", |p, _| grouped(p).chosen = Some(buffer::LOGIT_ROWS)),
+        ("gate_up", "buffer 99", |p, _| grouped(p).chosen = Some(99)),
+    ]);
+}
+
+#[test]
+fn latents() {
+    refused(&[
+        ("attention", "values of Some(0)", |p, _| attention(p).latent = Some(0)),
+        ("attention", "values of Some(17)", |p, _| attention(p).latent = Some(HEAD_DIM + 1)),
+        ("attention", "2 heads", |p, _| {
+            (attention(p).kv_heads, attention(p).latent) = (2, Some(HEAD_DIM));
+        }),
+        ("attention", "out has rows of 24", |p, _| attention(p).latent = Some(12)),
+        ("attention", "beyond the block", |p, _| {
+            // Of keys and values a half is enough, but no less.
+            attention(p).latent = Some(HEAD_DIM);
+            p.programs[0].steps.remove(at::APPEND);
+            p.states[0] = StateDecl::Blocks { elems: state_elems() / 2 - 1 };
+        }),
+    ]);
+}

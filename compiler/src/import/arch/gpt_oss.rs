@@ -51,12 +51,13 @@ fn from_hf(fields: &Fields) -> Result<Decoder, ImportError> {
     let top_k = experts.choice.top_k;
     fields
         .neutral("experts_per_token", &format!("{top_k}, as num_experts_per_tok"), |value| value == top_k)?;
-    if let Some(RopeScaling::Yarn { original_context, .. }) = decoder.ropes.first().map(|rope| &rope.scaling)
+    let initial = fields.count("initial_context_length")?;
+    if let (Some(RopeScaling::Yarn { original_context, .. }), Some(initial)) =
+        (decoder.ropes.first().map(|rope| &rope.scaling), initial)
+        && initial != *original_context
     {
-        let original = *original_context;
-        fields.neutral("initial_context_length", &format!("{original}, as the rope has it"), |value| {
-            value.as_u64() == Some(original as u64)
-        })?;
+        let expected = format!("{original_context}, as the rope has it");
+        return Err(fields.error("initial_context_length", expected, "correct one of the two"));
     }
     experts.clamped = Some(ClampedGate {
         limit: fields.positive_or("swiglu_limit", GATE.limit)?,
