@@ -71,6 +71,8 @@ struct Unit {
     /// Bytes, and squared error of the outputs on the calibration text, for each scheme.
     sizes: Vec<u64>,
     errors: Vec<f64>,
+    /// Squared error of the outputs after rounding to nearest to the first of the schemes.
+    nearest: f64,
 }
 
 /// Precisions that hold a budget.
@@ -145,6 +147,7 @@ impl Calibrate<'_> {
                         schemes: Vec::new(),
                         sizes: Vec::new(),
                         errors: Vec::new(),
+                        nearest: 0.0,
                     };
                     units.push((input, unit));
                 }
@@ -189,19 +192,25 @@ impl Calibrate<'_> {
             if bits(&scheme) >= own || self.context.target.supports(&scheme).is_err() {
                 continue;
             }
-            let error = matrices.iter().map(|((n, k), _, values)| {
-                let rounded = match &prepared {
-                    Some(prepared) => self.rounded(&scheme, values, prepared),
-                    None => Grid::whole(&scheme, *k, values).round(values),
-                };
-                let error: Vec<f32> = rounded.values().iter().zip(values).map(|(q, v)| q - v).collect();
-                let lost = match &prepared {
-                    Some(prepared) => bessemer_calibrate::awq::squared(&error, &prepared.full, *k),
-                    None => error.iter().map(|e| f64::from(e * e)).sum(),
-                };
-                lost * *n as f64 / (values.len() / k).max(1) as f64
-            });
-            unit.errors.push(error.sum());
+            let error = |nearest: bool| -> f64 {
+                let error = matrices.iter().map(|((n, k), _, values)| {
+                    let rounded = match &prepared {
+                        Some(prepared) if !nearest => self.rounded(&scheme, values, prepared),
+                        _ => Grid::whole(&scheme, *k, values).round(values),
+                    };
+                    let error: Vec<f32> = rounded.values().iter().zip(values).map(|(q, v)| q - v).collect();
+                    let lost = match &prepared {
+                        Some(prepared) => bessemer_calibrate::awq::squared(&error, &prepared.full, *k),
+                        None => error.iter().map(|e| f64::from(e * e)).sum(),
+                    };
+                    lost * *n as f64 / (values.len() / k).max(1) as f64
+                });
+                error.sum()
+            };
+            if unit.schemes.is_empty() {
+                unit.nearest = error(true);
+            }
+            unit.errors.push(error(false));
             unit.schemes.push(Some(scheme));
             unit.sizes.push((bits(&scheme) / 8.0).ceil() as u64);
         }
@@ -230,13 +239,13 @@ impl Calibrate<'_> {
             self.go_on()?;
             // The first of the schemes has four bits: coarse enough to stand out, fine enough to be in proportion. Without a choice
             // there is nothing to measure.
-            let (Some(Some(scheme)), Some(error)) = (unit.schemes.first(), unit.errors.first()) else {
+            let Some(Some(scheme)) = unit.schemes.first() else {
                 return Ok(vec![0.0; unit.schemes.len()]);
             };
             let assigned: Assigned = unit.weights.iter().map(|node| (*node, *scheme)).collect();
             let (found, _) = self.with(&assigned).divergence(&base, source, &Codes::default())?;
-            // Rounded to nearest here, whatever the method: the same factor for every unit, which the trials make good.
-            let sensitivity = found.mean_kl() / error.max(f64::MIN_POSITIVE);
+            // What is measured here is rounded to nearest, and set beside its own error; the method's errors are smaller.
+            let sensitivity = found.mean_kl() / unit.nearest.max(f64::MIN_POSITIVE);
             self.progress.advance(1);
             Ok(unit.errors.iter().map(|error| error * sensitivity).collect())
         });
@@ -324,37 +333,33 @@ impl Search<'_> {
         value: &dyn Fn(&Quality) -> f64,
     ) -> Result<Fitted, CompileError> {
         let last = self.last()?;
-        // Fails below `low`, holds from `high` on.
+        // Fails below `low`, holds from `high` on; of the nearest on each side, loss and value.
         let (mut low, mut high, mut held) = (0, last, None);
-        let mut wanted = limit;
+        let (mut failing, mut holding): (Option<Point>, Option<Point>) = (None, None);
         for _ in 0..TRIALS {
-            let sizes = [low, high].map(|at| self.assignments[at].size as f64);
-            if low == high && held.is_some()
-                || low < high && held.is_some() && sizes[0] >= sizes[1] * (1.0 - FINE)
+            let known = held.is_some();
+            if known
+                && (low >= high
+                    || self.assignments[low].size as f64 >= self.assignments[high].size as f64 * (1.0 - FINE))
             {
                 break;
             }
+            let top = if known { high - 1 } else { high };
+            // A little below the limit, so that a trial holds more often than not.
+            let wanted = wanted_loss(0.97 * limit, failing, holding);
             let likely = self.assignments.partition_point(|a| a.loss > wanted);
-            let middle = low + (high - low) / 2;
-            let at = if (low..=high).contains(&likely) && !(held.is_some() && likely == high) {
-                likely
-            } else {
-                middle
-            };
+            // Never all the way to an end that is known, so that the stretch shrinks.
+            let margin = if failing.is_some() && known { (top - low) / 8 } else { 0 };
+            let at = likely.clamp(low + margin, top - margin);
             let found = self.trial(at)?;
             let reached = value(&found.quality);
+            let point = Some((self.assignments[at].loss, reached));
             if reached <= limit {
-                (high, held) = (at, Some(found));
+                (high, held, holding) = (at, Some(found), point);
+            } else if at == last {
+                return Err(unreachable(budget, describe(budget, reached)));
             } else {
-                low = at + 1;
-                if at == last {
-                    return Err(unreachable(budget, describe(budget, reached)));
-                }
-            }
-            // A little below the limit, so that the next trial holds more often than not.
-            let loss = self.assignments[at].loss;
-            if reached > 0.0 && loss > 0.0 {
-                wanted = 0.97 * limit * loss / reached;
+                (low, failing) = (at + 1, point);
             }
         }
         match held {
@@ -392,6 +397,23 @@ impl Search<'_> {
     fn last(&self) -> Result<usize, CompileError> {
         let none = || CompileError::Calibration("there is no weight to choose a precision for".into());
         self.assignments.len().checked_sub(1).ok_or_else(none)
+    }
+}
+
+/// The predicted loss and the measured value of an assignment.
+type Point = (f64, f64);
+
+/// The predicted loss at which the value is likely to be `target`: in proportion to a known point, on the line between two where values
+/// and losses are logarithms.
+fn wanted_loss(target: f64, failing: Option<Point>, holding: Option<Point>) -> f64 {
+    let log = |(loss, value): Point| (libm::log(loss.max(1e-12)), libm::log(value.max(1e-12)));
+    let target_log = libm::log(target.max(1e-12));
+    match (failing.map(log), holding.map(log)) {
+        (Some((x0, y0)), Some((x1, y1))) if y0 > y1 => {
+            libm::exp(x1 + (x0 - x1) * (target_log - y1) / (y0 - y1))
+        }
+        (Some((x, y)), _) | (_, Some((x, y))) => libm::exp(x + target_log - y),
+        (None, None) => target,
     }
 }
 
