@@ -14,6 +14,7 @@ use bessemer_format::plan::{
     self, Arg, BufferId, Home, Plan, Program, RowCount, StepKind, WeightId, WeightLayout,
 };
 use bessemer_format::{Compute, PanelLayout, kv};
+use bessemer_kernels::linear::{Bf16Form, LinearNative};
 use bessemer_kernels::{Attention, Gated, KernelSet, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16};
 use std::ops::Range;
 
@@ -68,6 +69,25 @@ impl BoundLinear {
     pub(crate) fn inputs(&self) -> usize {
         self.input.row_elems / self.k
     }
+
+    /// Where the kernels find their activations: the input itself, or what it was converted to.
+    pub(crate) fn operand(&self) -> Operand<'_> {
+        match &self.convert {
+            None => Operand::Floats { buffer: &self.input, stride: self.k },
+            Some(Convert { to: Converted::Bf16(_, round), row_bytes, scratch })
+                if round.form() == Bf16Form::Widened =>
+            {
+                Operand::Floats { buffer: scratch, stride: row_bytes / size_of::<f32>() }
+            }
+            Some(c) => Operand::Codes { buffer: &c.scratch, row_bytes: c.row_bytes },
+        }
+    }
+}
+
+/// The activations of a linear as its kernels read them: from one input of `k` elements to the next.
+pub(crate) enum Operand<'a> {
+    Floats { buffer: &'a BoundBuffer, stride: usize },
+    Codes { buffer: &'a BoundBuffer, row_bytes: usize },
 }
 
 pub(crate) struct BoundRoute {
@@ -108,10 +128,12 @@ pub(crate) struct BoundSegment {
     pub(crate) panels: usize,
 }
 
+/// What multiplies, by the form of the activations that it reads.
 pub(crate) enum LinearKernel {
+    /// f32: the input, or what was rounded to bf16 on a host without its products.
     F32(LinearF32),
     Int8(LinearInt8),
-    Bf16(LinearBf16),
+    Native(LinearNative),
 }
 
 pub(crate) enum BoundEpilogue {
@@ -315,7 +337,10 @@ impl Binder<'_> {
             }
             let kernel = match linear.compute {
                 Compute::F32 => LinearKernel::F32(self.kernels.linear_f32(&layout)),
-                Compute::Bf16 => LinearKernel::Bf16(self.kernels.linear_bf16(&layout)),
+                Compute::Bf16 => match self.kernels.linear_bf16(&layout) {
+                    LinearBf16::Native(kernel) => LinearKernel::Native(kernel),
+                    LinearBf16::Widened(kernel) => LinearKernel::F32(kernel),
+                },
                 Compute::Int8 { group } => {
                     let kernel = self.kernels.linear_int8(&layout, group as usize)?;
                     if *act.get_or_insert(*kernel.act()) != *kernel.act() {
@@ -337,8 +362,8 @@ impl Binder<'_> {
             Compute::F32 => None,
             Compute::Int8 { .. } => act.map(|l| (l.row_bytes(), Converted::Int8(l, self.kernels.quantise()))),
             Compute::Bf16 => {
-                let layout = Bf16Layout { k };
-                Some((layout.row_bytes(), Converted::Bf16(layout, self.kernels.round_bf16())))
+                let (layout, round) = (Bf16Layout { k }, self.kernels.round_bf16());
+                Some((round.row_bytes(&layout), Converted::Bf16(layout, round)))
             }
         };
         let convert = match (converted, linear.scratch) {

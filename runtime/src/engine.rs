@@ -81,18 +81,23 @@ impl MemoryEstimate {
 impl Engine {
     /// Maps and checks the engine at `path`. No machine code of the file is ever run: its loop nests are interpreted.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, EngineError> {
-        Self::new(file::map_file(path.as_ref())?, false)
+        Self::new(file::map_file(path.as_ref())?, false, KernelSet::host())
     }
 
     /// As [`Engine::open`], for a file that is open already.
     pub fn from_file(file: &File) -> Result<Self, EngineError> {
         let io = |source| EngineError::Format(FormatError::Io { path: "engine".into(), source });
-        Self::new(file::map_opened(file).map_err(io)?, false)
+        Self::new(file::map_opened(file).map_err(io)?, false, KernelSet::host())
     }
 
     /// As [`Engine::open`], for an engine in memory, of which it makes an aligned copy.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, EngineError> {
-        Self::new(Bytes::copy_of(bytes), false)
+        Self::from_bytes_with(bytes, KernelSet::host())
+    }
+
+    /// As [`Engine::from_bytes`], with the kernels of an older instruction set than the host's newest: to test and to compare them.
+    pub fn from_bytes_with(bytes: &[u8], kernels: &'static KernelSet) -> Result<Self, EngineError> {
+        Self::new(Bytes::copy_of(bytes), false, kernels)
     }
 
     /// As [`Engine::open`], and runs the machine code that the file holds for its loop nests, where it fits this host.
@@ -101,13 +106,12 @@ impl Engine {
     /// The file must come from a compiler that you trust: its code runs with the rights of this process. The hashes
     /// in the file protect against damage, not against somebody who made the file on purpose.
     pub unsafe fn open_trusted(path: impl AsRef<Path>) -> Result<Self, EngineError> {
-        Self::new(file::map_file(path.as_ref())?, true)
+        Self::new(file::map_file(path.as_ref())?, true, KernelSet::host())
     }
 
-    fn new(bytes: Bytes, trusted: bool) -> Result<Self, EngineError> {
+    fn new(bytes: Bytes, trusted: bool, kernels: &'static KernelSet) -> Result<Self, EngineError> {
         let file = EngineFile::from_bytes(bytes)?;
         check_host(&file.manifest.requirements)?;
-        let kernels = KernelSet::host();
         let programs = bind::bind(&file, kernels)?;
         let code = match file.frame().entry(SectionKind::Code) {
             Some(entry) if trusted => {

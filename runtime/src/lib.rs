@@ -33,7 +33,7 @@ mod worker;
 pub use batch::{Batch, CancelHandle, Logits, Rows, Want};
 pub use bessemer_format::manifest::{Hash, KvElem, Manifest};
 pub use bessemer_format::plan::{Output, Plan};
-pub use bessemer_kernels::Isa;
+pub use bessemer_kernels::{Isa, KernelSet};
 pub use embed::{EmbedError, EmbedInput, Embedder};
 pub use engine::{Engine, MemoryEstimate, NestPath};
 pub use error::{EngineError, RunError, SnapshotError};

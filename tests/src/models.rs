@@ -2,7 +2,7 @@
 
 use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_compiler::{CompileError, Compiled, Silent};
-use bessemer_runtime::{Batch, Engine, Sequence, Want, Worker, WorkerOptions};
+use bessemer_runtime::{Batch, Engine, Sequence, StepResult, Want, Worker, WorkerOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -159,6 +159,24 @@ pub fn logits(engine: &Engine, options: WorkerOptions, tokens: &[u32]) -> Vec<Ve
     let mut worker = Worker::new(engine, options).unwrap();
     let mut sequence = worker.sequence();
     forward(&mut worker, &mut sequence, tokens)
+}
+
+/// What every step made: its node's name and its results.
+pub type Trace = Vec<(String, Vec<Vec<f32>>)>;
+
+/// As [`logits`], with what every step made: its node's name and its results.
+pub fn traced(engine: &Engine, options: WorkerOptions, tokens: &[u32]) -> (Vec<Vec<f32>>, Trace) {
+    let mut worker = Worker::new(engine, options).unwrap();
+    let mut sequence = worker.sequence();
+    let mut batch = Batch::new();
+    batch.push(&mut sequence, tokens, Want::All);
+    let mut trace = Vec::new();
+    let mut see = |step: &StepResult<'_>| {
+        trace.push((step.source.to_string(), step.outputs.iter().map(|o| o.to_vec()).collect()));
+    };
+    let logits = worker.forward_traced(&mut batch, &mut see).unwrap_or_else(|e| panic!("{e}"));
+    let logits = logits.of(0).iter().map(<[f32]>::to_vec).collect();
+    (logits, trace)
 }
 
 /// Greedy continuation: `count` tokens after `prompt`.

@@ -21,6 +21,12 @@ pub enum OracleError {
         /// What is wrong.
         why: String,
     },
+    /// The steps of another executor are not those of the graph.
+    #[error("the steps do not follow the graph: {why}")]
+    Trace {
+        /// The first disagreement.
+        why: String,
+    },
     /// A node cannot compute what it is given.
     #[error("`{node}` ({op}): {why}")]
     Node {

@@ -7,6 +7,7 @@
 
 mod error;
 mod kv;
+mod lockstep;
 pub mod ops;
 mod oracle;
 mod value;
@@ -14,5 +15,6 @@ mod value;
 pub use bessemer_ir::exec::{Batch, BatchError, Logits, SequenceRows, Wanted};
 pub use error::OracleError;
 pub use kv::{Caches, Layer};
+pub use lockstep::{StepError, TracedStep};
 pub use oracle::{Oracle, Reading};
 pub use value::{Tensor, Val, Weight};

@@ -9,9 +9,11 @@
 //! `sums` are the sums of a group's codes: what an integer offset of the weight codes is multiplied with; `products` are
 //! `scale * sum`: what a floating-point offset is multiplied with.
 //!
-//! bfloat16 ([`Bf16Layout`]):
+//! bfloat16 ([`Bf16Layout`]), in one of two forms. Which one is the host's choice: a CPU that multiplies bfloat16 reads half of the bytes,
+//! and any other would widen every number again for each panel of the weights.
 //!
 //! ```text
+//! row = values[padded_k] (f32 that bf16 holds, zero beyond k)
 //! row = values[padded_k] (bf16, zero beyond k) | padding to 64 bytes
 //! ```
 //!
@@ -78,7 +80,7 @@ impl Int8Layout {
     }
 }
 
-/// Layout of a row of bfloat16 activations. It depends on k alone, since scale groups are whole steps of [`K_STEP`] elements.
+/// Layouts of a row of bfloat16 activations. They depend on k alone, since scale groups are whole steps of [`K_STEP`] elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bf16Layout {
     /// Real elements of a row.
@@ -91,8 +93,18 @@ impl Bf16Layout {
         self.k.next_multiple_of(K_STEP)
     }
 
-    /// Bytes from one row to the next.
+    /// Bytes of a row in the plan: those of the longer form.
     pub const fn row_bytes(&self) -> usize {
+        self.widened_row_bytes()
+    }
+
+    /// Bytes from one row of f32 to the next.
+    pub const fn widened_row_bytes(&self) -> usize {
+        4 * self.padded_k()
+    }
+
+    /// Bytes from one row of bf16 to the next.
+    pub const fn native_row_bytes(&self) -> usize {
         (2 * self.padded_k()).next_multiple_of(LINE)
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use bessemer_format::act::Int8Layout;
+use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::codec;
 use bessemer_format::header::{HEADER_BYTES, SectionKind};
 use bessemer_format::manifest::{Hash, Report};
@@ -63,9 +63,11 @@ fn converted_activations_lie_where_they_did() {
     let weight = PanelLayout::new(&QuantScheme::Q4_0, 16, 576).unwrap();
     let row = Int8Layout::new(&weight, 32).unwrap();
     assert_eq!([row.scales_at(), row.sums_at(), row.products_at(), row.row_bytes()], [576, 648, 720, 832]);
+    let row = Bf16Layout { k: 90 };
+    assert_eq!([row.row_bytes(), row.widened_row_bytes(), row.native_row_bytes()], [384, 384, 192]);
 }
 
-const GOLDEN: &str = "f44f85f7021533f388495eb136c1ae32da02fc1d6ec1d646f88d511198fa0c90";
+const GOLDEN: &str = "50bed83656c24f0a731915623d31d8cc631364aa2bf4fc13e4efea256d306d6f";
 
 #[test]
 fn every_bit_outside_weights_is_guarded() {

@@ -351,12 +351,16 @@ fn segments_must_agree_on_the_layout_of_activations() {
 }
 
 #[test]
-fn bf16_activations_take_two_bytes_an_element() {
+fn bf16_activations_take_four_bytes_an_element() {
     let (mut plan, manifest) = (plan(), manifest());
     let k = plan.weights[weight::QKV as usize].k as usize;
     linear(&mut plan, at::QKV).compute = Compute::Bf16;
     buf(&mut plan, buffer::INT8).row_elems = Bf16Layout { k }.row_bytes() as u64;
+    // The scratch lies last.
+    plan.programs[0].arena_bytes += Bf16Layout { k }.row_bytes() as u64 * u64::from(MAX_ROWS);
     check(&plan, &manifest).unwrap();
+    buf(&mut plan, buffer::INT8).row_elems = Bf16Layout { k }.native_row_bytes() as u64;
+    assert!(check(&plan, &manifest).is_err());
 }
 
 /// The gated step of the small plan as one of two experts of half the width each, both of which every row takes.

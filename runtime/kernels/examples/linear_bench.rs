@@ -4,10 +4,11 @@
 //! GB/s counts packed weight bytes once a pass; GOPS counts two operations a multiply-add. A matrix smaller than a
 //! cache is read from that cache after the first pass.
 
+use bessemer_format::act::Bf16Layout;
 use bessemer_format::panel::COLUMNS;
 use bessemer_format::{Elem, PanelLayout, ScaleType};
-use bessemer_kernels::linear::RowsF32;
-use bessemer_kernels::{Isa, KernelSet};
+use bessemer_kernels::linear::{Lane, RowsF32};
+use bessemer_kernels::{Isa, KernelSet, LinearBf16, LinearF32};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -67,7 +68,7 @@ fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, compu
     let k = layout.k();
     let x: Vec<f32> = noise().take(rows * k).map(|v| v as f32 / u32::MAX as f32 - 0.5).collect();
     let mut out = vec![0.0f32; rows * layout.panels() * COLUMNS];
-    let mut store = |panel: usize, first: usize, tile: &mut [[f32; COLUMNS]]| {
+    let mut store = |panel: usize, first: usize, tile: &mut [Lane]| {
         for (i, lane) in tile.iter().enumerate() {
             let at = (first + i) * layout.panels() * COLUMNS + panel * COLUMNS;
             out[at..][..COLUMNS].copy_from_slice(lane);
@@ -75,42 +76,60 @@ fn time(set: &KernelSet, layout: &PanelLayout, weight: &[u8], rows: usize, compu
     };
     let panels = 0..layout.panels();
     let mut samples = Vec::new();
-    let begin = Instant::now();
-    if compute == "int8x32" {
-        let linear = set.linear_int8(layout, 32).ok()?;
-        let mut q = vec![0u8; rows * linear.act().row_bytes()];
-        let row_bytes = linear.act().row_bytes();
+    let mut measure = |product: &mut dyn FnMut()| {
+        let begin = Instant::now();
         while samples.len() < 5 || begin.elapsed().as_millis() < 150 {
             let t = Instant::now();
-            for (x, q) in x.chunks(k).zip(q.chunks_mut(row_bytes)) {
-                set.quantise().row(linear.act(), x, q);
-            }
-            linear.for_each_tile(black_box(weight), panels.clone(), &q, &mut store);
+            product();
             samples.push(t.elapsed().as_secs_f64());
         }
-    } else if compute == "bf16" {
-        let linear = set.linear_bf16(layout);
-        let row_bytes = linear.act().row_bytes();
-        let mut q = vec![0u8; rows * row_bytes];
-        while samples.len() < 5 || begin.elapsed().as_millis() < 150 {
-            let t = Instant::now();
-            for (x, q) in x.chunks(k).zip(q.chunks_mut(row_bytes)) {
-                set.round_bf16().row(&linear.act(), x, q);
-            }
-            linear.for_each_tile(black_box(weight), panels.clone(), &q, &mut store);
-            samples.push(t.elapsed().as_secs_f64());
+    };
+    let by_f32 = |linear: &LinearF32, data: &[f32], store: &mut dyn FnMut(usize, usize, &mut [Lane])| {
+        let x = RowsF32 { data, rows, stride: data.len() / rows };
+        linear.for_each_tile(black_box(weight), panels.clone(), x, store);
+    };
+    match compute {
+        "int8x32" => {
+            let linear = set.linear_int8(layout, 32).ok()?;
+            let row_bytes = linear.act().row_bytes();
+            let mut q = vec![0u8; rows * row_bytes];
+            measure(&mut || {
+                for (x, q) in x.chunks(k).zip(q.chunks_mut(row_bytes)) {
+                    set.quantise().row(linear.act(), x, q);
+                }
+                linear.for_each_tile(black_box(weight), panels.clone(), &q, &mut store);
+            });
         }
-    } else {
-        let linear = set.linear_f32(layout);
-        while samples.len() < 5 || begin.elapsed().as_millis() < 150 {
-            let t = Instant::now();
-            linear.for_each_tile(
-                black_box(weight),
-                panels.clone(),
-                RowsF32 { data: &x, rows, stride: k },
-                &mut store,
-            );
-            samples.push(t.elapsed().as_secs_f64());
+        "bf16" => {
+            let (act, round) = (Bf16Layout { k }, set.round_bf16());
+            let row_bytes = round.row_bytes(&act);
+            let mut bytes = vec![0u8; rows * row_bytes];
+            let round_all = |bytes: &mut [u8]| {
+                for (x, out) in x.chunks(k).zip(bytes.chunks_mut(row_bytes)) {
+                    round.row(&act, x, out);
+                }
+            };
+            match set.linear_bf16(layout) {
+                LinearBf16::Native(linear) => measure(&mut || {
+                    round_all(&mut bytes);
+                    linear.for_each_tile(black_box(weight), panels.clone(), &bytes, &mut store);
+                }),
+                LinearBf16::Widened(linear) => {
+                    // The runtime reads the same memory as bytes and as floats; here they are copied.
+                    let mut floats = vec![0f32; bytes.len() / 4];
+                    measure(&mut || {
+                        round_all(&mut bytes);
+                        for (float, bytes) in floats.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                            *float = f32::from_le_bytes(*bytes);
+                        }
+                        by_f32(&linear, &floats, &mut store);
+                    });
+                }
+            }
+        }
+        _ => {
+            let linear = set.linear_f32(layout);
+            measure(&mut || by_f32(&linear, &x, &mut store));
         }
     }
     black_box(&out);

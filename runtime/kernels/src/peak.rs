@@ -8,6 +8,8 @@ use std::hint::black_box;
 pub enum Arithmetic {
     /// Binary32, fused where the CPU does that.
     F32,
+    /// Pairs of bfloat16 into binary32 where the CPU has such products; else what stands in for them, which is [`Arithmetic::F32`].
+    Bf16,
     /// Bytes into 32-bit sums.
     Int8,
 }
@@ -16,6 +18,8 @@ pub enum Arithmetic {
 /// multiply-adds that were: divide them by the time that it took.
 pub fn multiply_adds(arithmetic: Arithmetic, rounds: u64) -> u64 {
     match Isa::host() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 if arithmetic == Arithmetic::Bf16 => crate::x86_64::peak::avx512_bf16(rounds),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 => crate::x86_64::peak::avx512(arithmetic, rounds),
         #[cfg(target_arch = "x86_64")]
@@ -32,7 +36,7 @@ pub fn multiply_adds(arithmetic: Arithmetic, rounds: u64) -> u64 {
 fn portable(arithmetic: Arithmetic, rounds: u64) -> u64 {
     const LANES: usize = 64;
     match arithmetic {
-        Arithmetic::F32 => {
+        Arithmetic::F32 | Arithmetic::Bf16 => {
             let (factor, addend) = (black_box(0.999_f32), black_box(0.001_f32));
             let mut sums = black_box([1.0_f32; LANES]);
             for _ in 0..rounds {
@@ -58,7 +62,7 @@ mod tests {
 
     #[test]
     fn the_count_grows_with_the_rounds() {
-        for arithmetic in [Arithmetic::F32, Arithmetic::Int8] {
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
             assert_eq!(multiply_adds(arithmetic, 0), 0);
             let one = multiply_adds(arithmetic, 1);
             assert!(one > 0);

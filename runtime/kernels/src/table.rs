@@ -2,8 +2,9 @@
 
 use crate::Isa;
 use crate::attention::{self, Attention, AttentionFn};
-use crate::linear::{self, LinearBf16, LinearBf16Fn, LinearF32, LinearF32Fn, LinearInt8, LinearInt8Fn};
-use crate::linear::{Gated, GatedFn, LinearInt8PairFn, Quantise, QuantiseFn, RoundBf16, RoundBf16Fn};
+use crate::linear::{self, Bf16Form, LinearBf16, LinearF32, LinearF32Fn, LinearInt8, LinearInt8Fn};
+use crate::linear::{Gated, GatedFn, LinearInt8PairFn, LinearNative, LinearNativeFn, LinearNativePairFn};
+use crate::linear::{Quantise, QuantiseFn, RoundBf16, RoundBf16Fn};
 use bessemer_format::act::Int8Layout;
 use bessemer_format::plan::Gate;
 use bessemer_format::{Elem, PanelLayout};
@@ -14,7 +15,7 @@ pub(crate) enum Family {
     /// Every element (for a kernel of integers: every integer).
     Any,
     /// One element, with any scale type, group size and offset.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(dead_code))]
     Elem(Elem),
 }
 
@@ -36,7 +37,8 @@ pub(crate) struct Row<F> {
 }
 
 /// The families that have kernels of their own.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg_attr(target_arch = "aarch64", expect(dead_code))]
 mod family {
     use super::{Elem, Family};
     pub(super) const F32: Family = Family::Elem(Elem::F32);
@@ -111,6 +113,8 @@ macro_rules! kernels {
 use crate::aarch64::{dotprod, i8mm, neon};
 #[cfg(target_arch = "x86_64")]
 use crate::x86_64::{avx2, avx512};
+#[cfg(target_arch = "aarch64")]
+use family::BF16;
 #[cfg(target_arch = "x86_64")]
 use family::*;
 
@@ -138,27 +142,54 @@ kernels! {
             linear_f32_neon: Neon, ANY, neon::linear_f32::linear_f32;
         }
     }
-    /// [`LinearBf16`].
-    LINEAR_BF16: LinearBf16Fn, tests (linear_bf16: exact, bounded, guarded, odd_shapes) {
+    /// [`LinearBf16::Widened`]. Where weights are bfloat16 and activations rounded, products of f32 are the declared ones.
+    LINEAR_WIDENED: LinearF32Fn, tests (linear_bf16: exact, bounded, guarded, odd_shapes) {
         everywhere {
-            linear_bf16_portable: Portable, ANY, linear::portable::linear_bf16;
+            linear_widened_portable: Portable, ANY, linear::portable::linear_widened;
         }
         x86_64 {
-            linear_bf16_any_avx2: Avx2, ANY, avx2::linear_bf16::any;
-            linear_bf16_any_avx512: Avx512, ANY, avx512::linear_bf16::any;
-            linear_bf16_bf16_avx512: Avx512, BF16, avx512::linear_bf16::widened;
-            linear_bf16_bf16_avx512bf16: Avx512Bf16, BF16, avx512::linear_bf16::pairs;
+            linear_widened_any_avx2: Avx2, ANY, avx2::linear_bf16::any;
+            linear_widened_bf16_avx2: Avx2, BF16, avx2::linear_f32::bf16;
+            linear_widened_any_avx512: Avx512, ANY, avx512::linear_bf16::any_widened;
+            linear_widened_bf16_avx512: Avx512, BF16, avx512::linear_f32::bf16;
+        }
+        aarch64 {
+            linear_widened_bf16_neon: Neon, BF16, neon::linear_f32::linear_f32;
+        }
+    }
+    /// [`LinearBf16::Native`], from the first instruction set on that has such products.
+    LINEAR_NATIVE: LinearNativeFn, tests (linear_bf16: exact, bounded, guarded, odd_shapes) {
+        everywhere {}
+        x86_64 {
+            linear_native_any_avx512bf16: Avx512Bf16, ANY, avx512::linear_bf16::any_native;
+            linear_native_bf16_avx512bf16: Avx512Bf16, BF16, avx512::linear_bf16::native;
         }
         aarch64 {}
     }
-    /// [`RoundBf16`].
-    ROUND_BF16: RoundBf16Fn, tests (linear_bf16: rounds) {
+    /// [`LinearBf16::Native`] with two panels at once.
+    LINEAR_NATIVE_PAIR: LinearNativePairFn, tests (linear_bf16: pair_is_two, pair_guarded) {
+        everywhere {}
+        x86_64 {
+            linear_native_pair_bf16_avx512bf16: Avx512Bf16, BF16, avx512::linear_bf16::native_pair;
+        }
+        aarch64 {}
+    }
+    /// [`RoundBf16`] for [`LINEAR_WIDENED`].
+    ROUND_WIDENED: RoundBf16Fn, tests (linear_bf16: rounds_widened) {
         everywhere {
-            round_bf16_portable: Portable, ANY, linear::portable::round;
+            round_widened_portable: Portable, ANY, linear::portable::round_widened;
         }
         x86_64 {
-            round_bf16_avx2: Avx2, ANY, avx2::linear_bf16::round;
-            round_bf16_avx512: Avx512, ANY, avx512::linear_bf16::round;
+            round_widened_avx2: Avx2, ANY, avx2::linear_bf16::round;
+            round_widened_avx512: Avx512, ANY, avx512::linear_bf16::round_widened;
+        }
+        aarch64 {}
+    }
+    /// [`RoundBf16`] for [`LINEAR_NATIVE`].
+    ROUND_NATIVE: RoundBf16Fn, tests (linear_bf16: rounds_native) {
+        everywhere {}
+        x86_64 {
+            round_native_avx512bf16: Avx512Bf16, ANY, avx512::linear_bf16::round_native;
         }
         aarch64 {}
     }
@@ -288,16 +319,37 @@ impl KernelSet {
         LinearF32 { layout: layout.clone(), isa: row.isa, kernel: row.kernel }
     }
 
-    /// The kernel that multiplies bfloat16 activations with weights in `layout`.
+    /// The kernel that multiplies activations rounded to bfloat16 with weights in `layout`.
     pub fn linear_bf16(&self, layout: &PanelLayout) -> LinearBf16 {
-        let row = self.newest(LINEAR_BF16, layout.scheme().elem);
-        LinearBf16 { layout: layout.clone(), isa: row.isa, kernel: row.kernel }
+        let (layout, elem) = (layout.clone(), layout.scheme().elem);
+        match self.bf16_form() {
+            Bf16Form::Native => {
+                let row = self.newest(LINEAR_NATIVE, elem);
+                let pair = LINEAR_NATIVE_PAIR.iter().find(|p| p.isa == row.isa && p.family.covers(elem));
+                let pair = pair.map(|row| row.kernel);
+                LinearBf16::Native(LinearNative { layout, isa: row.isa, kernel: row.kernel, pair })
+            }
+            Bf16Form::Widened => {
+                let row = self.newest(LINEAR_WIDENED, elem);
+                LinearBf16::Widened(LinearF32 { layout, isa: row.isa, kernel: row.kernel })
+            }
+        }
     }
 
     /// The kernel that rounds activations to bfloat16.
     pub fn round_bf16(&self) -> RoundBf16 {
-        let row = self.newest(ROUND_BF16, Elem::F32);
-        RoundBf16 { isa: row.isa, kernel: row.kernel }
+        let form = self.bf16_form();
+        let rows = match form {
+            Bf16Form::Native => ROUND_NATIVE,
+            Bf16Form::Widened => ROUND_WIDENED,
+        };
+        let row = self.newest(rows, Elem::F32);
+        RoundBf16 { isa: row.isa, form, kernel: row.kernel }
+    }
+
+    /// The form of activations rounded to bfloat16: one for all linears, since several may read the same.
+    fn bf16_form(&self) -> Bf16Form {
+        if ROUND_NATIVE.iter().any(|row| row.isa <= self.isa) { Bf16Form::Native } else { Bf16Form::Widened }
     }
 
     /// The kernel that multiplies signed-byte activations, in groups of `group`, with weights in `layout`; or why

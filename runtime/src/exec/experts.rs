@@ -6,7 +6,7 @@
 
 use super::linear::Input;
 use super::{Pass, Scratch, Stop, Thread};
-use crate::bind::{BoundGrouped, BoundRoute};
+use crate::bind::{BoundGrouped, BoundRoute, Operand};
 use crate::error::RunError;
 use crate::pool::SharedBytes;
 use bessemer_kernels::linear::{RowsF32, TILE_ROWS};
@@ -48,17 +48,16 @@ impl Pass<'_> {
             for tile in order[start..end].chunks(TILE_ROWS) {
                 // Where a slot's input lies, counted in inputs.
                 let at = |pick: u32| pick as usize / if inputs == 1 { *slots } else { 1 };
-                let input = match &linear.convert {
-                    None => {
-                        let all = self.buffer(&linear.input);
-                        let stride = linear.k;
+                let input = match linear.operand() {
+                    Operand::Floats { buffer, stride } => {
+                        let all = self.buffer(buffer);
                         let data = gather(tile, at, |at| all.get(at * stride..(at + 1) * stride), floats);
                         Input::Floats(RowsF32 { data, rows: tile.len(), stride })
                     }
-                    Some(c) => {
-                        let all = self.buffer(&c.scratch);
-                        let row = |at| all.get(at * c.row_bytes..(at + 1) * c.row_bytes);
-                        Input::Codes { data: gather(tile, at, row, bytes), row_bytes: c.row_bytes }
+                    Operand::Codes { buffer, row_bytes } => {
+                        let all = self.buffer(buffer);
+                        let row = |at| all.get(at * row_bytes..(at + 1) * row_bytes);
+                        Input::Codes { data: gather(tile, at, row, bytes), row_bytes }
                     }
                 };
                 self.multiply(linear, weight, input, thread, |row| tile[row] as usize * width);

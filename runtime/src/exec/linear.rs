@@ -1,7 +1,7 @@
 //! Linears: convert the activations once, then every thread multiplies them with its panels of the weights.
 
 use super::{Pass, Stop, Thread};
-use crate::bind::{BoundBuffer, BoundEpilogue, BoundLinear, BoundSegment, Converted, LinearKernel};
+use crate::bind::{BoundBuffer, BoundEpilogue, BoundLinear, BoundSegment, Converted, LinearKernel, Operand};
 use crate::pool::SharedBytes;
 use bessemer_format::panel::COLUMNS;
 use bessemer_kernels::Gated;
@@ -46,15 +46,13 @@ impl Pass<'_> {
         let rows = self.rows(linear.rows);
         self.convert(linear, thread)?;
         if rows > 0 {
-            let input = match &linear.convert {
-                None => {
-                    let stride = linear.input.row_elems;
-                    let data = self.buffer(&linear.input).get(0..rows * stride);
+            let input = match linear.operand() {
+                Operand::Floats { buffer, stride } => {
+                    let data = self.buffer(buffer).get(0..rows * stride);
                     Input::Floats(RowsF32 { data, rows, stride })
                 }
-                Some(c) => {
-                    let data = self.buffer(&c.scratch).get(0..rows * c.row_bytes);
-                    Input::Codes { data, row_bytes: c.row_bytes }
+                Operand::Codes { buffer, row_bytes } => {
+                    Input::Codes { data: self.buffer(buffer).get(0..rows * row_bytes), row_bytes }
                 }
             };
             let row_elems = linear.out.row_elems;
@@ -154,7 +152,7 @@ impl Pass<'_> {
             (LinearKernel::Int8(kernel), Input::Codes { data, .. }) => {
                 kernel.for_each_tile(bytes, panels, data, finish);
             }
-            (LinearKernel::Bf16(kernel), Input::Codes { data, .. }) => {
+            (LinearKernel::Native(kernel), Input::Codes { data, .. }) => {
                 kernel.for_each_tile(bytes, panels, data, finish);
             }
             _ => unreachable!("kernels are bound together with the conversion of their input"),

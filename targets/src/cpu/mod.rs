@@ -69,8 +69,8 @@ impl TargetInfo for CpuTarget {
     /// Weights that are multiples of a unit by integers compute with signed-byte activations by groups of 32 (16 where the weight groups are odd multiples of 16):
     /// the integer dot product is what makes them fast, and so fine a group keeps the rounding small.
     ///
-    /// bf16 weights keep f32 activations: `Compute::Bf16` has twice the rate with `vdpbf16ps`, but on a CPU without it its kernels
-    /// are slower than those of f32, and an engine for `cpu` must not be slow on either.
+    /// bf16 weights keep f32 activations: `Compute::Bf16` has up to twice the rate where a CPU multiplies bf16 and costs nothing
+    /// elsewhere, but it rounds activations to eight bits, and what that costs real models is not measured yet.
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute {
         if scheme.elem.unit().is_none() {
             return Compute::F32;

@@ -399,9 +399,10 @@ impl Output {
         }
         let c = &self.ceilings;
         out!(
-            "\nceilings: {:.1} GB/s read, {:.0} G f32 and {:.0} G int8 multiply-adds a second",
+            "\nceilings: {:.1} GB/s read, {:.0} G f32, {:.0} G bf16 and {:.0} G int8 multiply-adds a second",
             c.read_bytes_s / 1e9,
             c.f32_multiply_adds_s / 1e9,
+            c.bf16_multiply_adds_s / 1e9,
             c.int8_multiply_adds_s / 1e9
         )?;
         let ms = |v: Option<f64>| v.map_or("unknown".into(), |v| format!("{v:.0} ms"));

@@ -1,5 +1,6 @@
 //! What this machine can do at most: how fast it reads memory, and how fast it multiplies.
 
+use bessemer_format::Compute;
 use bessemer_kernels::peak::{Arithmetic, multiply_adds};
 use serde::Serialize;
 use std::hint::black_box;
@@ -22,8 +23,49 @@ pub struct Ceilings {
     pub buffer_bytes: u64,
     /// Multiply-adds of binary32 a second.
     pub f32_multiply_adds_s: f64,
+    /// Multiply-adds of bfloat16 a second.
+    pub bf16_multiply_adds_s: f64,
     /// Multiply-adds of bytes a second.
     pub int8_multiply_adds_s: f64,
+}
+
+/// Multiply-adds, by what is multiplied.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MultiplyAdds {
+    f32: u64,
+    bf16: u64,
+    int8: u64,
+}
+
+impl MultiplyAdds {
+    /// Counts those of a linear.
+    pub fn add(&mut self, compute: Compute, count: u64) {
+        match compute {
+            Compute::F32 => self.f32 += count,
+            Compute::Bf16 => self.bf16 += count,
+            Compute::Int8 { .. } => self.int8 += count,
+        }
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.f32 + self.bf16 + self.int8
+    }
+
+    /// Seconds that they take at the ceilings.
+    pub fn seconds(&self, c: &Ceilings) -> f64 {
+        self.f32 as f64 / c.f32_multiply_adds_s
+            + self.bf16 as f64 / c.bf16_multiply_adds_s
+            + self.int8 as f64 / c.int8_multiply_adds_s
+    }
+}
+
+impl std::ops::AddAssign for MultiplyAdds {
+    fn add_assign(&mut self, other: Self) {
+        self.f32 += other.f32;
+        self.bf16 += other.bf16;
+        self.int8 += other.int8;
+    }
 }
 
 impl Ceilings {
@@ -41,6 +83,7 @@ impl Ceilings {
             read_bytes_s,
             buffer_bytes,
             f32_multiply_adds_s: peak(Arithmetic::F32),
+            bf16_multiply_adds_s: peak(Arithmetic::Bf16),
             int8_multiply_adds_s: peak(Arithmetic::Int8),
         }
     }

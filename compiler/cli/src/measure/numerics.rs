@@ -43,7 +43,7 @@ mod compare {
     use crate::measure::graph;
     use crate::progress::{Meter, Unit};
     use bessemer_ir::exec::{SequenceRows, Wanted};
-    use bessemer_oracle::{Oracle, OracleError, Reading, Tensor, Val};
+    use bessemer_oracle::{Oracle, OracleError, Reading, StepError, TracedStep};
     use bessemer_runtime::sample::Pcg32;
     use bessemer_runtime::{Batch, Engine, KvElem, Sequence, Want, Worker, WorkerOptions};
     use std::path::Path;
@@ -113,7 +113,7 @@ mod compare {
             sequence: &mut Sequence,
             tokens: &[u32],
         ) -> Result<Vec<f32>, Failure> {
-            let mut trace: Vec<(String, Vec<Vec<f32>>)> = Vec::new();
+            let mut trace: Vec<TracedStep> = Vec::new();
             let mut batch = Batch::new();
             batch.push(sequence, tokens, Want::All);
             let mut see = |step: &bessemer_runtime::StepResult<'_>| {
@@ -121,47 +121,10 @@ mod compare {
             };
             let logits = worker.forward_traced(&mut batch, &mut see)?.all().as_slice().to_vec();
 
-            let mut trace = trace.into_iter().peekable();
-            let mut steps = Vec::new();
-            let mut disagreement = None;
             let rows = SequenceRows { sequence: 0, tokens, logits: Wanted::All };
-            self.oracle
-                .forward_with(&[rows], |node, results| {
-                    // Nodes without a step (inputs, states) are nothing that an engine computes.
-                    let Some((_, outputs)) = trace.next_if(|(source, _)| *source == node.name) else {
-                        return;
-                    };
-                    let mut outputs = outputs.into_iter();
-                    let mut error = 0.0f64;
-                    for result in results {
-                        let Val::Tensor(reference) = result else { continue };
-                        match outputs.next() {
-                            Some(ours) if ours.len() == reference.data.len() => {
-                                let ours = Tensor::from_f32(reference.width, &ours);
-                                error = worse(error, ratio(&ours.data, &reference.data));
-                                *result = Val::Tensor(ours);
-                            }
-                            other => {
-                                let (found, wanted) = (other.map(|o| o.len()), reference.data.len());
-                                disagreement.get_or_insert(format!(
-                                    "{}: {found:?} numbers, {wanted} expected",
-                                    node.name
-                                ));
-                            }
-                        }
-                    }
-                    steps.push(Step { node: node.name.clone(), op: node.op.name(), error });
-                })
-                .map_err(internal)?;
-            if let Some((source, _)) = trace.next() {
-                disagreement.get_or_insert(format!("step {source} has no node"));
-            }
-            if let Some(why) = disagreement {
-                return Err(Failure::new(
-                    Code::Internal,
-                    format!("the plan does not follow the graph: {why}"),
-                ));
-            }
+            let steps = self.oracle.follow(&[rows], trace).map_err(internal)?;
+            let named = |s: StepError| Step { node: s.node, op: s.op, error: s.error };
+            let steps: Vec<Step> = steps.into_iter().map(named).collect();
             if self.steps.is_empty() {
                 self.steps = steps;
             } else {

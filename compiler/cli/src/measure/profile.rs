@@ -1,6 +1,6 @@
 //! Where the time of a token goes: the steps of a program, and the barriers between them.
 
-use super::ceilings::Ceilings;
+use super::ceilings::{Ceilings, MultiplyAdds};
 use crate::exit::Failure;
 use crate::output::out;
 use bessemer_format::plan::{Attention, Linear, Plan, RowCount, StepKind};
@@ -44,9 +44,9 @@ pub struct StepCost {
     pub multiply_adds: u64,
     /// Larger one of the shares of measured bandwidth and of measured arithmetic.
     pub share_of_ceiling: f64,
-    /// Multiply-adds in bytes, not in floats.
+    /// The same, by what is multiplied.
     #[serde(skip)]
-    int8: u64,
+    by_type: MultiplyAdds,
 }
 
 /// What is known about the passes that were measured.
@@ -111,7 +111,7 @@ impl Phase {
             role.waiting_us += step.waiting_us;
             role.bytes += step.bytes;
             role.multiply_adds += step.multiply_adds;
-            role.int8 += step.int8;
+            role.by_type += step.by_type;
         }
         roles.iter_mut().for_each(|r| r.rate(ceilings));
         roles
@@ -158,11 +158,9 @@ impl StepCost {
             let elements = u64::from(weight.n) * u64::from(weight.k);
             self.bytes +=
                 (weight.len as f64 * (rows as f64 * taken).min(f64::from(u8::from(rows > 0)))) as u64;
-            self.multiply_adds += (rows as f64 * taken * elements as f64) as u64;
+            self.by_type.add(linear.compute, (rows as f64 * taken * elements as f64) as u64);
         }
-        if let Compute::Int8 { .. } = linear.compute {
-            self.int8 = self.multiply_adds;
-        }
+        self.multiply_adds = self.by_type.total();
     }
 
     fn attention(&mut self, a: &Attention, kv: KvElem, of: Passes) {
@@ -170,12 +168,13 @@ impl StepCost {
         let parts = if a.latent.is_some() { 1 } else { 2 };
         let block = parts * u64::from(a.kv_heads) * kv::head_bytes(kv, a.head_dim as usize) as u64;
         self.bytes = block * (of.visible.div_ceil(kv::TOKENS) * of.sequences) as u64;
-        self.multiply_adds = 2 * u64::from(a.heads) * u64::from(a.head_dim) * (of.rows * of.visible) as u64;
+        let products = 2 * u64::from(a.heads) * u64::from(a.head_dim) * (of.rows * of.visible) as u64;
+        self.by_type.add(Compute::F32, products);
+        self.multiply_adds = self.by_type.total();
     }
 
     fn rate(&mut self, c: &Ceilings) {
-        let floats = (self.multiply_adds - self.int8) as f64 / c.f32_multiply_adds_s;
-        let arithmetic = floats + self.int8 as f64 / c.int8_multiply_adds_s;
+        let arithmetic = self.by_type.seconds(c);
         let reading = self.bytes as f64 / c.read_bytes_s;
         self.share_of_ceiling = if self.us > 0.0 { arithmetic.max(reading) * 1e6 / self.us } else { 0.0 };
     }
@@ -208,6 +207,7 @@ mod tests {
             read_bytes_s: 1.0,
             buffer_bytes: 1,
             f32_multiply_adds_s: 1.0,
+            bf16_multiply_adds_s: 1.0,
             int8_multiply_adds_s: 1.0,
         };
         let roles = phase.by_role(&ceilings);

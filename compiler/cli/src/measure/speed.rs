@@ -1,9 +1,8 @@
 //! Tokens a second, and the work behind a token.
 
-use super::ceilings::Ceilings;
+use super::ceilings::{Ceilings, MultiplyAdds};
 use super::profile::Passes;
 use crate::exit::Failure;
-use bessemer_format::Compute;
 use bessemer_format::plan::{Linear, Plan, Program, RowCount, StepKind};
 use bessemer_runtime::sample::Pcg32;
 use bessemer_runtime::{Batch, Engine, KvElem, Profile, Sequence, Want, Worker};
@@ -159,10 +158,8 @@ impl Subject {
 pub struct Work {
     /// Bytes that a decode step reads: every weight once, and the KV of every sequence.
     pub decode_step_bytes: u64,
-    /// Multiply-adds of a prompt's token in f32, by weights alone.
-    f32_multiply_adds: u64,
-    /// The same in bytes.
-    int8_multiply_adds: u64,
+    /// Multiply-adds of a prompt's token, by weights alone.
+    multiply_adds: MultiplyAdds,
 }
 
 impl Work {
@@ -176,15 +173,13 @@ impl Work {
         let block = bessemer_format::kv::TOKENS;
         let kv_token = engine.memory(block, kv, 1).cache / block as u64;
         let held = load.sequences as u64 * (load.depth + load.generate / 2) as u64;
-        let (f32_multiply_adds, int8_multiply_adds) =
-            find(load.prompt).map_or((0, 0), |p| multiply_adds(plan, p));
-        Self { decode_step_bytes: weights + kv_token * held, f32_multiply_adds, int8_multiply_adds }
+        let multiply_adds = find(load.prompt).map(|p| multiply_adds(plan, p)).unwrap_or_default();
+        Self { decode_step_bytes: weights + kv_token * held, multiply_adds }
     }
 
     /// Seconds that a prompt's token takes at the ceilings.
     pub fn seconds_per_prefill_token(&self, ceilings: &Ceilings) -> f64 {
-        self.f32_multiply_adds as f64 / ceilings.f32_multiply_adds_s
-            + self.int8_multiply_adds as f64 / ceilings.int8_multiply_adds_s
+        self.multiply_adds.seconds(ceilings)
     }
 }
 
@@ -199,19 +194,15 @@ fn weight_bytes(plan: &Plan, program: &Program) -> u64 {
     read.iter().filter_map(bytes).sum::<f64>() as u64
 }
 
-/// Multiply-adds of a token in f32 and in bytes. The logits of a prompt are wanted once, so its linear is left out.
-fn multiply_adds(plan: &Plan, program: &Program) -> (u64, u64) {
-    let (mut f32s, mut int8s) = (0, 0);
+/// Multiply-adds of a token. The logits of a prompt are wanted once, so its linear is left out.
+fn multiply_adds(plan: &Plan, program: &Program) -> MultiplyAdds {
+    let mut sum = MultiplyAdds::default();
     for (linear, taken) in linears(program).filter(|(l, _)| l.rows == RowCount::Tokens) {
         let weights = linear.segments.iter().filter_map(|s| plan.weights.get(s.weight as usize));
         let elements: f64 = weights.map(|w| f64::from(w.n) * f64::from(w.k)).sum();
-        let count = (elements * taken) as u64;
-        match linear.compute {
-            Compute::Int8 { .. } => int8s += count,
-            _ => f32s += count,
-        }
+        sum.add(linear.compute, (elements * taken) as u64);
     }
-    (f32s, int8s)
+    sum
 }
 
 /// The linears of a program, and which share of its weights each row takes.

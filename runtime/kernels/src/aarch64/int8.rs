@@ -75,7 +75,7 @@ macro_rules! int8_kernel {
             let mut g = 0;
             for r in 0..layout.runs() {
                 // SAFETY: every run, with its codes, scales and offsets, lies inside the panel. A group lies inside a
-                // row of `x`, and so do its scale and sum; `ROWS` rows are there.
+                // row of `x`, and so do its scale, sum and product; `ROWS` rows are there.
                 unsafe {
                     let codes = RunBytes::<BITS>::new(layout, panel, r);
                     let side = panel.as_ptr().add(layout.run_offset(r) + layout.run_code_bytes(r));
@@ -109,9 +109,11 @@ macro_rules! int8_kernel {
                             for q in 0..QUARTERS {
                                 let isum = vcvtq_f32_s32(vsubq_s32(isum[row][q], shift));
                                 acc[row][q] = vfmaq_f32(acc[row][q], isum, vmulq_n_f32(scale[q], scale_x));
-                                if float.is_some() {
-                                    let t = vdupq_n_f32(scale_x * sum_x as f32);
-                                    acc[row][q] = vfmaq_f32(acc[row][q], offset[q], t);
+                            }
+                            if float.is_some() {
+                                let product = side.add(act.products_at()).cast::<f32>().read_unaligned();
+                                for q in 0..QUARTERS {
+                                    acc[row][q] = vfmaq_n_f32(acc[row][q], offset[q], product);
                                 }
                             }
                         }

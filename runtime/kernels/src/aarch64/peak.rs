@@ -14,7 +14,7 @@ pub(crate) fn multiply_adds(isa: Isa, arithmetic: Arithmetic, rounds: u64) -> Op
     // SAFETY: the caller has found the features.
     unsafe {
         match (arithmetic, isa) {
-            (Arithmetic::F32, _) => Some(f32(rounds)),
+            (Arithmetic::F32 | Arithmetic::Bf16, _) => Some(f32(rounds)),
             (Arithmetic::Int8, Isa::I8mm) => Some(int8_i8mm(rounds)),
             (Arithmetic::Int8, Isa::Dotprod) => Some(int8_dotprod(rounds)),
             (Arithmetic::Int8, _) => None,

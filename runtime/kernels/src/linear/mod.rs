@@ -12,8 +12,8 @@ mod bf16;
 pub(crate) mod gate;
 pub(crate) mod portable;
 
-pub use bf16::{LinearBf16, RoundBf16};
-pub(crate) use bf16::{LinearBf16Fn, RoundBf16Fn};
+pub use bf16::{Bf16Form, LinearBf16, LinearNative, RoundBf16};
+pub(crate) use bf16::{LinearNativeFn, LinearNativePairFn, RoundBf16Fn};
 pub use gate::Gated;
 pub(crate) use gate::GatedFn;
 

@@ -13,8 +13,38 @@ use bessemer_format::scheme::{Offset, int8_code, int8_scale, round_bf16, widen_b
 /// [`super::LinearF32`] for every scheme: multiplications and additions in ascending k, never fused.
 #[inline(always)]
 pub(crate) fn linear_f32(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: usize, out: &mut [Lane]) {
+    linear_by(layout, panel, x, stride, out, |_| {});
+}
+
+/// [`super::LinearBf16::Widened`] for every scheme: as [`linear_f32`], where products are exact.
+#[inline(always)]
+pub(crate) fn linear_widened(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: usize, out: &mut [Lane]) {
+    linear_by(layout, panel, x, stride, out, rounding(layout));
+}
+
+/// What `Compute::Bf16` does to the weights of a step.
+#[inline(always)]
+fn rounding(layout: &PanelLayout) -> impl Fn(&mut [Lane; K_STEP]) {
+    let exact = layout.scheme().elem == Elem::Bf16;
+    move |weights| {
+        if !exact {
+            weights.as_flattened_mut().iter_mut().for_each(|w| *w = widen_bf16(round_bf16(*w)));
+        }
+    }
+}
+
+#[inline(always)]
+fn linear_by(
+    layout: &PanelLayout,
+    panel: &[u8],
+    x: &[f32],
+    stride: usize,
+    out: &mut [Lane],
+    change: impl Fn(&mut [Lane; K_STEP]),
+) {
     out.fill([0.0; COLUMNS]);
     each_step(layout, panel, |at, len, weights| {
+        change(weights);
         for (row, out) in out.iter_mut().enumerate() {
             let x = &x[row * stride + at..][..len];
             // A constant trip count keeps the sums in registers.
@@ -26,16 +56,15 @@ pub(crate) fn linear_f32(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: 
     });
 }
 
-/// [`super::LinearBf16`] for every scheme: exact products, added in ascending k.
+/// [`super::LinearNative`] for every scheme: exact products, added in ascending k.
 #[inline(always)]
-pub(crate) fn linear_bf16(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+pub(crate) fn linear_native(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
     out.fill([0.0; COLUMNS]);
-    let row_bytes = Bf16Layout { k: layout.k() }.row_bytes();
-    let exact = layout.scheme().elem == Elem::Bf16;
+    let row_bytes = Bf16Layout { k: layout.k() }.native_row_bytes();
+    let round = rounding(layout);
     each_step(layout, panel, |at, _, weights| {
-        if !exact {
-            weights.as_flattened_mut().iter_mut().for_each(|w| *w = widen_bf16(round_bf16(*w)));
-        }
+        round(weights);
         for (x, out) in x.chunks_exact(row_bytes).zip(out.iter_mut()) {
             // Rows are padded with zeros to whole steps, as weights are.
             let mut wide = [0.0; K_STEP];
@@ -47,11 +76,20 @@ pub(crate) fn linear_bf16(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mu
     });
 }
 
-/// [`super::RoundBf16`].
+/// [`super::RoundBf16`] to bf16.
 #[inline(always)]
-pub(crate) fn round(x: &[f32], out: &mut [[u8; 2]]) {
-    for (out, x) in out.iter_mut().zip(x) {
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+pub(crate) fn round_native(x: &[f32], out: &mut [u8]) {
+    for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
         *out = round_bf16(*x).to_le_bytes();
+    }
+}
+
+/// [`super::RoundBf16`] to f32 that bf16 holds.
+#[inline(always)]
+pub(crate) fn round_widened(x: &[f32], out: &mut [u8]) {
+    for (out, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
+        *out = widen_bf16(round_bf16(*x)).to_le_bytes();
     }
 }
 

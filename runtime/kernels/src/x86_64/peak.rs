@@ -9,7 +9,7 @@ pub(crate) fn avx512(arithmetic: Arithmetic, rounds: u64) -> u64 {
     // SAFETY: the caller has found the features.
     unsafe {
         match arithmetic {
-            Arithmetic::F32 => avx512_f32(rounds),
+            Arithmetic::F32 | Arithmetic::Bf16 => avx512_f32(rounds),
             Arithmetic::Int8 => avx512_int8(rounds),
         }
     }
@@ -20,10 +20,34 @@ pub(crate) fn avx2(arithmetic: Arithmetic, rounds: u64) -> u64 {
     // SAFETY: the caller has found the features.
     unsafe {
         match arithmetic {
-            Arithmetic::F32 => avx2_f32(rounds),
+            Arithmetic::F32 | Arithmetic::Bf16 => avx2_f32(rounds),
             Arithmetic::Int8 => avx2_int8(rounds),
         }
     }
+}
+
+/// Products of bfloat16. The caller has found AVX-512 with them.
+pub(crate) fn avx512_bf16(rounds: u64) -> u64 {
+    // SAFETY: the caller has found the features.
+    unsafe { avx512_pairs(rounds) }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn avx512_pairs(rounds: u64) -> u64 {
+    let bf16 = |v: i16| {
+        // SAFETY: both are 64 bytes without a structure.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi16(black_box(v))) }
+    };
+    // 1 and 2^-7.
+    let (a, b) = (bf16(0x3f80), bf16(0x3c00));
+    let mut sums = [_mm512_set1_ps(black_box(1.0)); 16];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, a, b);
+        }
+    }
+    black_box(sums);
+    rounds * 16 * 32
 }
 
 #[target_feature(enable = "avx512f")]

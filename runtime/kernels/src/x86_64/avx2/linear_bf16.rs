@@ -1,16 +1,16 @@
-//! Linears in bfloat16.
+//! Linears in bfloat16, and what is rounded for them.
 
 use crate::linear::{Lane, portable};
 use bessemer_format::PanelLayout;
 
-/// [`crate::linear::LinearBf16Fn`] for every scheme: the portable kernel with newer vectors.
+/// [`crate::linear::LinearBf16::Widened`] for every scheme: the portable kernel with newer vectors.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn any(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
-    portable::linear_bf16(layout, panel, x, out);
+pub(crate) fn any(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: usize, out: &mut [Lane]) {
+    portable::linear_widened(layout, panel, x, stride, out);
 }
 
-/// [`crate::linear::RoundBf16Fn`]: the portable loop with newer vectors.
+/// [`crate::linear::RoundBf16Fn`] to f32: the portable loop with newer vectors.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn round(x: &[f32], out: &mut [[u8; 2]]) {
-    portable::round(x, out);
+pub(crate) fn round(x: &[f32], out: &mut [u8]) {
+    portable::round_widened(x, out);
 }

@@ -1,4 +1,4 @@
-//! Linears in bfloat16.
+//! Linears in bfloat16, and what is rounded for them: by `vdpbf16ps` on pairs along k, or widened to f32 on hosts without it.
 
 use super::prefetch;
 use crate::linear::{Lane, portable};
@@ -7,115 +7,145 @@ use bessemer_format::act::Bf16Layout;
 use bessemer_format::panel::LINE;
 use std::arch::x86_64::*;
 
-/// Rows that share a weight. Two accumulators a row, for even and odd atoms, hide the latency when there is one row only; more
-/// rows use the same two, so that a row's bits never depend on others.
-const PAIRS_BLOCK: usize = 12;
-/// As [`PAIRS_BLOCK`], with registers left for halves of operands.
-const WIDENED_BLOCK: usize = 8;
+/// Rows that share a weight. Two accumulators a row and panel, for even and odd atoms, hide the latency when there is one row only;
+/// more rows use the same two, so that a row's bits never depend on others.
+const BLOCK: usize = 12;
+/// As [`BLOCK`] for two panels, which share the broadcast activations: a load a product would be as many as there are ports.
+const PAIR_BLOCK: usize = BLOCK / 2;
 
-/// [`crate::linear::LinearBf16Fn`] for every scheme: the portable kernel with newer vectors.
+/// [`crate::linear::LinearBf16::Widened`] for every scheme: the portable kernel with newer vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-pub(crate) fn any(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
-    portable::linear_bf16(layout, panel, x, out);
+pub(crate) fn any_widened(layout: &PanelLayout, panel: &[u8], x: &[f32], stride: usize, out: &mut [Lane]) {
+    portable::linear_widened(layout, panel, x, stride, out);
 }
 
-/// [`crate::linear::RoundBf16Fn`]: the portable loop with newer vectors.
+/// [`crate::linear::RoundBf16Fn`] to f32: the portable loop with newer vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-pub(crate) fn round(x: &[f32], out: &mut [[u8; 2]]) {
-    portable::round(x, out);
+pub(crate) fn round_widened(x: &[f32], out: &mut [u8]) {
+    portable::round_widened(x, out);
+}
+
+/// [`crate::linear::LinearNativeFn`] for every scheme: the portable kernel with newer vectors.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+pub(crate) fn any_native(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
+    portable::linear_native(layout, panel, x, out);
+}
+
+/// [`crate::linear::RoundBf16Fn`] to bfloat16: the portable loop with newer vectors.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+pub(crate) fn round_native(x: &[f32], out: &mut [u8]) {
+    portable::round_native(x, out);
+}
+
+/// [`crate::linear::LinearNativeFn`] for bfloat16: a line of weights is an operand as it lies.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(crate) unsafe fn native(layout: &PanelLayout, panel: &[u8], mut x: &[u8], mut out: &mut [Lane]) {
+    let row_bytes = Bf16Layout { k: layout.k() }.native_row_bytes();
+    while !out.is_empty() {
+        let rows = match out.len() {
+            BLOCK.. => BLOCK,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let (block, rest) = out.split_at_mut(rows);
+        // SAFETY: `block` is `rows` long, and so are the rows from `x` on; the rest is the caller's promise.
+        unsafe {
+            match rows {
+                BLOCK => tile::<BLOCK, 1>(layout, [panel], x, [block]),
+                4 => tile::<4, 1>(layout, [panel], x, [block]),
+                2 => tile::<2, 1>(layout, [panel], x, [block]),
+                _ => tile::<1, 1>(layout, [panel], x, [block]),
+            }
+        }
+        x = &x[rows * row_bytes..];
+        out = rest;
+    }
+}
+
+/// [`crate::linear::LinearNativePairFn`] for bfloat16, with the bits of [`native`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(crate) unsafe fn native_pair(
+    layout: &PanelLayout,
+    panels: [&[u8]; 2],
+    mut x: &[u8],
+    mut out: [&mut [Lane]; 2],
+) {
+    let row_bytes = Bf16Layout { k: layout.k() }.native_row_bytes();
+    while !out[0].is_empty() {
+        let rows = match out[0].len() {
+            PAIR_BLOCK.. => PAIR_BLOCK,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let [(a, rest_a), (b, rest_b)] = out.map(|out| out.split_at_mut(rows));
+        // SAFETY: the blocks are `rows` long, and so are the rows from `x` on; the rest is the caller's promise.
+        unsafe {
+            match rows {
+                PAIR_BLOCK => tile::<PAIR_BLOCK, 2>(layout, panels, x, [a, b]),
+                4 => tile::<4, 2>(layout, panels, x, [a, b]),
+                2 => tile::<2, 2>(layout, panels, x, [a, b]),
+                _ => tile::<1, 2>(layout, panels, x, [a, b]),
+            }
+        }
+        x = &x[rows * row_bytes..];
+        out = [rest_a, rest_b];
+    }
+}
+
+/// # Safety
+/// As [`crate::linear::LinearNativeFn`] for weights of bfloat16 and for every panel, with `ROWS` outputs each and at least as many rows
+/// in `x`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn tile<const ROWS: usize, const PANELS: usize>(
+    layout: &PanelLayout,
+    panels: [&[u8]; PANELS],
+    x: &[u8],
+    out: [&mut [Lane]; PANELS],
+) {
+    let row_bytes = Bf16Layout { k: layout.k() }.native_row_bytes();
+    let mut acc = [[[_mm512_setzero_ps(); 2]; PANELS]; ROWS];
+    let mut weights = panels.map(<[u8]>::as_ptr);
+    let mut x = x.as_ptr();
+    // An atom is a line of 2 k by 16 columns. Steps of 16 k make their number even.
+    for _ in 0..layout.padded_k() / 4 {
+        for i in 0..2 {
+            // SAFETY: panels and rows are padded to `padded_k` elements.
+            unsafe {
+                let w = weights.map(|panel| {
+                    if ROWS == 1 {
+                        prefetch(panel.add(i * LINE));
+                    }
+                    _mm512_loadu_si512(panel.add(i * LINE).cast())
+                });
+                for row in 0..ROWS {
+                    let two = x.add(row * row_bytes + 4 * i).cast::<i32>().read_unaligned();
+                    for panel in 0..PANELS {
+                        acc[row][panel][i] =
+                            add_products(acc[row][panel][i], w[panel], _mm512_set1_epi32(two));
+                    }
+                }
+            }
+        }
+        weights = weights.map(|panel| panel.wrapping_add(2 * LINE));
+        x = x.wrapping_add(8);
+    }
+    for (panel, out) in out.into_iter().enumerate() {
+        for (out, acc) in out.iter_mut().zip(&acc) {
+            let [even, odd] = acc[panel];
+            // SAFETY: a lane is 16 floats.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_add_ps(even, odd)) };
+        }
+    }
 }
 
 /// Adds the products of two elements along k with two bfloat16 activations, of which every lane holds the same.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn add_pairs(acc: __m512, weights: __m512i, x: __m512i) -> __m512 {
+fn add_products(acc: __m512, weights: __m512i, x: __m512i) -> __m512 {
     // SAFETY: both are 64 bytes without a structure.
     let [weights, x] = [weights, x].map(|v| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) });
     _mm512_dpbf16_ps(acc, weights, x)
-}
-
-/// As [`add_pairs`] on hosts without products of bfloat16: a number's bits are the high half of the same number in binary32.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn add_widened(acc: __m512, weights: __m512i, x: __m512i) -> __m512 {
-    let even = |v| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v));
-    let odd = |v| _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
-    _mm512_fmadd_ps(odd(weights), odd(x), _mm512_fmadd_ps(even(weights), even(x), acc))
-}
-
-macro_rules! kernel {
-    ($(#[$doc:meta])* $name:ident, $tile:ident, $features:literal, $add:ident, $block:ident) => {
-        $(#[$doc])*
-        #[target_feature(enable = $features)]
-        pub(crate) unsafe fn $name(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
-            let row_bytes = Bf16Layout { k: layout.k() }.row_bytes();
-            let mut first = 0;
-            while first < out.len() {
-                let rows = match out.len() - first {
-                    $block.. => $block,
-                    4.. => 4,
-                    2.. => 2,
-                    _ => 1,
-                };
-                let block = &mut out[first..first + rows];
-                let x = &x[first * row_bytes..];
-                // SAFETY: `block` is `rows` long, and so are the rows from `x` on; the rest is the caller's promise.
-                unsafe {
-                    match rows {
-                        $block => $tile::<$block>(layout, panel, x, row_bytes, block),
-                        4 => $tile::<4>(layout, panel, x, row_bytes, block),
-                        2 => $tile::<2>(layout, panel, x, row_bytes, block),
-                        _ => $tile::<1>(layout, panel, x, row_bytes, block),
-                    }
-                }
-                first += rows;
-            }
-        }
-
-        /// # Safety
-        /// As [`crate::linear::LinearBf16Fn`] for weights of bfloat16, with `out.len() == ROWS` and rows of `row_bytes`.
-        #[inline]
-        #[target_feature(enable = $features)]
-        unsafe fn $tile<const ROWS: usize>(
-            layout: &PanelLayout,
-            panel: &[u8],
-            x: &[u8],
-            row_bytes: usize,
-            out: &mut [Lane],
-        ) {
-            let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
-            let (mut weights, mut x) = (panel.as_ptr(), x.as_ptr());
-            // An atom is a line of 2 k by 16 columns. Steps of 16 k make their number even.
-            for _ in 0..layout.padded_k() / 4 {
-                for i in 0..2 {
-                    // SAFETY: panel and rows are padded to `padded_k` elements.
-                    unsafe {
-                        if ROWS == 1 {
-                            prefetch(weights.add(i * LINE));
-                        }
-                        let w = _mm512_loadu_si512(weights.add(i * LINE).cast());
-                        for row in 0..ROWS {
-                            let pair = x.add(row * row_bytes + 4 * i).cast::<i32>().read_unaligned();
-                            acc[row][i] = $add(acc[row][i], w, _mm512_set1_epi32(pair));
-                        }
-                    }
-                }
-                weights = weights.wrapping_add(2 * LINE);
-                x = x.wrapping_add(8);
-            }
-            for (out, [even, odd]) in out.iter_mut().zip(acc) {
-                // SAFETY: a lane is 16 floats.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_add_ps(even, odd)) };
-            }
-        }
-    };
-}
-
-kernel! {
-    /// [`crate::linear::LinearBf16Fn`] for bfloat16 with AVX-512 BF16: a line of weights is an operand as it lies.
-    pairs, pairs_tile, "avx512f,avx512bw,avx512vl,avx512bf16", add_pairs, PAIRS_BLOCK
-}
-kernel! {
-    /// [`crate::linear::LinearBf16Fn`] for bfloat16 without AVX-512 BF16.
-    widened, widened_tile, "avx512f,avx512bw,avx512vl", add_widened, WIDENED_BLOCK
 }
