@@ -279,14 +279,10 @@ fn a_cache_of_bf16_on_both() {
     }
 }
 
-/// Ops of families that have no fixture yet.
-const WITHOUT_FIXTURE: &[&str] = &["concat_heads"];
-
 #[test]
 fn the_cases_hold_every_op() {
     let found: BTreeSet<&str> = families().iter().chain(&plain()).flat_map(|case| case.build().ops).collect();
-    let missing: Vec<_> =
-        Op::NAMES.iter().filter(|name| !found.contains(*name) && !WITHOUT_FIXTURE.contains(name)).collect();
+    let missing: Vec<_> = Op::NAMES.iter().filter(|name| !found.contains(*name)).collect();
     assert!(missing.is_empty(), "no case has {missing:?}");
 }
 
