@@ -266,7 +266,7 @@ fn stop_strings_end_the_text() {
 }
 
 #[test]
-fn a_chat_takes_another_template() {
+fn a_chat_takes_another_template_and_tools() {
     let user = User::new();
     let engine = user.engine();
     let file = |name: &str, content: &str| {
@@ -281,6 +281,18 @@ fn a_chat_takes_another_template() {
     let of_text = user.json(&["run", &engine, "-n", "6", "--json", "--raw", "-p", prompt]);
     assert_eq!(of_chat["tokens"], of_text["tokens"]);
     assert_eq!(of_chat["timings"]["prompt_tokens"], of_text["timings"]["prompt_tokens"]);
+
+    let tools = file("tools.json", r#"[{"name": "melt"}]"#);
+    let with_tools =
+        file("tools.jinja", "{% for t in tools %}{{ t.name }} {% endfor %}{{ messages[0].content }}:");
+    let chat = ["--chat-template", &with_tools, "--tools", &tools, "-p", "hello"];
+    let of_chat = user.json(&[&["run", &engine, "-n", "6", "--json"][..], &chat].concat());
+    let of_text = user.json(&["run", &engine, "-n", "6", "--json", "--raw", "-p", "melt hello:"]);
+    assert_eq!(of_chat["tokens"], of_text["tokens"]);
+    let chat = ["--chat-template", &template, "--tools", &tools, "-p", "hello"];
+    user.fails(&[&["run", &engine][..], &chat].concat(), 2, &["no place for tools"]);
+    let chat = ["--chat-template", &with_tools, "--tools", &template, "-p", "hello"];
+    user.fails(&[&["run", &engine][..], &chat].concat(), 2, &["t.jinja", "JSON list"]);
 
     let refusing = file("no.jinja", "{{ raise_exception('roles must alternate') }}");
     user.fails(&["run", &engine, "--chat-template", &refusing, "-p", "x"], 4, &["roles must alternate"]);

@@ -10,6 +10,7 @@ use bessemer_runtime::text::{ChatInput, ChatMessage, ChatTemplate, Special, Toke
 use bessemer_runtime::{Finish, KvElem, Worker, WorkerOptions};
 use clap::ValueEnum;
 use serde::Serialize;
+use serde_json::Value as Json;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -56,6 +57,10 @@ pub struct Args {
     /// Chat template to use in place of the model's own: a file with Jinja
     #[arg(long, value_name = "FILE", conflicts_with = "raw")]
     chat_template: Option<PathBuf>,
+
+    /// Tools that the model may call: a file with a JSON list, as the chat template expects them
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    tools: Option<PathBuf>,
 
     /// Longest sequence, in tokens; the model's own by default
     #[arg(long, value_name = "N")]
@@ -174,10 +179,15 @@ impl Args {
             }
             _ => None,
         };
+        let tools = self.tools.as_deref().map(tools).transpose()?;
+        if tools.is_some() && !template.as_ref().is_some_and(|template| template.source().contains("tools")) {
+            let why = "the chat template has no place for tools; bring one that has with --chat-template";
+            return Err(Failure::usage(why));
+        }
         let prompt = self.prompt(template.is_some())?;
         let context = self.context(&model)?;
         let mut generator = self.generator(&model, &tokenizer, sampler, context)?;
-        let chat = template.map(|template| self.chat(&tokenizer, template));
+        let chat = template.map(|template| self.chat(&tokenizer, template, tools));
         match (prompt, chat) {
             (Some(prompt), chat) => self.once(&mut generator, &model, &tokenizer, chat, &prompt),
             (None, Some(chat)) => self.converse(&mut generator, chat),
@@ -293,8 +303,8 @@ impl Args {
     }
 
     /// A conversation that has its system message, and waits for the user.
-    fn chat(&self, tokenizer: &Tokenizer, template: ChatTemplate) -> Chat {
-        let mut chat = Chat { tokenizer: tokenizer.clone(), template, messages: Vec::new() };
+    fn chat(&self, tokenizer: &Tokenizer, template: ChatTemplate, tools: Option<Vec<Json>>) -> Chat {
+        let mut chat = Chat { tokenizer: tokenizer.clone(), template, tools, messages: Vec::new() };
         if let Some(system) = &self.system {
             chat.say("system", system);
         }
@@ -306,6 +316,7 @@ impl Args {
 struct Chat {
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    tools: Option<Vec<Json>>,
     messages: Vec<ChatMessage>,
 }
 
@@ -317,7 +328,11 @@ impl Chat {
 
     /// The prompt that the assistant is to answer.
     fn tokens(&self) -> Result<Vec<u32>, Failure> {
-        let prompt = self.template.render(&ChatInput::new(&self.messages))?;
+        let mut input = ChatInput::new(&self.messages);
+        if let Some(tools) = &self.tools {
+            input = input.tools(tools.clone());
+        }
+        let prompt = self.template.render(&input)?;
         Ok(self.tokenizer.encode(&prompt, Special::Parse)?)
     }
 }
@@ -329,6 +344,12 @@ fn template(tokenizer: &Tokenizer, source: String) -> ChatTemplate {
         String::from_utf8_lossy(bytes).into_owned()
     };
     ChatTemplate::new(source, name(tokenizer.bos()), name(tokenizer.eos()))
+}
+
+/// The tools that a file lists.
+fn tools(path: &Path) -> Result<Vec<Json>, Failure> {
+    let wrong = |e| Failure::usage(format!("{}: not a JSON list of tools: {e}", path.display()));
+    serde_json::from_str(&read(path)?).map_err(wrong)
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
