@@ -58,7 +58,7 @@ fn linear_by(
 
 /// [`super::LinearNative`] for every scheme: exact products, added in ascending k.
 #[inline(always)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only tests round to bf16 there"))]
 pub(crate) fn linear_native(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
     out.fill([0.0; COLUMNS]);
     let row_bytes = Bf16Layout { k: layout.k() }.native_row_bytes();
@@ -78,7 +78,7 @@ pub(crate) fn linear_native(layout: &PanelLayout, panel: &[u8], x: &[u8], out: &
 
 /// [`super::RoundBf16`] to bf16.
 #[inline(always)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only tests round to bf16 there"))]
 pub(crate) fn round_native(x: &[f32], out: &mut [u8]) {
     for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
         *out = round_bf16(*x).to_le_bytes();
