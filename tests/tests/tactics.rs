@@ -178,7 +178,7 @@ fn tune_fixture(folder: &Path, known: TuningCache, limit: Duration) -> (TuningCa
 fn tuning_measures_what_is_not_known_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let known = cache(MACHINE, Tactic::SplitRows, 3);
-    let (found, events) = tune_fixture(folder.path(), known.clone(), Duration::from_secs(60));
+    let (found, events) = tune_fixture(folder.path(), known.clone(), Duration::from_secs(3600));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     let tactics: Vec<Tactic> = found.entries().map(|(key, _)| key.tactic).collect();
     assert_eq!(tactics, Tactic::ALL);
@@ -195,7 +195,7 @@ fn tuning_measures_what_is_not_known_and_leaves_nothing_behind() {
         let reported = report.tactics.iter().find(|t| t.name == key.tactic.name()).unwrap();
         assert_eq!(reported.value, measured.value);
     }
-    let (again, events) = tune_fixture(folder.path(), found.clone(), Duration::from_secs(60));
+    let (again, events) = tune_fixture(folder.path(), found.clone(), Duration::from_secs(3600));
     assert_eq!(again, found);
     assert!(events.iter().all(|e| matches!(e, Event::Skipped { .. })));
     // Without time nothing is found, and it is said.
