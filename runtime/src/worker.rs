@@ -177,7 +177,10 @@ impl Worker {
             nests: BoundNest::all(engine, options.kv.written(), options.nests)?,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             max_rows,
-            inputs: Inputs::default(),
+            inputs: Inputs {
+                staged_slots: (0..max_rows).map(|row| (row % TOKENS) as i32).collect(),
+                ..Inputs::default()
+            },
             pieces: Vec::new(),
             logits: Vec::new(),
             logit_entries: Vec::new(),
@@ -381,7 +384,6 @@ impl Inputs {
             &mut self.tokens,
             &mut self.positions,
             &mut self.slots,
-            &mut self.staged_slots,
             &mut self.sequences,
             &mut self.logit_rows,
             &mut self.block_table,
@@ -408,7 +410,6 @@ impl Inputs {
                 self.positions.push(position as i32);
                 // Blocks are counted in tokens below 2^31: `Worker::new` made sure.
                 self.slots.push((table[position / TOKENS] as usize * TOKENS + position % TOKENS) as i32);
-                self.staged_slots.push(((first_row + i) % TOKENS) as i32);
                 self.sequences.push(sequence as i32);
                 self.table_starts.push((sequence * self.table_stride) as i32);
                 self.token_types.push(entry.types.get(piece.first + i).copied().unwrap_or(0) as i32);

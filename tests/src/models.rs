@@ -2,7 +2,7 @@
 
 use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_compiler::{CompileError, Compiled, Silent};
-use bessemer_runtime::{Batch, Engine, Sequence, StepResult, Want, Worker, WorkerOptions};
+use bessemer_runtime::{Batch, EmbedInput, Engine, Sequence, StepResult, Want, Worker, WorkerOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -228,4 +228,23 @@ pub fn book(engine: &Engine, tokens: usize) -> Option<Vec<u32>> {
     let ids =
         engine.tokenizer().unwrap().encode(&book[middle..], bessemer_runtime::text::Special::AsText).unwrap();
     Some(ids[..tokens].to_vec())
+}
+
+/// The texts of an encoder's golden and what becomes of them.
+pub fn encoder_golden(name: &str) -> (Vec<EmbedInput>, Vec<Vec<f32>>) {
+    let bytes = std::fs::read(root().join(format!("fixtures/goldens/{name}.safetensors"))).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let words = |name: &str| -> Option<Vec<[u8; 4]>> {
+        let data = file.tensor(name).ok()?.data().to_vec();
+        Some(data.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect())
+    };
+    let ints = |name: &str| words(name).map(|w| w.into_iter().map(u32::from_le_bytes).collect::<Vec<u32>>());
+    (0..)
+        .map_while(|i| {
+            let tokens = ints(&format!("text.{i}.tokens"))?;
+            let types = ints(&format!("text.{i}.types")).unwrap_or_default();
+            let vector = words(&format!("text.{i}.vector"))?.into_iter().map(f32::from_le_bytes).collect();
+            Some((EmbedInput { tokens, types }, vector))
+        })
+        .unzip()
 }

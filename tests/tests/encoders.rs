@@ -10,29 +10,11 @@ use bessemer_oracle::{Oracle, Reading};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{Batch, EmbedInput, Embedder, Engine, RunError, Session, Want, Worker, WorkerOptions};
 use bessemer_tests::models::{
-    ENCODERS, cached_model, compile, engine, fixture, open_trusted, relative_error, root, trusted_engine,
+    ENCODERS, cached_model, compile, encoder_golden, engine, fixture, open_trusted, relative_error, root,
+    trusted_engine,
 };
 use safetensors::SafeTensors;
 use std::sync::{Arc, Mutex};
-
-/// The texts of a golden and what becomes of them.
-fn golden(name: &str) -> (Vec<EmbedInput>, Vec<Vec<f32>>) {
-    let bytes = std::fs::read(root().join(format!("fixtures/goldens/{name}.safetensors"))).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let words = |name: &str| -> Option<Vec<[u8; 4]>> {
-        let data = file.tensor(name).ok()?.data().to_vec();
-        Some(data.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect())
-    };
-    let ints = |name: &str| words(name).map(|w| w.into_iter().map(u32::from_le_bytes).collect::<Vec<u32>>());
-    (0..)
-        .map_while(|i| {
-            let tokens = ints(&format!("text.{i}.tokens"))?;
-            let types = ints(&format!("text.{i}.types")).unwrap_or_default();
-            let vector = words(&format!("text.{i}.vector"))?.into_iter().map(f32::from_le_bytes).collect();
-            Some((EmbedInput { tokens, types }, vector))
-        })
-        .unzip()
-}
 
 fn options(precision: PrecisionPolicy) -> CompileOptions {
     CompileOptions { precision, ..CompileOptions::default() }
@@ -42,7 +24,7 @@ fn options(precision: PrecisionPolicy) -> CompileOptions {
 fn the_oracle_and_the_eager_executor_give_what_transformers_gives() {
     // Their batches hold texts, no pairs.
     for (model, name) in ENCODERS.iter().filter(|(_, name)| *name != "bert_scores") {
-        let (inputs, expected) = golden(name);
+        let (inputs, expected) = encoder_golden(name);
         let parts: Vec<_> = inputs
             .iter()
             .enumerate()
@@ -71,7 +53,7 @@ fn the_oracle_and_the_eager_executor_give_what_transformers_gives() {
 fn engines_give_what_transformers_gives() {
     for (precision, bound) in [(PrecisionPolicy::F32, 1e-4), (PrecisionPolicy::Bf16, 2e-2)] {
         for (model, name) in ENCODERS {
-            let (inputs, expected) = golden(name);
+            let (inputs, expected) = encoder_golden(name);
             let engine = engine(model, &options(precision));
             let mut embedder = Embedder::new(&engine, WorkerOptions::default().threads(2)).unwrap();
             let together = embedder.vectors(&inputs).unwrap();
@@ -93,7 +75,7 @@ fn engines_give_what_transformers_gives() {
 #[test]
 fn generated_code_and_any_number_of_threads_give_the_same_bits() {
     for (model, name) in ENCODERS {
-        let (inputs, _) = golden(name);
+        let (inputs, _) = encoder_golden(name);
         let run = |engine: &Engine, threads| {
             let mut embedder = Embedder::new(engine, WorkerOptions::default().threads(threads)).unwrap();
             embedder.vectors(&inputs).unwrap()

@@ -16,13 +16,12 @@ use bessemer_ir::Op;
 use bessemer_kernels::{math, trig};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_passes::pipeline::PASSES;
-use bessemer_runtime::KvElem;
+use bessemer_runtime::{EmbedInput, KvElem};
 use bessemer_targets::clike::{Dialect, Emitter};
 use bessemer_targets::lower::builder::NestBuilder;
 use bessemer_targets::schedule::{ScheduleOptions, schedule};
 use bessemer_tests::gpu::{self, GpuModel, Shim};
-use bessemer_tests::models::{ENCODERS, FAMILIES, fixture, golden, relative_error, root};
-use safetensors::SafeTensors;
+use bessemer_tests::models::{ENCODERS, FAMILIES, encoder_golden, fixture, golden, relative_error, root};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -97,23 +96,12 @@ fn sequence(name: &str) -> (Vec<Vec<Part>>, Vec<Vec<f32>>) {
 
 /// The golden of an encoder: texts, each a sequence of its own.
 fn texts(name: &str) -> (Vec<Vec<Part>>, Vec<Vec<f32>>) {
-    let bytes = std::fs::read(root().join(format!("fixtures/goldens/{name}.safetensors"))).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let words = |name: &str| -> Option<Vec<[u8; 4]>> {
-        let data = file.tensor(name).ok()?.data().to_vec();
-        Some(data.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect())
+    let (texts, vectors) = encoder_golden(name);
+    let part = |EmbedInput { tokens, types }: EmbedInput| {
+        let types = types.into_iter().map(|t| t as u8).collect();
+        vec![Part { wanted: vec![tokens.len() - 1], tokens, types }]
     };
-    let ints = |name: &str| words(name).map(|w| w.into_iter().map(u32::from_le_bytes).collect::<Vec<u32>>());
-    (0..)
-        .map_while(|i| {
-            let tokens = ints(&format!("text.{i}.tokens"))?;
-            let types = ints(&format!("text.{i}.types")).unwrap_or_default();
-            let vector = words(&format!("text.{i}.vector"))?.into_iter().map(f32::from_le_bytes).collect();
-            let types = types.into_iter().map(|t| t as u8).collect();
-            let wanted = vec![tokens.len() - 1];
-            Some((vec![Part { tokens, types, wanted }], vector))
-        })
-        .unzip()
+    (texts.into_iter().map(part).collect(), vectors)
 }
 
 /// Runs all cases from one text.

@@ -134,6 +134,24 @@ impl<'a> Fields<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// Checks that the `heads` that `key` states divide the width evenly, and are shared out among the key and value heads.
+    pub fn shared_heads(
+        &self,
+        key: &str,
+        hidden: usize,
+        heads: usize,
+        kv_heads: usize,
+    ) -> Result<(), ImportError> {
+        let even = hidden.is_multiple_of(heads) && (hidden / heads).is_multiple_of(2);
+        if even && heads.is_multiple_of(kv_heads) {
+            return Ok(());
+        }
+        let expected = format!(
+            "a divisor of the width {hidden} with heads of an even size, and a multiple of the {kv_heads} key and value heads"
+        );
+        Err(self.error(key, expected, "correct the value"))
+    }
+
     /// An error about `key`, holding the value found against what is expected.
     pub fn error(&self, key: &str, expected: impl Into<String>, remedy: &'static str) -> ImportError {
         let found =

@@ -44,7 +44,7 @@ pub(crate) struct Inputs {
     pub(crate) tokens: Vec<i32>,
     pub(crate) positions: Vec<i32>,
     pub(crate) slots: Vec<i32>,
-    /// Slots of rows that are staged: see [`staging`].
+    /// Slots of rows that are staged, the same in every pass: see [`staging`].
     pub(crate) staged_slots: Vec<i32>,
     pub(crate) sequences: Vec<i32>,
     pub(crate) logit_rows: Vec<i32>,

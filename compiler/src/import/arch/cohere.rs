@@ -141,7 +141,7 @@ impl Config {
         fields.skip(&[Harmless { reason: "chose this family", keys: &["model_type"] }]);
         let reason = "says how the model is split between devices, or how transformers caches";
         fields.skip(&[Harmless { reason, keys: &["use_parallel_embedding", "cache_implementation"] }]);
-        let read = read.checked(&fields, "num_attention_heads")?;
+        fields.shared_heads("num_attention_heads", read.hidden, read.heads, read.kv_heads)?;
         fields.finish()?;
         Ok(read)
     }
@@ -181,23 +181,9 @@ impl Config {
             tied: has("output.weight").is_none(),
             sliding,
         };
-        let read = read.checked(&fields, "attention.head_count")?;
+        fields.shared_heads("attention.head_count", read.hidden, read.heads, read.kv_heads)?;
         fields.finish()?;
         Ok(read)
-    }
-
-    fn checked(self, fields: &Fields, heads: &str) -> Result<Config, ImportError> {
-        let fits = self.hidden.is_multiple_of(self.heads)
-            && (self.hidden / self.heads).is_multiple_of(2)
-            && self.heads.is_multiple_of(self.kv_heads);
-        if fits {
-            return Ok(self);
-        }
-        let expected = format!(
-            "a divisor of the width {} with heads of an even size, and a multiple of the {} key and value heads",
-            self.hidden, self.kv_heads
-        );
-        Err(fields.error(heads, expected, "correct the value"))
     }
 
     fn build(&self, checkpoint: &Checkpoint) -> Result<Model, ImportError> {

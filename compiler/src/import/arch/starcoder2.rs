@@ -120,7 +120,7 @@ impl Config {
             reason: "used in training only",
             keys: &["embedding_dropout", "residual_dropout"],
         }]);
-        let read = read.checked(&fields, "num_attention_heads")?;
+        fields.shared_heads("num_attention_heads", read.hidden, read.heads, read.kv_heads)?;
         fields.finish()?;
         Ok(read)
     }
@@ -150,23 +150,9 @@ impl Config {
             rope,
             tied: has("output.weight").is_none(),
         };
-        let read = read.checked(&fields, "attention.head_count")?;
+        fields.shared_heads("attention.head_count", read.hidden, read.heads, read.kv_heads)?;
         fields.finish()?;
         Ok(read)
-    }
-
-    fn checked(self, fields: &Fields, heads: &str) -> Result<Config, ImportError> {
-        let fits = self.hidden.is_multiple_of(self.heads)
-            && (self.hidden / self.heads).is_multiple_of(2)
-            && self.heads.is_multiple_of(self.kv_heads);
-        if fits {
-            return Ok(self);
-        }
-        let expected = format!(
-            "a divisor of the width {} with heads of an even size, and a multiple of the {} key and value heads",
-            self.hidden, self.kv_heads
-        );
-        Err(fields.error(heads, expected, "correct the value"))
     }
 
     fn build(&self, checkpoint: &Checkpoint) -> Result<Model, ImportError> {
