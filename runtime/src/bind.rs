@@ -199,6 +199,28 @@ pub(crate) fn bind(file: &EngineFile, kernels: &KernelSet) -> Result<Vec<BoundPr
     file.plan.programs.iter().map(|program| binder.program(program)).collect()
 }
 
+/// Buffers of activations that a step writes.
+pub(crate) fn outputs(plan: &Plan, kind: &StepKind) -> Vec<BufferId> {
+    match kind {
+        StepKind::Embed { out, .. } => vec![*out],
+        StepKind::Linear(linear) => vec![linear.out],
+        StepKind::GroupedLinear(grouped) => vec![grouped.linear.out],
+        StepKind::Attention(attention) => vec![attention.out],
+        StepKind::Nest { nest, args, .. } => {
+            let views = plan.nests.get(*nest as usize).map_or(&[][..], |n| &n.views);
+            let stored = args.iter().zip(views).filter(|(_, view)| view.store);
+            stored
+                .filter_map(|(arg, _)| match arg {
+                    Arg::Buffer(id) => Some(*id),
+                    _ => None,
+                })
+                .collect()
+        }
+        // Choices of experts are no activations.
+        StepKind::Route(_) | StepKind::Copy { .. } => Vec::new(),
+    }
+}
+
 struct Binder<'a> {
     plan: &'a Plan,
     kernels: &'a KernelSet,
@@ -217,7 +239,8 @@ impl Binder<'_> {
                 )));
             }
             let kind = self.step(program, index).map_err(unsupported)?;
-            let outputs = self.outputs(program, &step.kind).map_err(unsupported)?;
+            let outputs = outputs(self.plan, &step.kind).into_iter().map(|id| self.buffer(program, id));
+            let outputs = outputs.collect::<Result<_, _>>().map_err(unsupported)?;
             Ok(BoundStep { kind, barrier: step.barrier, source: step.source.clone(), outputs })
         };
         Ok(BoundProgram {
@@ -298,29 +321,6 @@ impl Binder<'_> {
         let StepKind::Attention(a) = &later[reader].kind else { return None };
         let layer = self.layers.binary_search(&CacheLayer::of(a)).ok()?;
         Some(Appends { layer, last: !later[..reader].iter().any(writes) })
-    }
-
-    fn outputs(&self, program: &Program, kind: &StepKind) -> Result<Vec<BoundBuffer>, String> {
-        let ids = match kind {
-            StepKind::Embed { out, .. } => vec![*out],
-            StepKind::Linear(linear) => vec![linear.out],
-            StepKind::GroupedLinear(grouped) => vec![grouped.linear.out],
-            // What a step shows are activations.
-            StepKind::Route(_) => Vec::new(),
-            StepKind::Attention(attention) => vec![attention.out],
-            StepKind::Nest { nest, args, .. } => {
-                let views = self.plan.nests.get(*nest as usize).map_or(&[][..], |n| &n.views);
-                let stored = args.iter().zip(views).filter(|(_, view)| view.store);
-                stored
-                    .filter_map(|(arg, _)| match arg {
-                        Arg::Buffer(id) => Some(*id),
-                        _ => None,
-                    })
-                    .collect()
-            }
-            StepKind::Copy { .. } => Vec::new(),
-        };
-        ids.into_iter().map(|id| self.buffer(program, id)).collect()
     }
 
     /// A linear whose segments are stacks of `groups` weights.

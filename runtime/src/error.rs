@@ -1,5 +1,6 @@
 //! Why an engine is not run, or a run did not finish.
 
+use crate::device::DeviceError;
 use crate::pool::JobPanicked;
 use bessemer_format::FormatError;
 use std::io;
@@ -45,6 +46,15 @@ pub enum EngineError {
     Code {
         /// What went wrong.
         why: String,
+    },
+    /// The device does not run it.
+    #[error("{device}: {why}")]
+    Device {
+        /// The device asked for.
+        device: String,
+        /// Why not.
+        #[source]
+        why: DeviceError,
     },
     /// Memory or threads cannot be had.
     #[error("{what}: {source}; ask for fewer tokens, rows or threads")]
@@ -170,6 +180,16 @@ pub enum RunError {
         /// The step's source node.
         step: String,
         /// What was wrong.
+        why: String,
+    },
+    /// The device failed: it was lost, or a kernel touched memory that it must not touch.
+    #[error("{device}: {what} failed: {why}; make a new worker")]
+    Device {
+        /// The device.
+        device: String,
+        /// What was asked of it.
+        what: &'static str,
+        /// Its answer.
         why: String,
     },
     /// Logits were asked for where there is no token that they could follow.

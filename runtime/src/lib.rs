@@ -15,6 +15,7 @@
 mod batch;
 mod bind;
 mod code;
+mod device;
 mod embed;
 mod engine;
 mod error;
@@ -34,6 +35,7 @@ pub use batch::{Batch, CancelHandle, Logits, Rows, Want};
 pub use bessemer_format::manifest::{Hash, KvElem, Manifest};
 pub use bessemer_format::plan::{Output, Plan};
 pub use bessemer_kernels::{Isa, KernelSet};
+pub use device::{DeviceChoice, DeviceError};
 pub use embed::{EmbedError, EmbedInput, Embedder};
 pub use engine::{Engine, MemoryEstimate, NestPath};
 pub use error::{EngineError, RunError, SnapshotError};

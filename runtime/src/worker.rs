@@ -1,16 +1,16 @@
 //! A worker: the threads and the memory that run batches.
 
 use crate::batch::{Batch, Logits};
+use crate::device::{self, Device, DeviceChoice, DevicePass, Started};
 use crate::engine::Engine;
 use crate::error::{EngineError, RunError, SnapshotError};
-use crate::exec::{BoundNest, Inputs, Pass, Profile, Scratch, Span, StepResult, Watch};
-use crate::pool::{Pool, SharedBytes, SharedMemory, allowed_cores};
-use crate::state::{BlockLayout, Sequence, StatePool};
+use crate::exec::{Inputs, Profile, Span, StepResult, Watch};
+use crate::state::{Sequence, StatePool};
 use bessemer_format::kv::TOKENS;
 use bessemer_format::manifest::KvElem;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// How a worker is made. The default is one thread a core, the largest batches of the plan and a bf16 cache for as many
 /// tokens as the model's context.
@@ -32,6 +32,8 @@ pub struct WorkerOptions {
     pub max_memory: Option<u64>,
     /// What runs loop nests.
     pub nests: Nests,
+    /// Where passes run.
+    pub device: DeviceChoice,
 }
 
 /// What runs the loop nests of a worker.
@@ -54,6 +56,7 @@ impl Default for WorkerOptions {
             max_tokens: 0,
             max_memory: None,
             nests: Nests::Auto,
+            device: DeviceChoice::Auto,
         }
     }
 }
@@ -93,6 +96,11 @@ impl WorkerOptions {
     pub fn nests(self, nests: Nests) -> Self {
         Self { nests, ..self }
     }
+
+    /// Sets [`WorkerOptions::device`].
+    pub fn device(self, device: DeviceChoice) -> Self {
+        Self { device, ..self }
+    }
 }
 
 /// Runs batches of an engine, one at a time, with its own threads, activations and KV cache.
@@ -115,11 +123,9 @@ impl WorkerOptions {
 /// ```
 pub struct Worker {
     engine: Engine,
-    pool: Pool,
+    device: Box<dyn Device>,
+    on: String,
     state: Arc<StatePool>,
-    arena: SharedMemory,
-    nests: Vec<BoundNest>,
-    scratch: Vec<Mutex<Scratch>>,
     max_rows: usize,
     // What follows is reused from pass to pass.
     inputs: Inputs,
@@ -140,42 +146,14 @@ struct Piece {
 impl Worker {
     /// Starts the threads and reserves memory for `engine`. Nothing is committed before it is used.
     pub fn new(engine: &Engine, options: WorkerOptions) -> Result<Self, EngineError> {
-        let plan = engine.plan();
-        let largest = engine.programs_for(usize::MAX).last().map_or(0, |p| p.max_rows);
-        let max_rows = if options.max_rows == 0 { largest } else { options.max_rows };
-        if max_rows == 0 || max_rows > largest {
-            let allowed = format!("1 to {largest}, the rows of the engine's largest program");
-            return Err(EngineError::Option { what: "max_rows", found: max_rows, allowed });
-        }
-        let tokens = if options.max_tokens == 0 { plan.model.context as usize } else { options.max_tokens };
-        let blocks = tokens.div_ceil(TOKENS);
-        if blocks * TOKENS > i32::MAX as usize {
-            let allowed = format!("at most {}", i32::MAX as usize / TOKENS * TOKENS);
-            return Err(EngineError::Option { what: "max_tokens", found: tokens, allowed });
-        }
-        let memory = engine.memory(tokens, options.kv, max_rows);
-        if let Some(limit) = options.max_memory
-            && memory.total() > limit
-        {
-            return Err(EngineError::MemoryLimit { needed: memory.total(), limit, tokens });
-        }
-        let resource = |what: &str| {
-            let what = what.to_string();
-            move |source| EngineError::Resource { what, source }
-        };
-        let threads = if options.threads == 0 { allowed_cores().len() } else { options.threads };
-        let layout = BlockLayout::new(plan, options.kv)
-            .map_err(|why| EngineError::Unsupported { step: "the KV cache".into(), why })?;
-        let state = StatePool::reserve(plan, engine.hash(), options.kv, layout, blocks)
-            .map_err(resource("memory for the KV cache"))?;
-        log::debug!("worker: {threads} threads, {max_rows} rows, {blocks} blocks of {TOKENS} tokens");
+        let Started { device, memory, room, on } = device::start(engine, &options)?;
+        log::debug!("worker on {on}: {} rows, {} blocks of {TOKENS} tokens", room.rows, room.blocks);
+        let state = StatePool::new(engine.plan(), engine.hash(), &room.layout, room.blocks, memory);
+        let max_rows = room.rows;
         Ok(Self {
-            pool: Pool::new(threads, options.pin).map_err(resource("threads"))?,
+            device,
+            on,
             state: Arc::new(state),
-            arena: SharedMemory::reserve(memory.arena as usize)
-                .map_err(resource("memory for activations"))?,
-            nests: BoundNest::all(engine, options.kv.written(), options.nests)?,
-            scratch: (0..threads).map(|_| Mutex::default()).collect(),
             max_rows,
             inputs: Inputs {
                 staged_slots: (0..max_rows).map(|row| (row % TOKENS) as i32).collect(),
@@ -193,9 +171,14 @@ impl Worker {
         &self.engine
     }
 
+    /// The device that it runs on, and why that one, for people.
+    pub fn device(&self) -> &str {
+        &self.on
+    }
+
     /// Threads, the caller's included.
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.device.threads()
     }
 
     /// Most rows of one pass.
@@ -354,26 +337,10 @@ impl Worker {
         done: usize,
         watch: &mut Option<Watch<'_>>,
     ) -> Result<(), RunError> {
-        let width = self.width();
-        let inputs = &self.inputs;
-        let (rows, logit_rows) = (inputs.tokens.len(), inputs.logit_rows.len());
-        let programs = self.engine.programs_for(rows);
-        let Some(program) = programs.last() else { return Ok(()) };
-        let threads = self.pool.threads();
-        let pass = Pass {
-            program,
-            file: self.engine.bytes(),
-            nests: &self.nests,
-            arena: self.arena.bytes(),
-            logits: SharedBytes::read_write(&mut self.logits[done * width..(done + logit_rows) * width]),
-            inputs,
-            syms: [rows, logit_rows, inputs.spans.len(), inputs.table_stride].map(|n| n as i64),
-            state: &self.state,
-            scratch: &self.scratch,
-            cancel: batch.cancel.as_ref().map(|c| c.flag()),
-            watching: watch.as_mut().map(|w| w.pass(programs.len() - 1, threads, program.steps.len())),
-        };
-        pass.run(&self.pool)
+        let (width, inputs) = (self.width(), &self.inputs);
+        let logits = &mut self.logits[done * width..(done + inputs.logit_rows.len()) * width];
+        let cancel = batch.cancel.as_ref().map(|c| c.flag());
+        self.device.run(DevicePass { inputs, logits, cancel, watch: watch.as_mut() })
     }
 }
 

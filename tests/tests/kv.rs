@@ -97,7 +97,7 @@ fn a_saved_sequence_of_codes_goes_on_where_it_was() {
         let mut sequence = worker.sequence();
         // An odd number: the next token shares its bytes with the last one.
         step(&mut worker, &mut sequence, &[1, 2, 3, 4, 5, 6, 7]);
-        let saved = sequence.save();
+        let saved = sequence.save().unwrap();
         let next = step(&mut worker, &mut sequence, &[8, 9]);
         let mut again = worker.load(&saved).unwrap();
         assert!(next == step(&mut worker, &mut again, &[8, 9]), "{}", kv.name());

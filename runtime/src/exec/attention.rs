@@ -254,7 +254,7 @@ impl Pass<'_> {
     /// Makes `scratch` hold the values of a block where they are read from keys.
     fn room_for_values(&self, a: &BoundAttention, scratch: &mut Scratch) {
         if a.latent {
-            scratch.bytes.resize(kv::head_bytes(self.state.kv, a.head_dim), 0);
+            scratch.bytes.resize(kv::head_bytes(self.state.layout.kv, a.head_dim), 0);
         }
     }
 
@@ -262,7 +262,7 @@ impl Pass<'_> {
     fn kv_block(&self, a: &BoundAttention, unit: &Unit, block: usize) -> KvBlock<'_> {
         let entry = unit.span.sequence * self.inputs.table_stride + block;
         let bytes = self.state.block(a.state, self.inputs.block_table[entry] as usize);
-        let elem = self.state.kv;
+        let elem = self.state.layout.kv;
         let head_bytes = kv::head_bytes(elem, a.head_dim);
         let keys = self.state.layout.layer_at[a.layer] + unit.head * head_bytes;
         let values = if a.latent { keys } else { keys + a.kv_heads * head_bytes };

@@ -16,9 +16,9 @@ pub use watch::{Profile, StepResult, StepTime};
 pub(crate) use watch::{Waited, Watch, Watching};
 
 use crate::bind::{BoundBuffer, BoundKind, BoundProgram, BoundStep};
+use crate::device::HostBlocks;
 use crate::error::RunError;
 use crate::pool::{Aborted, Barrier, Pool, SharedBytes};
-use crate::state::StatePool;
 use bessemer_format::plan::{Home, Input, RowCount};
 use bessemer_kernels::embed;
 use std::ops::Range;
@@ -57,6 +57,29 @@ pub(crate) struct Inputs {
     pub(crate) spans: Vec<Span>,
 }
 
+impl Inputs {
+    /// The [`Sym`](bessemer_format::nest::Sym)s in their order.
+    pub(crate) fn syms(&self) -> [i64; 4] {
+        [self.tokens.len(), self.logit_rows.len(), self.spans.len(), self.table_stride].map(|n| n as i64)
+    }
+
+    /// The elements of an array.
+    pub(crate) fn array(&self, input: Input) -> &[i32] {
+        match input {
+            Input::Tokens => &self.tokens,
+            Input::Positions => &self.positions,
+            Input::Slots => &self.slots,
+            Input::Sequences => &self.sequences,
+            Input::LogitRows => &self.logit_rows,
+            Input::BlockTable => &self.block_table,
+            Input::TableStarts => &self.table_starts,
+            Input::TokenTypes => &self.token_types,
+            Input::FirstRows => &self.first_rows,
+            Input::LastPositions => &self.last_positions,
+        }
+    }
+}
+
 /// Memory that one thread needs for itself.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -80,7 +103,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) inputs: &'a Inputs,
     /// The [`Sym`](bessemer_format::nest::Sym)s in their order.
     pub(crate) syms: [i64; 4],
-    pub(crate) state: &'a StatePool,
+    pub(crate) state: &'a HostBlocks,
     pub(crate) scratch: &'a [Mutex<Scratch>],
     pub(crate) cancel: Option<&'a AtomicBool>,
     pub(crate) watching: Option<Watching<'a>>,
@@ -194,7 +217,7 @@ impl Pass<'_> {
             BoundKind::Nest { nest, rows, args, appends } => {
                 let rows = thread.share(self.rows(*rows));
                 let ran = match appends {
-                    Some(appends) if self.state.kv.is_scaled() => {
+                    Some(appends) if self.state.layout.kv.is_scaled() => {
                         self.staged_nest(*nest, rows, args, appends, &mut scratch.staged)
                     }
                     _ => self.nest(*nest, rows, args, None),
@@ -220,18 +243,7 @@ impl Pass<'_> {
                 self.arena.slice(start..start + self.rows(buffer.rows) * buffer.row_bytes)
             }
             Home::Logits => self.logits,
-            Home::Input(input) => SharedBytes::read_only(match input {
-                Input::Tokens => &self.inputs.tokens,
-                Input::Positions => &self.inputs.positions,
-                Input::Slots => &self.inputs.slots,
-                Input::Sequences => &self.inputs.sequences,
-                Input::LogitRows => &self.inputs.logit_rows,
-                Input::BlockTable => &self.inputs.block_table,
-                Input::TableStarts => &self.inputs.table_starts,
-                Input::TokenTypes => &self.inputs.token_types,
-                Input::FirstRows => &self.inputs.first_rows,
-                Input::LastPositions => &self.inputs.last_positions,
-            }),
+            Home::Input(input) => SharedBytes::read_only(self.inputs.array(input)),
         }
     }
 

@@ -70,7 +70,7 @@ impl Pass<'_> {
     fn store(&self, row: usize, appends: &Appends, staged: &[f32], x: &mut Vec<f32>) {
         let (layer, layer_at) =
             (&self.state.layout.layers[appends.layer], self.state.layout.layer_at[appends.layer]);
-        let (d, elem) = (layer.head_dim, self.state.kv);
+        let (d, elem) = (layer.head_dim, self.state.layout.kv);
         x.resize(d, 0.0);
         let slot = self.inputs.slots[row] as usize;
         let (block, token) = (self.state.block(layer.state, slot / TOKENS), slot % TOKENS);

@@ -63,7 +63,10 @@ impl CacheLayer {
 }
 
 /// The blocks of a cache of one element type.
+#[derive(Clone)]
 pub(crate) struct BlockLayout {
+    /// The element type.
+    pub(crate) kv: KvElem,
     /// Bytes of a block of each state.
     pub(crate) block_bytes: Vec<usize>,
     /// The plan's layers.
@@ -80,6 +83,7 @@ impl BlockLayout {
         if !elem.is_scaled() {
             let bytes = |elems: usize| elems * elem.bits() / 8;
             return Ok(Self {
+                kv: elem,
                 block_bytes: plan.states.iter().map(|state| bytes(elems(state))).collect(),
                 layer_at: layers.iter().map(|layer| bytes(layer.elems)).collect(),
                 layers,
@@ -105,7 +109,7 @@ impl BlockLayout {
                 KvElem::F32.name()
             ));
         }
-        Ok(Self { block_bytes, layers, layer_at })
+        Ok(Self { kv: elem, block_bytes, layers, layer_at })
     }
 }
 

@@ -2,10 +2,26 @@
 
 use super::BlockLayout;
 use crate::error::RunError;
-use crate::pool::{SharedBytes, SharedMemory};
 use bessemer_format::manifest::{Hash, KvElem};
 use bessemer_format::plan::Plan;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The memory that blocks lie in, on the device that reads them. A block is one piece of every state.
+///
+/// A call sees everything that passes and calls before it stored, whichever thread they came from.
+pub(crate) trait BlockMemory: Send + Sync {
+    /// Fills a block with zeros.
+    fn clear(&self, block: u32) -> Result<(), RunError>;
+
+    /// Copies a block to another one.
+    fn copy(&self, from: u32, to: u32) -> Result<(), RunError>;
+
+    /// Appends the bytes of a block, state by state.
+    fn save(&self, block: u32, out: &mut Vec<u8>) -> Result<(), RunError>;
+
+    /// Fills a block with what [`BlockMemory::save`] gave.
+    fn load(&self, block: u32, bytes: &[u8]) -> Result<(), RunError>;
+}
 
 /// The state memory of a worker, shared with its sequences.
 pub(crate) struct StatePool {
@@ -15,14 +31,10 @@ pub(crate) struct StatePool {
     /// Longest sequence.
     pub(crate) context: usize,
     total: usize,
-    states: Vec<State>,
-    pub(crate) layout: BlockLayout,
+    /// Bytes of a block, all states together.
+    pub(crate) block_bytes: usize,
+    memory: Arc<dyn BlockMemory>,
     blocks: Mutex<Blocks>,
-}
-
-struct State {
-    memory: SharedMemory,
-    block_bytes: usize,
 }
 
 /// Who uses which block.
@@ -34,46 +46,29 @@ struct Blocks {
 }
 
 impl StatePool {
-    /// Reserves room for `total` blocks of each state of the plan, laid out as `blocks` says.
-    pub(crate) fn reserve(
+    /// A pool of `total` blocks, laid out as `layout` says, that are zero in `memory`.
+    pub(crate) fn new(
         plan: &Plan,
         engine: Hash,
-        kv: KvElem,
-        blocks: BlockLayout,
+        layout: &BlockLayout,
         total: usize,
-    ) -> std::io::Result<Self> {
-        let state = |&block_bytes: &usize| {
-            let too_large =
-                || std::io::Error::new(std::io::ErrorKind::OutOfMemory, "more than can be addressed");
-            let memory = SharedMemory::reserve(block_bytes.checked_mul(total).ok_or_else(too_large)?)?;
-            Ok(State { memory, block_bytes })
-        };
-        Ok(Self {
+        memory: Arc<dyn BlockMemory>,
+    ) -> Self {
+        Self {
             engine,
-            kv,
+            kv: layout.kv,
             context: plan.model.context as usize,
             total,
-            states: blocks.block_bytes.iter().map(state).collect::<std::io::Result<_>>()?,
-            layout: blocks,
+            block_bytes: layout.block_bytes.iter().sum(),
+            memory,
             // Room for every block at once: taking and giving back never allocates.
             blocks: Mutex::new(Blocks { refs: Vec::with_capacity(total), free: Vec::with_capacity(total) }),
-        })
+        }
     }
 
-    /// All blocks of a state, from block 0.
-    pub(crate) fn state(&self, id: usize) -> SharedBytes<'_> {
-        self.states[id].memory.bytes()
-    }
-
-    /// One block of a state.
-    pub(crate) fn block(&self, state: usize, block: usize) -> SharedBytes<'_> {
-        let State { memory, block_bytes } = &self.states[state];
-        memory.bytes().slice(block * block_bytes..(block + 1) * block_bytes)
-    }
-
-    /// One block of every state, in order.
-    pub(crate) fn block_of_each(&self, block: u32) -> impl Iterator<Item = SharedBytes<'_>> {
-        (0..self.states.len()).map(move |state| self.block(state, block as usize))
+    /// Where the blocks lie.
+    pub(crate) fn memory(&self) -> &dyn BlockMemory {
+        &*self.memory
     }
 
     /// Blocks that nobody holds.
@@ -83,27 +78,32 @@ impl StatePool {
 
     /// Appends `count` blocks to `blocks`, all or none.
     pub(crate) fn take(&self, count: usize, blocks: &mut Vec<u32>) -> Result<(), RunError> {
-        let mut used = self.lock();
-        let free = used.available(self.total);
-        if count > free {
-            return Err(RunError::CacheFull { needed: count, free, total: self.total });
-        }
-        for _ in 0..count {
-            let block = match used.free.pop() {
-                Some(block) => {
-                    used.refs[block as usize] = 1;
-                    // Nothing of a sequence may show in another, not even in saved bytes.
-                    self.block_of_each(block).for_each(|b| b.get_mut::<u8>(0..b.len()).fill(0));
-                    block
-                }
-                None => {
-                    used.refs.push(1);
-                    used.refs.len() as u32 - 1
-                }
-            };
-            blocks.push(block);
-        }
-        Ok(())
+        let before = blocks.len();
+        let reused = {
+            let mut used = self.lock();
+            let free = used.available(self.total);
+            if count > free {
+                return Err(RunError::CacheFull { needed: count, free, total: self.total });
+            }
+            let reused = count.min(used.free.len());
+            for _ in 0..count {
+                let block = match used.free.pop() {
+                    Some(block) => {
+                        used.refs[block as usize] = 1;
+                        block
+                    }
+                    None => {
+                        used.refs.push(1);
+                        used.refs.len() as u32 - 1
+                    }
+                };
+                blocks.push(block);
+            }
+            reused
+        };
+        // Nothing of a sequence may show in another, not even in saved bytes.
+        let cleared = blocks[before..before + reused].iter().try_for_each(|block| self.memory.clear(*block));
+        cleared.inspect_err(|_| self.give_back(blocks.drain(before..)))
     }
 
     /// One more sequence holds each of `blocks`.
@@ -129,13 +129,6 @@ impl StatePool {
     /// Whether more than one sequence holds `block`.
     pub(crate) fn is_shared(&self, block: u32) -> bool {
         self.lock().refs[block as usize] > 1
-    }
-
-    /// Copies every state of `from` to `to`, which only the caller holds.
-    pub(crate) fn copy(&self, from: u32, to: u32) {
-        for (from, to) in self.block_of_each(from).zip(self.block_of_each(to)) {
-            to.get_mut::<u8>(0..to.len()).copy_from_slice(from.get(0..from.len()));
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Blocks> {

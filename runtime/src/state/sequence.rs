@@ -99,7 +99,10 @@ impl Sequence {
             let at = self.blocks.len();
             self.pool.take(1, &mut self.blocks)?;
             let own = self.blocks.swap_remove(at);
-            self.pool.copy(shared, own);
+            if let Err(e) = self.pool.memory().copy(shared, own) {
+                self.pool.give_back([own]);
+                return Err(e);
+            }
             self.blocks[last] = own;
             self.pool.give_back([shared]);
         }

@@ -33,13 +33,12 @@ const fn kv_number(kv: KvElem) -> u32 {
 
 impl Sequence {
     /// The whole state as bytes, to be [loaded](crate::Worker::load) by a worker of the same engine and cache type.
-    pub fn save(&self) -> Vec<u8> {
+    /// It fails only where the blocks lie in a device that gives them up no more.
+    pub fn save(&self) -> Result<Vec<u8>, RunError> {
         let pool = self.pool();
         let mut out = vec![0; HEADER];
         for block in self.blocks() {
-            for state in pool.block_of_each(*block) {
-                out.extend_from_slice(state.get(0..state.len()));
-            }
+            pool.memory().save(*block, &mut out)?;
         }
         let payload = (out.len() - HEADER) as u64;
         let hash = Hash::of(&out[HEADER..]);
@@ -49,7 +48,7 @@ impl Sequence {
         out[24..32].copy_from_slice(&payload.to_le_bytes());
         out[32..64].copy_from_slice(&pool.engine.0);
         out[64..96].copy_from_slice(&hash.0);
-        out
+        Ok(out)
     }
 
     /// Loads what [`Sequence::save`] gave.
@@ -89,18 +88,14 @@ impl Sequence {
             return Err(RunError::Context { entry: 0, len: 0, tokens: len, context }.into());
         }
         let sequence = Sequence::with_len(pool, len)?;
-        let mut rest = payload;
-        for block in sequence.blocks() {
-            for state in pool.block_of_each(*block) {
-                let (now, later) = rest.split_at_checked(state.len()).ok_or_else(|| {
-                    damaged(format!("{} bytes of blocks are too few for {len} tokens", payload.len()))
-                })?;
-                state.get_mut(0..state.len()).copy_from_slice(now);
-                rest = later;
-            }
+        let needed = sequence.blocks().len() * pool.block_bytes;
+        if payload.len() != needed {
+            let found = payload.len();
+            let why = format!("{found} bytes of blocks where {len} tokens take {needed}");
+            return Err(damaged(why));
         }
-        if !rest.is_empty() {
-            return Err(damaged(format!("{} bytes of blocks are too many for {len} tokens", payload.len())));
+        for (block, bytes) in sequence.blocks().iter().zip(payload.chunks(pool.block_bytes.max(1))) {
+            pool.memory().load(*block, bytes)?;
         }
         Ok(sequence)
     }

@@ -1,0 +1,73 @@
+//! The CPU: threads that walk a program's steps together.
+
+use super::{Device, DevicePass, HostBlocks, Room};
+use crate::engine::Engine;
+use crate::error::{EngineError, RunError};
+use crate::exec::{BoundNest, Pass, Scratch};
+use crate::pool::{Pool, SharedBytes, SharedMemory, allowed_cores};
+use crate::worker::WorkerOptions;
+use std::sync::{Arc, Mutex};
+
+/// Threads, activations, and what the steps need.
+pub(super) struct Cpu {
+    engine: Engine,
+    pool: Pool,
+    state: Arc<HostBlocks>,
+    arena: SharedMemory,
+    nests: Vec<BoundNest>,
+    scratch: Vec<Mutex<Scratch>>,
+}
+
+impl Cpu {
+    /// Starts the threads and reserves memory.
+    pub(super) fn new(
+        engine: &Engine,
+        options: &WorkerOptions,
+        room: &Room,
+    ) -> Result<(Self, Arc<HostBlocks>), EngineError> {
+        let resource = |what: &str| {
+            let what = what.to_string();
+            move |source| EngineError::Resource { what, source }
+        };
+        let threads = if options.threads == 0 { allowed_cores().len() } else { options.threads };
+        let arena = engine.programs_for(room.rows).iter().map(|p| p.arena_bytes).max().unwrap_or(0);
+        let state = HostBlocks::reserve(room.layout.clone(), room.blocks);
+        let state = Arc::new(state.map_err(resource("memory for the KV cache"))?);
+        let cpu = Self {
+            pool: Pool::new(threads, options.pin).map_err(resource("threads"))?,
+            state: Arc::clone(&state),
+            arena: SharedMemory::reserve(arena).map_err(resource("memory for activations"))?,
+            nests: BoundNest::all(engine, options.kv.written(), options.nests)?,
+            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            engine: engine.clone(),
+        };
+        Ok((cpu, state))
+    }
+}
+
+impl Device for Cpu {
+    fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn run(&mut self, pass: DevicePass<'_, '_>) -> Result<(), RunError> {
+        let DevicePass { inputs, logits, cancel, watch } = pass;
+        let programs = self.engine.programs_for(inputs.tokens.len());
+        let Some(program) = programs.last() else { return Ok(()) };
+        let threads = self.pool.threads();
+        let pass = Pass {
+            program,
+            file: self.engine.bytes(),
+            nests: &self.nests,
+            arena: self.arena.bytes(),
+            logits: SharedBytes::read_write(logits),
+            inputs,
+            syms: inputs.syms(),
+            state: &self.state,
+            scratch: &self.scratch,
+            cancel,
+            watching: watch.map(|w| w.pass(programs.len() - 1, threads, program.steps.len())),
+        };
+        pass.run(&self.pool)
+    }
+}

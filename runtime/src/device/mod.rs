@@ -1,0 +1,254 @@
+//! Devices that run passes: the CPU, and GPUs behind their drivers.
+//!
+//! A worker knows its device by one small trait, [`Device`], and the cache's blocks by another, [`BlockMemory`]. Everything else
+//! (sequences, batches, which rows are wanted, sampling) is the worker's and the same everywhere.
+
+mod cpu;
+mod host;
+
+pub(crate) use host::HostBlocks;
+
+use crate::engine::Engine;
+use crate::error::{EngineError, RunError};
+use crate::exec::{Inputs, Watch};
+use crate::state::{BlockLayout, BlockMemory};
+use crate::worker::WorkerOptions;
+use bessemer_format::kv::TOKENS;
+use bessemer_format::plan::Plan;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// What a worker needs of the device that runs its passes.
+pub(crate) trait Device: Send {
+    /// Threads of this process that compute, the caller's included.
+    fn threads(&self) -> usize;
+
+    /// Runs one pass: appends to the cache, and stores the results of the wanted rows.
+    fn run(&mut self, pass: DevicePass<'_, '_>) -> Result<(), RunError>;
+}
+
+/// One pass over at most the rows that the device was started for.
+pub(crate) struct DevicePass<'a, 'w> {
+    pub(crate) inputs: &'a Inputs,
+    /// `[wanted rows][output width]`
+    pub(crate) logits: &'a mut [f32],
+    /// Ends the pass early once it is set; a GPU looks at it less often than a CPU.
+    pub(crate) cancel: Option<&'a AtomicBool>,
+    pub(crate) watch: Option<&'a mut Watch<'w>>,
+}
+
+/// What a device must have room for.
+pub(crate) struct Room {
+    /// Rows of a pass.
+    pub(crate) rows: usize,
+    /// Blocks of the cache.
+    pub(crate) blocks: usize,
+    pub(crate) layout: BlockLayout,
+}
+
+impl Room {
+    /// What the options ask of `plan`.
+    fn of(engine: &Engine, plan: &Plan, options: &WorkerOptions) -> Result<Self, EngineError> {
+        let largest = plan.programs.last().map_or(0, |p| p.regime.max_rows as usize);
+        let rows = if options.max_rows == 0 { largest } else { options.max_rows };
+        if rows == 0 || rows > largest {
+            let allowed = format!("1 to {largest}, the rows of the engine's largest program");
+            return Err(EngineError::Option { what: "max_rows", found: rows, allowed });
+        }
+        let tokens = if options.max_tokens == 0 { plan.model.context as usize } else { options.max_tokens };
+        let blocks = tokens.div_ceil(TOKENS);
+        if blocks * TOKENS > i32::MAX as usize {
+            let allowed = format!("at most {}", i32::MAX as usize / TOKENS * TOKENS);
+            return Err(EngineError::Option { what: "max_tokens", found: tokens, allowed });
+        }
+        let needed = engine.memory(tokens, options.kv, rows).total();
+        if let Some(limit) = options.max_memory
+            && needed > limit
+        {
+            return Err(EngineError::MemoryLimit { needed, limit, tokens });
+        }
+        let layout = BlockLayout::new(plan, options.kv)
+            .map_err(|why| EngineError::Unsupported { step: "the KV cache".into(), why })?;
+        Ok(Self { rows, blocks, layout })
+    }
+}
+
+/// Where a worker runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeviceChoice {
+    /// The first GPU that the engine holds kernels for and that has room; else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let unknown = || format!("`{name}` is no device; there are auto, cpu, cuda and cuda:N");
+        match name {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
+                ordinal.parse().map(Self::Cuda).map_err(|_| unknown())
+            }
+        }
+    }
+}
+
+/// Why a device does not run an engine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// This build has no runtime for it.
+    #[error("this build of bessemer has no runtime for CUDA; build it with the feature `cuda`")]
+    NotBuilt,
+    /// The engine holds no kernels for such a device.
+    #[error(
+        "the engine holds no kernels for CUDA; compile the model with `--target cuda:sm_90a` or another architecture"
+    )]
+    NoKernels,
+    /// The driver's library does not load.
+    #[error("there is no NVIDIA driver here (libcuda does not load); install it, or use `--device cpu`")]
+    NoDriver,
+    /// The driver is there and finds no device.
+    #[error("the NVIDIA driver finds no GPU; make one visible to this process, or use `--device cpu`")]
+    NoDevice,
+    /// A number that no device has.
+    #[error("there is no GPU {asked}: the driver finds {count}, numbered from 0")]
+    Ordinal {
+        /// The number asked for.
+        asked: usize,
+        /// Devices that there are.
+        count: usize,
+    },
+    /// The driver does not run what the compiler writes.
+    #[error(
+        "the NVIDIA driver knows CUDA up to {found}, and the engine's kernels need {needed}; install a newer driver, or use `--device cpu`"
+    )]
+    OldDriver {
+        /// The newest CUDA that it knows.
+        found: String,
+        /// What is needed.
+        needed: String,
+    },
+    /// No kernels for this architecture.
+    #[error(
+        "the GPU is {found}, and the engine holds kernels for {held}; compile the model again with `--target cuda:{found}`"
+    )]
+    Architecture {
+        /// The GPU's.
+        found: String,
+        /// Those of the engine.
+        held: String,
+    },
+    /// Kernels for another element type of the cache.
+    #[error(
+        "the engine's kernels keep a {held} cache, and {asked} is asked for; ask for {held}, or use `--device cpu`"
+    )]
+    Cache {
+        /// What the kernels were generated for.
+        held: &'static str,
+        /// What was asked for.
+        asked: &'static str,
+    },
+    /// Not enough memory on the device.
+    #[error(
+        "{needed} bytes are needed ({weights} of weights, {cache} of cache) and {free} are free; ask for fewer tokens or rows, \
+         compile at a lower precision, or use `--device cpu`"
+    )]
+    Memory {
+        /// Bytes needed in all.
+        needed: u64,
+        /// Of which weights.
+        weights: u64,
+        /// Of which the cache.
+        cache: u64,
+        /// Bytes that the driver says are free.
+        free: u64,
+    },
+    /// Something else that the driver refused.
+    #[error("{what} failed: {why}")]
+    Driver {
+        /// What was asked of it.
+        what: String,
+        /// Its answer.
+        why: String,
+    },
+}
+
+/// A device that is ready for passes.
+pub(crate) struct Started {
+    pub(crate) device: Box<dyn Device>,
+    pub(crate) memory: Arc<dyn BlockMemory>,
+    pub(crate) room: Room,
+    /// Which device, for people.
+    pub(crate) on: String,
+}
+
+/// Starts the device that the options ask for.
+pub(crate) fn start(engine: &Engine, options: &WorkerOptions) -> Result<Started, EngineError> {
+    match options.device {
+        DeviceChoice::Cpu => start_cpu(engine, options, None),
+        DeviceChoice::Cuda(ordinal) => start_cuda(engine, options, ordinal),
+        DeviceChoice::Auto => match start_cuda(engine, options, 0) {
+            Err(EngineError::Device { why: DeviceError::NotBuilt | DeviceError::NoKernels, .. }) => {
+                start_cpu(engine, options, None)
+            }
+            Err(EngineError::Device { device, why }) => {
+                start_cpu(engine, options, Some(format!("{device}: {why}")))
+            }
+            started => started,
+        },
+    }
+}
+
+/// The CPU, and why it is no other device.
+fn start_cpu(engine: &Engine, options: &WorkerOptions, why: Option<String>) -> Result<Started, EngineError> {
+    let room = Room::of(engine, engine.plan(), options)?;
+    let (device, memory) = cpu::Cpu::new(engine, options, &room)?;
+    let on = match why {
+        None => format!("cpu ({})", engine.isa().name()),
+        Some(why) => format!("cpu ({}), as {why}", engine.isa().name()),
+    };
+    Ok(Started { device: Box::new(device), memory, room, on })
+}
+
+fn start_cuda(_: &Engine, _: &WorkerOptions, ordinal: usize) -> Result<Started, EngineError> {
+    Err(EngineError::Device { device: DeviceChoice::Cuda(ordinal).to_string(), why: DeviceError::NotBuilt })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices_are_read_as_they_are_written() {
+        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(12)] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
+            assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
+        }
+    }
+}
