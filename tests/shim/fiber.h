@@ -1,5 +1,5 @@
 // A GPU on one CPU thread, for tests: every thread of a workgroup is a fiber. A barrier or a collective of a warp gives the turn to the next
-// fiber until all have arrived, so whatever depends on the order of threads shows when the order is reversed.
+// fiber until all have arrived. Workgroups run one after another. Whatever depends on the order of either shows when both are reversed.
 //
 // Reported, with kernel, workgroup and thread, and ending the process: warps that diverge at a collective, threads that end while others wait,
 // accesses outside of buffers and of workgroup memory (guard pages) and of a thread's arrays (-fsanitize=bounds).
@@ -232,12 +232,12 @@ inline void run(const char* kernel, void (*call)(void**), void** args, Index gro
     }
     now.warps.resize(threads / WIDTH);
     now.kernel = kernel, now.call = call, now.args = args, now.groups = groups, now.threads = threads, now.reverse = reverse;
-    for (unsigned z = 0; z < groups.z; ++z)
-        for (unsigned y = 0; y < groups.y; ++y)
-            for (unsigned x = 0; x < groups.x; ++x) {
-                now.group = {x, y, z};
-                run_group();
-            }
+    const uint64_t count = (uint64_t)groups.x * groups.y * groups.z;
+    for (uint64_t i = 0; i < count; ++i) {
+        const uint64_t g = reverse ? count - 1 - i : i;
+        now.group = {(unsigned)(g % groups.x), (unsigned)(g / groups.x % groups.y), (unsigned)(g / groups.x / groups.y)};
+        run_group();
+    }
     now.kernel = "(none)";
 }
 

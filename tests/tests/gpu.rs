@@ -1,12 +1,6 @@
 //! Kernels for GPUs, on the shim: results against what transformers computed in f32, with threads in both orders. No GPU is used.
 
-use bessemer_compiler::Silent;
-use bessemer_compiler::compile::{plan, prepare};
-use bessemer_compiler::import::Checkpoint;
-use bessemer_compiler::options::{CompileOptions, RunOptions};
-use bessemer_compiler::weights;
 use bessemer_format::QuantScheme;
-use bessemer_format::gpu::{GpuKernel, Launch};
 use bessemer_format::nest::{Extent, Index, Op as NestOp, Reg, ViewElem};
 use bessemer_format::plan::{
     Arg, Buffer, BufferElem, Home, ModelFacts, Output, Plan, Program, Regime, RowCount, Step, StepKind,
@@ -16,179 +10,16 @@ use bessemer_ir::Op;
 use bessemer_kernels::{math, trig};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_passes::pipeline::PASSES;
-use bessemer_runtime::{EmbedInput, KvElem};
+use bessemer_runtime::KvElem;
 use bessemer_targets::clike::{Dialect, Emitter};
 use bessemer_targets::lower::builder::NestBuilder;
-use bessemer_targets::schedule::{ScheduleOptions, schedule};
-use bessemer_tests::gpu::{self, GpuModel, Shim};
-use bessemer_tests::models::{ENCODERS, FAMILIES, encoder_golden, fixture, golden, relative_error, root};
+use bessemer_tests::gpu::{self, Case, GpuModel, Shim, Weights, agree, check, families, schemes};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-
-/// A model, its golden, and how it is compiled.
-struct Case {
-    source: PathBuf,
-    golden: String,
-    options: CompileOptions,
-    /// Whether steps other than nests are planned.
-    kernels: bool,
-}
-
-fn case(model: &str, golden: &str, precision: PrecisionPolicy) -> Case {
-    // What kernels for GPUs compute in is f32.
-    let options = CompileOptions { precision, f32_activations: true, ..CompileOptions::default() };
-    Case { source: fixture(model), golden: golden.into(), options, kernels: true }
-}
-
-/// A case that was compiled: the plan, its weights, and the ops of its graph.
-struct Built {
-    plan: Plan,
-    weights: Vec<Vec<u8>>,
-    ops: BTreeSet<&'static str>,
-}
-
-impl Case {
-    fn build(&self) -> Built {
-        let checkpoint = Checkpoint::open(&self.source).unwrap();
-        let prepared = prepare(&checkpoint, &self.options, &RunOptions::default()).unwrap();
-        let scheduled = match self.kernels {
-            true => plan(&prepared, &self.options).unwrap(),
-            false => {
-                let options = ScheduleOptions { kernels: false, ..ScheduleOptions::default() };
-                schedule(&prepared.graph, &prepared.facts, &options).unwrap()
-            }
-        };
-        let weight = |id| {
-            let mut bytes = Vec::new();
-            weights::write(&checkpoint, &scheduled, id, 1, &Silent, &mut bytes).unwrap();
-            bytes
-        };
-        Built {
-            weights: (0..scheduled.plan.weights.len() as u32).map(weight).collect(),
-            ops: prepared.graph.order().into_iter().map(|n| prepared.graph.op(n).name()).collect(),
-            plan: scheduled.plan,
-        }
-    }
-}
-
-/// A pass over tokens (with their types), and the rows whose results are wanted.
-struct Part {
-    tokens: Vec<u32>,
-    types: Vec<u8>,
-    wanted: Vec<usize>,
-}
-
-/// The golden of a decoder, in passes of many, some and single rows.
-fn sequence(name: &str) -> (Vec<Vec<Part>>, Vec<Vec<f32>>) {
-    let g = golden(name, "");
-    let mut parts = Vec::new();
-    let mut at = 0;
-    for rows in [33, 5].into_iter().chain(std::iter::repeat(1)) {
-        let tokens = g.tokens[at..(at + rows).min(g.tokens.len())].to_vec();
-        if tokens.is_empty() {
-            return (vec![parts], g.logits);
-        }
-        at += tokens.len();
-        parts.push(Part { wanted: (0..tokens.len()).collect(), tokens, types: Vec::new() });
-    }
-    unreachable!("a golden ends")
-}
-
-/// The golden of an encoder: texts, each a sequence of its own.
-fn texts(name: &str) -> (Vec<Vec<Part>>, Vec<Vec<f32>>) {
-    let (texts, vectors) = encoder_golden(name);
-    let part = |EmbedInput { tokens, types }: EmbedInput| {
-        let types = types.into_iter().map(|t| t as u8).collect();
-        vec![Part { wanted: vec![tokens.len() - 1], tokens, types }]
-    };
-    (texts.into_iter().map(part).collect(), vectors)
-}
-
-/// Runs all cases from one text.
-fn agree(dialect: Dialect, kv: KvElem, cases: &[Case], bound: f64) {
-    check(dialect, kv, cases, bound, |text| text).unwrap_or_else(|why| panic!("{why}"));
-}
-
-/// Runs all cases from one text, which `change` may spoil: what is found to be wrong.
-fn check(
-    dialect: Dialect,
-    kv: KvElem,
-    cases: &[Case],
-    bound: f64,
-    change: impl Fn(String) -> String,
-) -> Result<(), String> {
-    let folder = tempfile::tempdir().unwrap();
-    let built: Vec<Built> = cases.iter().map(Case::build).collect();
-    let mut emitter = Emitter::new(dialect, kv);
-    let emit = |(case, built): (&Case, &Built)| {
-        emitter.plan(&built.plan).unwrap_or_else(|e| panic!("{}: {e}", case.source.display()))
-    };
-    let programs: Vec<_> = cases.iter().zip(&built).map(emit).collect();
-    let (text, kernels) = emitter.finish();
-    println!("{} kernels, {} lines", kernels.len(), text.lines().count());
-    let Some(device) = gpu::compile(&change(text), &kernels, dialect, folder.path()) else { return Ok(()) };
-    for ((case, built), programs) in cases.iter().zip(&built).zip(&programs) {
-        let name = format!("{} {} {dialect:?} kv {kv:?}", case.golden, case.options.precision);
-        let error = case.holds(built, (&kernels, programs), kv, bound, Shim::start(&device));
-        println!("{name}: {:.2e}", error.map_err(|why| format!("{name}: {why}"))?);
-    }
-    Ok(())
-}
-
-impl Case {
-    /// The distance to the golden, which must be below `bound`: in both orders of threads, which must agree to the bit, and
-    /// once more with the program for the most rows.
-    fn holds(
-        &self,
-        built: &Built,
-        code: (&[GpuKernel], &[Vec<Launch>]),
-        kv: KvElem,
-        bound: f64,
-        shim: Shim,
-    ) -> Result<f64, String> {
-        let encoder = ENCODERS.iter().any(|(_, name)| *name == self.golden);
-        let (sequences, expected) = if encoder { texts(&self.golden) } else { sequence(&self.golden) };
-        let longest = sequences.iter().map(|s| s.iter().map(|p| p.tokens.len()).sum()).max().unwrap();
-        let weights = built.weights.iter().map(Vec::as_slice);
-        let mut model =
-            GpuModel::new(&built.plan, weights, code, kv, longest, shim).map_err(|e| e.to_string())?;
-        let mut run = |reverse, widest| -> Result<(Vec<Vec<f32>>, f64), String> {
-            model.reverse(reverse);
-            model.widest = widest;
-            let mut found = Vec::new();
-            for sequence in &sequences {
-                model.reset();
-                for Part { tokens, types, wanted } in sequence {
-                    found.extend(model.forward(tokens, types, wanted).map_err(|e| e.to_string())?);
-                }
-            }
-            let error = relative_error(&found, &expected);
-            match error < bound {
-                true => Ok((found, error)),
-                false => {
-                    Err(format!("{error:.2e} is above {bound:.0e} (reverse {reverse}, widest {widest})"))
-                }
-            }
-        };
-        let (found, error) = run(false, false)?;
-        if run(true, false)?.0 != found {
-            return Err("the order of threads changes the result".into());
-        }
-        run(false, true)?;
-        Ok(error)
-    }
-}
-
-/// Every family of the fixtures, each once.
-fn families() -> Vec<Case> {
-    let models = FAMILIES.iter().chain(ENCODERS).filter(|(model, _)| !model.ends_with(".gguf"));
-    models.map(|(model, golden)| case(model, golden, PrecisionPolicy::F32)).collect()
-}
 
 /// What fusion and hand-written steps hide: ops as they were imported, and every step a nest.
 fn plain() -> Vec<Case> {
     let unfused = |model| {
-        let mut case = case(model, model, PrecisionPolicy::F32);
+        let mut case = Case::new(model, model, PrecisionPolicy::F32);
         case.options.disable = PASSES
             .iter()
             .filter(|p| p.phase == bessemer_ir::Phase::Fused)
@@ -196,7 +27,7 @@ fn plain() -> Vec<Case> {
             .collect();
         case
     };
-    let nests = |model, precision| Case { kernels: false, ..case(model, model, precision) };
+    let nests = |model, precision| Case { kernels: false, ..Case::new(model, model, precision) };
     vec![
         unfused("gqa_tied"),
         unfused("gemma2"),
@@ -205,28 +36,6 @@ fn plain() -> Vec<Case> {
         nests("qwen3_moe", PrecisionPolicy::F32),
         nests("modernbert", PrecisionPolicy::F32),
     ]
-}
-
-/// Weights as others quantised them: every kind of packed number.
-fn schemes() -> Vec<Case> {
-    let quantised = [
-        "awq",
-        "gptq",
-        "gptq_v2_3bit",
-        "fp8_blocks",
-        "mxfp4",
-        "ct_w4a16_asym",
-        "ct_w8a8",
-        "ct_fp8",
-        "ct_nvfp4",
-    ];
-    let stored = quantised.iter().map(|name| Case {
-        source: root().join("fixtures/quantised").join(name),
-        ..case("", &format!("quantised_{name}"), PrecisionPolicy::Source)
-    });
-    let gguf = ["gqa_tied.mixed.gguf", "blocks.gguf", "f16_sharded", "bf16"]
-        .map(|model| case(model, model, PrecisionPolicy::Source));
-    stored.chain(gguf).collect()
 }
 
 #[test]
@@ -260,8 +69,8 @@ fn nests_alone_on_both() {
 fn a_cache_of_bf16_on_both() {
     for dialect in [Dialect::Cuda, Dialect::Metal] {
         let cases = [
-            case("gqa_9_3", "gqa_9_3", PrecisionPolicy::Bf16),
-            case("gemma3", "gemma3", PrecisionPolicy::Bf16),
+            Case::new("gqa_9_3", "gqa_9_3", PrecisionPolicy::Bf16),
+            Case::new("gemma3", "gemma3", PrecisionPolicy::Bf16),
         ];
         agree(dialect, KvElem::Bf16, &cases, 2e-2);
     }
@@ -369,7 +178,8 @@ fn functions_have_the_bits_of_the_cpu() {
         let Some(device) = gpu::compile(&text, &kernels, dialect, folder.path()) else { return };
         for ((name, plan, weight, expected, metal), programs) in cases.iter().zip(&programs) {
             let shim = Shim::start(&device);
-            let weights = [weight.as_slice()];
+            let weights = [weight.clone()];
+            let weights = Weights::Apart(&weights);
             let mut model =
                 GpuModel::new(plan, weights, (&kernels, programs), KvElem::F32, ROWS as usize, shim).unwrap();
             let rows: Vec<usize> = (0..ROWS as usize).collect();
@@ -386,7 +196,7 @@ fn functions_have_the_bits_of_the_cpu() {
 
 #[test]
 fn the_text_is_a_function_of_the_plan() {
-    let built = case("qwen3_moe", "qwen3_moe", PrecisionPolicy::F32).build();
+    let built = Case::new("qwen3_moe", "qwen3_moe", PrecisionPolicy::F32).build();
     let emit = |dialect| bessemer_targets::clike::emit(&built.plan, KvElem::Bf16, dialect).unwrap();
     for dialect in [Dialect::Cuda, Dialect::Metal] {
         let emitted = emit(dialect);
@@ -405,7 +215,7 @@ fn the_text_is_a_function_of_the_plan() {
         assert!(kernels.len() < launches, "{} kernels for {launches} launches", kernels.len());
     }
     // Linears that round their activations have no kernel, which is said.
-    let mut int8 = case("biases", "biases", PrecisionPolicy::Int8 { group: 32 });
+    let mut int8 = Case::new("biases", "biases", PrecisionPolicy::Int8 { group: 32 });
     int8.options.f32_activations = false;
     let refused = bessemer_targets::clike::emit(&int8.build().plan, KvElem::Bf16, Dialect::Cuda).unwrap_err();
     assert!(refused.to_string().contains("Int8"), "{refused}");
@@ -419,7 +229,7 @@ fn planted_bugs_are_caught() {
             assert!(text.contains(old), "the text has no `{old}`");
             text.replacen(old, new, 1)
         };
-        let cases = [case("gqa_9_3", "gqa_9_3", PrecisionPolicy::F32)];
+        let cases = [Case::new("gqa_9_3", "gqa_9_3", PrecisionPolicy::F32)];
         check(Dialect::Cuda, KvElem::F32, &cases, 1e-4, change).err()
     };
     if !gpu::has_compiler() {

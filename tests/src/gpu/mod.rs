@@ -1,8 +1,12 @@
 //! Kernels for GPUs on a machine that has none: their text is compiled with the system's C++ compiler against a shim (`tests/shim`) on which
 //! every thread is a fiber, and a plan's launches run on it.
 
+mod case;
+mod clang;
 mod model;
 mod shim;
 
-pub use model::GpuModel;
+pub use case::{Built, Case, Emitted, agree, check, emit, families, schemes};
+pub use clang::Clang;
+pub use model::{GpuModel, Weights};
 pub use shim::{Shim, ShimError, compile, has_compiler};

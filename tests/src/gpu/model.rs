@@ -1,5 +1,4 @@
-//! A plan's launches on the shim: what a runtime does with them, with a memory of its own for every buffer, so that an access
-//! outside of one is found.
+//! A plan's launches on the shim: what a runtime does with them.
 
 use super::shim::{Shim, ShimError};
 use bessemer_format::gpu::{GpuArg, GpuKernel, Launch, PASS_NUMBERS};
@@ -8,12 +7,23 @@ use bessemer_format::manifest::KvElem;
 use bessemer_format::plan::{Home, Input, Plan, Program, RowCount, StateDecl};
 use std::collections::BTreeMap;
 
-/// Memories are numbered: weights, then states, inputs and buffers.
+/// Memories are numbered: weights (or their section), then states, inputs and buffers.
 const STATES: u32 = 1 << 20;
 const PASS: u32 = STATES + 16;
 const FAULT: u32 = PASS + 1;
 const INPUTS: u32 = PASS + 16;
-const BUFFERS: u32 = 1 << 21;
+const ARENA: u32 = (1 << 21) - 1;
+const BUFFERS: u32 = ARENA + 1;
+
+/// A plan's weights, and how memory is laid out.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights<'a> {
+    /// Each weight and each buffer in a memory of its own, so that an access outside of one is found.
+    Apart(&'a [Vec<u8>]),
+    /// As on a device: the WEIGHTS section in one piece, and buffers in the arena where the plan has put them. An arena is used again as
+    /// soon as the plan allows, so that a kernel which reads or writes too late is found.
+    Section(&'a [u8]),
+}
 
 /// One sequence of a model on the shim.
 pub struct GpuModel<'a> {
@@ -21,6 +31,7 @@ pub struct GpuModel<'a> {
     kernels: &'a [GpuKernel],
     programs: &'a [Vec<Launch>],
     device: Shim,
+    apart: bool,
     blocks: usize,
     len: usize,
     /// Whether the program for the most rows serves every pass.
@@ -31,14 +42,19 @@ impl<'a> GpuModel<'a> {
     /// Uploads the weights and makes room for `tokens` tokens.
     pub fn new(
         plan: &'a Plan,
-        weights: impl IntoIterator<Item = &'a [u8]>,
+        weights: Weights<'_>,
         (kernels, programs): (&'a [GpuKernel], &'a [Vec<Launch>]),
         kv: KvElem,
         tokens: usize,
         mut device: Shim,
     ) -> Result<Self, ShimError> {
-        for (id, bytes) in weights.into_iter().enumerate() {
-            device.upload(id as u32, bytes)?;
+        match weights {
+            Weights::Apart(weights) => {
+                for (id, bytes) in weights.iter().enumerate() {
+                    device.upload(id as u32, bytes)?;
+                }
+            }
+            Weights::Section(bytes) => device.upload(0, bytes)?,
         }
         // One more than is needed: the first block is never used.
         let blocks = tokens.div_ceil(TOKENS) + 1;
@@ -46,7 +62,8 @@ impl<'a> GpuModel<'a> {
             let StateDecl::Blocks { elems } = state;
             device.alloc(STATES + at as u32, blocks * *elems as usize * kv.bits() / 8)?;
         }
-        Ok(Self { plan, kernels, programs, device, blocks, len: 0, widest: false })
+        let apart = matches!(weights, Weights::Apart(_));
+        Ok(Self { plan, kernels, programs, device, apart, blocks, len: 0, widest: false })
     }
 
     /// Forgets the sequence.
@@ -54,7 +71,7 @@ impl<'a> GpuModel<'a> {
         self.len = 0;
     }
 
-    /// In which order the threads of a workgroup run.
+    /// In which order the threads of a workgroup, and workgroups, run.
     pub fn reverse(&mut self, reverse: bool) {
         self.device.reverse = reverse;
     }
@@ -68,19 +85,38 @@ impl<'a> GpuModel<'a> {
     ) -> Result<Vec<Vec<f32>>, ShimError> {
         let (plan, rows) = (self.plan, tokens.len());
         let fits = |p: &Program| rows <= p.regime.max_rows as usize && !self.widest;
-        let program = plan.programs.iter().position(fits).unwrap_or(plan.programs.len() - 1);
+        let index = plan.programs.iter().position(fits).unwrap_or(plan.programs.len() - 1);
+        let program = &plan.programs[index];
+        self.upload_inputs(tokens, types, wanted)?;
+        let (logits, bytes) = self.make_buffers(program, rows, wanted.len())?;
+        for launch in &self.programs[index] {
+            let grid = launch.grid.map(|groups| groups.count(rows as u64, wanted.len() as u64));
+            let args: Vec<_> = launch.args.iter().map(|arg| self.place(program, *arg)).collect();
+            self.device.launch(&self.kernels[launch.kernel as usize], grid, &args)?;
+        }
+        if self.device.read(FAULT, 4)? != [0; 4] {
+            return Err(ShimError("an index out of memory is out of bounds".into()));
+        }
+        self.len += rows;
+        let read = self.device.read(logits, bytes)?;
+        let floats: Vec<f32> =
+            read.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let width = plan.model.output_width() as usize;
+        Ok(floats.chunks_exact(width).map(<[f32]>::to_vec).collect())
+    }
+
+    /// The arrays of a pass over `tokens`.
+    fn upload_inputs(&mut self, tokens: &[u32], types: &[u8], wanted: &[usize]) -> Result<(), ShimError> {
+        let (len, rows) = (self.len, tokens.len());
         // Blocks lie in reverse order, so that a kernel which takes no notice of the table is found out.
         let table: Vec<i32> =
-            (0..(self.len + rows).div_ceil(TOKENS)).map(|b| (self.blocks - 1 - b) as i32).collect();
+            (0..(len + rows).div_ceil(TOKENS)).map(|b| (self.blocks - 1 - b) as i32).collect();
         let of_row = |f: &dyn Fn(usize) -> i32| (0..rows).map(f).collect::<Vec<i32>>();
-        let len = self.len;
+        let slot = |at: usize| table[at / TOKENS] * TOKENS as i32 + (at % TOKENS) as i32;
         let inputs: BTreeMap<Input, Vec<i32>> = [
             (Input::Tokens, of_row(&|r| tokens[r] as i32)),
             (Input::Positions, of_row(&|r| (len + r) as i32)),
-            (
-                Input::Slots,
-                of_row(&|r| table[(len + r) / TOKENS] * TOKENS as i32 + ((len + r) % TOKENS) as i32),
-            ),
+            (Input::Slots, of_row(&|r| slot(len + r))),
             (Input::Sequences, of_row(&|_| 0)),
             (Input::LogitRows, wanted.iter().map(|r| *r as i32).collect()),
             (Input::BlockTable, table.clone()),
@@ -96,45 +132,47 @@ impl<'a> GpuModel<'a> {
         }
         let pass: [i32; PASS_NUMBERS] = [rows, wanted.len(), 1, table.len(), self.blocks].map(|n| n as i32);
         self.device.upload(PASS, &bytes(&pass))?;
-        self.device.upload(FAULT, &bytes(&[0]))?;
-        let buffers = &plan.programs[program].buffers;
-        let count = |rows_of: RowCount| if rows_of == RowCount::Tokens { rows } else { wanted.len() };
-        let mut logits = None;
-        for (id, buffer) in buffers.iter().enumerate() {
-            let bytes = count(buffer.rows) * (buffer.row_elems * buffer.elem.bytes()) as usize;
-            if buffer.home == Home::Logits {
-                logits = Some((BUFFERS + id as u32, bytes));
+        self.device.upload(FAULT, &bytes(&[0]))
+    }
+
+    /// Memory for a pass, nothing in it; which one the results go to, and their bytes.
+    fn make_buffers(
+        &mut self,
+        program: &Program,
+        rows: usize,
+        wanted: usize,
+    ) -> Result<(u32, usize), ShimError> {
+        if !self.apart {
+            self.device.alloc(ARENA, program.arena_bytes as usize)?;
+        }
+        let mut results = None;
+        for (id, buffer) in program.buffers.iter().enumerate() {
+            let count = if buffer.rows == RowCount::Tokens { rows } else { wanted };
+            let bytes = count * (buffer.row_elems * buffer.elem.bytes()) as usize;
+            match buffer.home {
+                Home::Logits => results = Some((BUFFERS + id as u32, bytes)),
+                Home::Arena { .. } if self.apart => {}
+                Home::Arena { .. } | Home::Input(_) => continue,
             }
             self.device.alloc(BUFFERS + id as u32, bytes)?;
         }
-        for launch in &self.programs[program] {
-            let grid = launch.grid.map(|groups| groups.count(rows as u64, wanted.len() as u64));
-            let args: Vec<u32> = launch
-                .args
-                .iter()
-                .map(|arg| match arg {
-                    GpuArg::Weight(id) => *id,
-                    GpuArg::State(id) => STATES + id,
-                    GpuArg::Pass => PASS,
-                    GpuArg::Fault => FAULT,
-                    GpuArg::Input(input) => INPUTS + *input as u32,
-                    GpuArg::Buffer(id) => match buffers[*id as usize].home {
-                        Home::Input(input) => INPUTS + input as u32,
-                        _ => BUFFERS + id,
-                    },
-                })
-                .collect();
-            self.device.launch(&self.kernels[launch.kernel as usize], grid, &args)?;
+        results.ok_or_else(|| ShimError("the program gives no results".into()))
+    }
+
+    /// The memory that an argument stands for, and an offset in it.
+    fn place(&self, program: &Program, arg: GpuArg) -> (u32, usize) {
+        match arg {
+            GpuArg::Weight(id) if self.apart => (id, 0),
+            GpuArg::Weight(id) => (0, self.plan.weights[id as usize].offset as usize),
+            GpuArg::State(id) => (STATES + id, 0),
+            GpuArg::Pass => (PASS, 0),
+            GpuArg::Fault => (FAULT, 0),
+            GpuArg::Input(input) => (INPUTS + input as u32, 0),
+            GpuArg::Buffer(id) => match program.buffers[id as usize].home {
+                Home::Input(input) => (INPUTS + input as u32, 0),
+                Home::Arena { offset } if !self.apart => (ARENA, offset as usize),
+                Home::Arena { .. } | Home::Logits => (BUFFERS + id, 0),
+            },
         }
-        if self.device.read(FAULT, 4)? != [0; 4] {
-            return Err(ShimError("an index out of memory is out of bounds".into()));
-        }
-        self.len += rows;
-        let (id, bytes) = logits.expect("a program gives results");
-        let read = self.device.read(id, bytes)?;
-        let floats: Vec<f32> =
-            read.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let width = plan.model.output_width() as usize;
-        Ok(floats.chunks_exact(width).map(<[f32]>::to_vec).collect())
     }
 }

@@ -125,10 +125,15 @@ impl Shim {
         self.command(&format!("read {id} 0 {len}"), &[], len)
     }
 
-    /// Runs a kernel over a grid with a memory for each pointer.
-    pub fn launch(&mut self, kernel: &GpuKernel, grid: [u64; 3], args: &[u32]) -> Result<(), ShimError> {
+    /// Runs a kernel over a grid with a memory and an offset in it for each pointer.
+    pub fn launch(
+        &mut self,
+        kernel: &GpuKernel,
+        grid: [u64; 3],
+        args: &[(u32, usize)],
+    ) -> Result<(), ShimError> {
         let [x, y, z] = grid;
-        let pointers: String = args.iter().map(|id| format!(" {id} 0")).collect();
+        let pointers: String = args.iter().map(|(id, offset)| format!(" {id} {offset}")).collect();
         let (name, threads, reverse, count) =
             (&kernel.name, kernel.threads, u8::from(self.reverse), args.len());
         self.command(&format!("launch {name} {x} {y} {z} {threads} {reverse} {count}{pointers}"), &[], 0)
