@@ -10,6 +10,7 @@ use bessemer_format::file::{EngineFile, map_opened};
 use bessemer_format::header;
 use bessemer_format::manifest::{Hash, Manifest, PassReport, Quality, Report, Source, TensorEntry};
 use bessemer_format::plan::ModelFacts;
+use bessemer_format::variant::VariantPlan;
 use bessemer_format::write::{Sections, write_engine};
 use bessemer_ir::{Graph, Phase, TargetInfo};
 use bessemer_passes::pipeline::{self, Assigned, Refine};
@@ -256,16 +257,17 @@ pub fn compile_checkpoint(
             architecture: prepared.architecture.into(),
         },
         options: options.pairs(),
-        requirements: options.target.requirements(),
+        variants: vec![options.target.variant()],
         tensors: tensor_entries(checkpoint, &scheduled),
         weight_hashes: Vec::new(),
         code: code_entries,
     };
     let sections = Sections {
         manifest,
-        plan: &scheduled.plan,
+        plans: &[VariantPlan { plan: scheduled.plan.clone(), gpu: None }],
         tokenizer: &text,
         code: &code,
+        device: &[],
         report: &report,
         debug: &bessemer_ir::text::print(&prepared.graph),
     };

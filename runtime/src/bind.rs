@@ -192,11 +192,15 @@ pub(crate) struct Appends {
     pub(crate) last: bool,
 }
 
-/// Binds every program of the plan to `kernels`.
-pub(crate) fn bind(file: &EngineFile, kernels: &KernelSet) -> Result<Vec<BoundProgram>, EngineError> {
+/// Binds every program of the CPU's plan to `kernels`.
+pub(crate) fn bind(
+    file: &EngineFile,
+    plan: &Plan,
+    kernels: &KernelSet,
+) -> Result<Vec<BoundProgram>, EngineError> {
     let weights_at = file.frame().entry(SectionKind::Weights).map_or(0, |e| e.offset as usize);
-    let binder = Binder { plan: &file.plan, kernels, weights_at, layers: CacheLayer::all(&file.plan) };
-    file.plan.programs.iter().map(|program| binder.program(program)).collect()
+    let binder = Binder { plan, kernels, weights_at, layers: CacheLayer::all(plan) };
+    plan.programs.iter().map(|program| binder.program(program)).collect()
 }
 
 /// Buffers of activations that a step writes.

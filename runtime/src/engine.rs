@@ -5,10 +5,11 @@ use crate::code::Code;
 use crate::error::EngineError;
 use crate::host;
 use crate::state::BlockLayout;
-use bessemer_format::file::{self, Bytes, EngineFile};
+use bessemer_format::file::{self, Bytes, EngineFile, VariantRef};
 use bessemer_format::header::SectionKind;
-use bessemer_format::manifest::{Hash, KvElem, Manifest, Report, Requirements};
+use bessemer_format::manifest::{Hash, KvElem, Manifest, Report};
 use bessemer_format::plan::Plan;
+use bessemer_format::variant::{DeviceCode, DeviceKind};
 use bessemer_format::{FormatError, kv};
 use bessemer_kernels::{Isa, KernelSet};
 use std::fmt;
@@ -37,6 +38,7 @@ pub struct Engine(Arc<Inner>);
 
 struct Inner {
     file: EngineFile,
+    /// Those of the CPU; none where the engine has nothing for it.
     programs: Vec<BoundProgram>,
     kernels: &'static KernelSet,
     code: Option<Code>,
@@ -111,8 +113,13 @@ impl Engine {
 
     fn new(bytes: Bytes, trusted: bool, kernels: &'static KernelSet) -> Result<Self, EngineError> {
         let file = EngineFile::from_bytes(bytes)?;
-        check_host(&file.manifest.requirements)?;
-        let programs = bind::bind(&file, kernels)?;
+        let programs = match file.variant(DeviceKind::Cpu) {
+            Some(variant) => {
+                check_host(variant)?;
+                bind::bind(&file, variant.plan, kernels)?
+            }
+            None => Vec::new(),
+        };
         let code = match file.frame().entry(SectionKind::Code) {
             Some(entry) if trusted => {
                 let code = Code::load(file.section(SectionKind::Code), entry.hash, &file.manifest.code);
@@ -129,9 +136,28 @@ impl Engine {
         &self.0.file.manifest
     }
 
-    /// What it executes.
+    /// What it executes: the CPU's plan, or the first device's in an engine that has nothing for the CPU. Facts about the model and the
+    /// list of weights are those of every device.
     pub fn plan(&self) -> &Plan {
-        &self.0.file.plan
+        match (self.variant(DeviceKind::Cpu), self.variants().next()) {
+            (Some(variant), _) | (None, Some(variant)) => variant.plan,
+            (None, None) => unreachable!("validation demands a variant"),
+        }
+    }
+
+    /// What it holds for each kind of device: the CPU first.
+    pub fn variants(&self) -> impl ExactSizeIterator<Item = VariantRef<'_>> {
+        self.0.file.variants()
+    }
+
+    /// What it holds for a kind of device.
+    pub fn variant(&self, kind: DeviceKind) -> Option<VariantRef<'_>> {
+        self.0.file.variant(kind)
+    }
+
+    /// The file: bytes of weights and of kernels.
+    pub fn file(&self) -> &EngineFile {
+        &self.0.file
     }
 
     /// The hash that names it: over every byte of the file, of the weights through the hashes of their tensors.
@@ -219,15 +245,12 @@ impl fmt::Debug for Engine {
     }
 }
 
-fn check_host(requirements: &Requirements) -> Result<(), EngineError> {
-    // Exhaustive, so that a new field does not compile until somebody decides whether it matters here.
-    let Requirements { target, cpu_features } = requirements;
-    if target != "cpu" && !target.starts_with("cpu:") {
-        return Err(EngineError::Target { target: target.clone() });
-    }
-    let missing: Vec<_> = cpu_features.iter().filter(|f| !host::has_cpu_feature(f)).cloned().collect();
+/// Whether this host's CPU has what the CPU's variant needs.
+fn check_host(variant: VariantRef<'_>) -> Result<(), EngineError> {
+    let DeviceCode::Cpu { features } = variant.device else { return Ok(()) };
+    let missing: Vec<_> = features.iter().filter(|f| !host::has_cpu_feature(f)).cloned().collect();
     if missing.is_empty() {
         return Ok(());
     }
-    Err(EngineError::CpuFeatures { target: target.clone(), missing })
+    Err(EngineError::CpuFeatures { target: variant.target.to_owned(), missing })
 }

@@ -32,8 +32,10 @@ pub mod text;
 mod worker;
 
 pub use batch::{Batch, CancelHandle, Logits, Rows, Want};
+pub use bessemer_format::file::VariantRef;
 pub use bessemer_format::manifest::{Hash, KvElem, Manifest};
 pub use bessemer_format::plan::{Output, Plan};
+pub use bessemer_format::variant::{DeviceCode, DeviceKind};
 pub use bessemer_kernels::{Isa, KernelSet};
 pub use device::{DeviceChoice, DeviceError};
 pub use embed::{EmbedError, EmbedInput, Embedder};

@@ -8,11 +8,12 @@ use crate::compile::{Prepared, Progress, compile_checkpoint, plan, prepare_with}
 use crate::error::CompileError;
 use crate::import::Checkpoint;
 use crate::options::{CompileOptions, RunOptions};
-use bessemer_format::file::EngineFile;
+use bessemer_format::file::{EngineFile, VariantRef};
 use bessemer_format::header::SectionKind;
 use bessemer_format::kv::TOKENS;
 use bessemer_format::manifest::Report;
 use bessemer_format::plan::Plan;
+use bessemer_format::variant::VariantPlan;
 use bessemer_format::write::{Sections, write_engine};
 use bessemer_ir::TargetInfo;
 use bessemer_runtime::sample::Pcg32;
@@ -222,27 +223,29 @@ impl Field<'_> {
         let options = CompileOptions { tactics: values, tuning: None, ..self.options.clone() };
         let plan = plan(self.prepared, &options)?.plan;
         let path = self.folder.join(format!("{}.{value}.engine", workload.tactic));
-        derive(&self.base, &plan, &path)?;
+        let vocab = plan.model.vocab.max(1);
+        derive(&self.base, plan, &path)?;
         let engine = (self.how.open)(&path)?;
         let options = WorkerOptions::default().threads(self.how.threads).max_tokens(workload.tokens());
         let worker = Worker::new(&engine, options)?;
         let mut random = Pcg32::new(1);
-        let vocab = plan.model.vocab.max(1);
         let tokens = (0..workload.longest()).map(|_| random.next_u32() % vocab).collect();
         Ok(Side { value, worker, tokens, deep: None, path })
     }
 }
 
 /// Writes the engine `base` with another plan, which must be for the same weights, nests and code.
-fn derive(base: &EngineFile, plan: &Plan, path: &Path) -> Result<(), CompileError> {
-    if (&plan.weights, &plan.nests) != (&base.plan.weights, &base.plan.nests) {
+fn derive(base: &EngineFile, plan: Plan, path: &Path) -> Result<(), CompileError> {
+    let same = |v: VariantRef<'_>| (&plan.weights, &plan.nests) == (&v.plan.weights, &v.plan.nests);
+    if base.variants().len() != 1 || !base.variants().all(same) {
         return Err(output(path, "tactics change weights or nests, which they must not"));
     }
     let sections = Sections {
         manifest: (*base.manifest).clone(),
-        plan,
+        plans: &[VariantPlan { plan, gpu: None }],
         tokenizer: base.section(SectionKind::Tokenizer),
         code: base.section(SectionKind::Code),
+        device: &[],
         report: &Report::default(),
         debug: "",
     };

@@ -2,10 +2,12 @@
 
 use crate::codec;
 use crate::error::FormatError;
+use crate::gpu::GpuCode;
 use crate::header::{Frame, SectionKind};
 use crate::manifest::{Hash, Manifest, Report};
-use crate::plan::Plan;
-use crate::validate;
+use crate::plan::{Plan, WeightSlice};
+use crate::validate::{self, SectionBytes};
+use crate::variant::{CodeSlice, DeviceCode, DeviceKind, VariantPlan};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,8 +85,20 @@ pub struct EngineFile {
     frame: Frame,
     /// What the engine is.
     pub manifest: Arc<Manifest>,
+    plans: Arc<[VariantPlan]>,
+}
+
+/// What an engine holds for one kind of device.
+#[derive(Clone, Copy, Debug)]
+pub struct VariantRef<'a> {
+    /// The target as it is named on the command line.
+    pub target: &'a str,
+    /// What the device must have, and where its code lies.
+    pub device: &'a DeviceCode,
     /// What it executes.
-    pub plan: Arc<Plan>,
+    pub plan: &'a Plan,
+    /// The kernels and launches of a GPU; nothing for a CPU.
+    pub gpu: Option<&'a GpuCode>,
 }
 
 impl EngineFile {
@@ -108,10 +122,11 @@ impl EngineFile {
                 .ok_or_else(|| FormatError::Section { section: kind.name().into(), why: "is missing".into() })
         };
         let manifest: Manifest = codec::decode("MANIFEST", section(SectionKind::Manifest)?)?;
-        let plan: Plan = codec::decode("PLAN", section(SectionKind::Plan)?)?;
-        let weights = frame.entry(SectionKind::Weights).map_or(0, |e| e.len);
-        let code = frame.entry(SectionKind::Code).map_or(0, |e| e.len);
-        validate::validate(&plan, &manifest, weights, code)?;
+        let plans: Vec<VariantPlan> = codec::decode("PLAN", section(SectionKind::Plan)?)?;
+        let [weights, code] =
+            [SectionKind::Weights, SectionKind::Code].map(|kind| frame.entry(kind).map_or(0, |e| e.len));
+        let device = find(&bytes, &frame, SectionKind::Device).unwrap_or(&[]);
+        validate::validate(&plans, &manifest, SectionBytes { weights, code, device })?;
         if let Some(entry) = frame.entry(SectionKind::Weights) {
             check_hash(
                 "WEIGHTS (list of tensors)".into(),
@@ -119,7 +134,7 @@ impl EngineFile {
                 entry.hash,
             )?;
         }
-        Ok(Self { bytes, frame, manifest: Arc::new(manifest), plan: Arc::new(plan) })
+        Ok(Self { bytes, frame, manifest: Arc::new(manifest), plans: plans.into() })
     }
 
     /// The bytes of a section; empty where the file has none.
@@ -142,9 +157,32 @@ impl EngineFile {
         Hash(std::array::from_fn(|i| self.bytes[32 + i]))
     }
 
+    /// What it holds for each kind of device, in the order of [`DeviceKind`]. There is at least one.
+    pub fn variants(&self) -> impl ExactSizeIterator<Item = VariantRef<'_>> {
+        self.manifest.variants.iter().zip(self.plans.iter()).map(|(variant, VariantPlan { plan, gpu })| {
+            VariantRef { target: &variant.target, device: &variant.device, plan, gpu: gpu.as_ref() }
+        })
+    }
+
+    /// What it holds for a kind of device.
+    pub fn variant(&self, kind: DeviceKind) -> Option<VariantRef<'_>> {
+        self.variants().find(|v| v.device.kind() == kind)
+    }
+
+    /// A part of the DEVICE section that a variant names.
+    pub fn device_code(&self, slice: CodeSlice) -> &[u8] {
+        let section = self.section(SectionKind::Device);
+        section.get(slice.offset as usize..(slice.offset + slice.len) as usize).unwrap_or(&[])
+    }
+
+    /// The slices of the WEIGHTS section: those of every variant's plan.
+    pub fn weights(&self) -> &[WeightSlice] {
+        self.plans.first().map_or(&[], |variant| &variant.plan.weights)
+    }
+
     /// The bytes of a weight.
     pub fn weight(&self, id: u32) -> &[u8] {
-        let w = &self.plan.weights[id as usize];
+        let w = &self.weights()[id as usize];
         &self.section(SectionKind::Weights)[w.offset as usize..(w.offset + w.len) as usize]
     }
 

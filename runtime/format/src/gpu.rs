@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 /// The launches for a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuCode {
-    /// Elements of the KV cache that the kernels were generated for.
+    /// Elements of the KV cache that the kernels were generated for: no other runs on this device.
     pub kv: KvElem,
     /// Kernels, by the order in which they stand in the text.
     pub kernels: Vec<GpuKernel>,
-    /// For each program of the plan, its launches in order.
+    /// For each program of the plan, its launches in the order of its steps, of which each has at least one.
     pub programs: Vec<Vec<Launch>>,
 }
 
@@ -26,6 +26,8 @@ pub struct GpuKernel {
     pub name: String,
     /// Threads of a workgroup, a multiple of 32.
     pub threads: u32,
+    /// Pointers that it takes: [`Launch::args`] of each of its launches.
+    pub params: u32,
 }
 
 /// A kernel runs over a grid of workgroups.

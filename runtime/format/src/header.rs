@@ -39,7 +39,7 @@ pub const OPTIONAL: u32 = 1;
 pub enum SectionKind {
     /// [`crate::manifest::Manifest`].
     Manifest = 1,
-    /// [`crate::plan::Plan`].
+    /// A list of [`crate::variant::VariantPlan`]s.
     Plan = 2,
     /// Tokeniser, chat template, special tokens: the runtime's text feature reads it.
     Tokenizer = 3,
@@ -47,16 +47,26 @@ pub enum SectionKind {
     Weights = 4,
     /// Machine code of nests.
     Code = 5,
+    /// Kernels for GPUs: binaries and text.
+    Device = 6,
     /// [`crate::manifest::Report`].
-    Report = 6,
+    Report = 7,
     /// Text for people: the IR.
-    Debug = 7,
+    Debug = 8,
 }
 
 impl SectionKind {
     /// Every kind, in file order.
-    pub const ALL: [Self; 7] =
-        [Self::Manifest, Self::Plan, Self::Tokenizer, Self::Weights, Self::Code, Self::Report, Self::Debug];
+    pub const ALL: [Self; 8] = [
+        Self::Manifest,
+        Self::Plan,
+        Self::Tokenizer,
+        Self::Weights,
+        Self::Code,
+        Self::Device,
+        Self::Report,
+        Self::Debug,
+    ];
 
     /// The kind with this number.
     pub fn from_number(kind: u32) -> Option<Self> {
@@ -71,6 +81,7 @@ impl SectionKind {
             Self::Tokenizer => "TOKENIZER",
             Self::Weights => "WEIGHTS",
             Self::Code => "CODE",
+            Self::Device => "DEVICE",
             Self::Report => "REPORT",
             Self::Debug => "DEBUG",
         }

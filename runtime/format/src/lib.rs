@@ -2,7 +2,8 @@
 //!
 //! Everything that is written into an engine file, and nothing else, is defined here: the file's frame
 //! ([`header`], [`mod@file`], [`mod@write`]), what a weight's codes mean ([`scheme`]), how packed bytes lie
-//! ([`panel`], [`kv`]), the loop nests ([`nest`]) and the plan of steps that the runtime executes ([`plan`]).
+//! ([`panel`], [`kv`]), the loop nests ([`nest`]), the plan of steps that the runtime executes ([`plan`]), and what there is for each kind
+//! of device ([`variant`], [`gpu`]).
 //!
 //! The IR of the compiler is never serialised. Both sides share this crate, so a change that one side does not
 //! understand does not compile on the other.
@@ -21,6 +22,7 @@ pub mod plan;
 pub mod rows;
 pub mod scheme;
 pub mod validate;
+pub mod variant;
 pub mod write;
 
 pub use error::FormatError;

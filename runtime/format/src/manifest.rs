@@ -1,6 +1,7 @@
 //! The manifest: what an engine is, where it came from and what is in it.
 
 use crate::scheme::QuantScheme;
+use crate::variant::Variant;
 use serde::{Deserialize, Serialize};
 
 /// A blake3 hash.
@@ -50,13 +51,13 @@ pub struct Manifest {
     pub source: Source,
     /// The options that shaped the bytes, as `key=value` in a fixed order.
     pub options: Vec<(String, String)>,
-    /// What the host must have.
-    pub requirements: Requirements,
+    /// What there is for each kind of device, in the order of [`crate::variant::DeviceKind`].
+    pub variants: Vec<Variant>,
     /// Every tensor of the checkpoint.
     pub tensors: Vec<TensorEntry>,
-    /// A hash for each of the plan's weight slices, in their order.
+    /// A hash for each of the plans' weight slices, in their order.
     pub weight_hashes: Vec<Hash>,
-    /// Machine code in the CODE section.
+    /// Machine code in the CODE section: of nests of the CPU's plan.
     pub code: Vec<CodeEntry>,
 }
 
@@ -71,15 +72,6 @@ pub struct Source {
     pub architecture: String,
 }
 
-/// What a host must have. Compared by exhaustive destructuring, so that a new field is decided upon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Requirements {
-    /// Target of the programs: `cpu` or a narrower one.
-    pub target: String,
-    /// CPU features without which no kernel of the plan runs; empty for the ISA-neutral `cpu`.
-    pub cpu_features: Vec<String>,
-}
-
 /// What became of one tensor of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorEntry {
@@ -91,7 +83,7 @@ pub struct TensorEntry {
     pub stored: String,
     /// Scheme in the engine.
     pub scheme: QuantScheme,
-    /// The plan's weight slices that hold it.
+    /// The weight slices that hold it.
     pub weights: Vec<u32>,
     /// Name of a scale folded into it, if any, so that it can be undone.
     pub folded: Option<String>,

@@ -5,7 +5,7 @@ use crate::error::FormatError;
 use crate::file::weights_hash;
 use crate::header::{Entry, Frame, HEADER_BYTES, SectionKind};
 use crate::manifest::{Hash, Manifest, Report};
-use crate::plan::Plan;
+use crate::variant::VariantPlan;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -13,12 +13,14 @@ use std::path::Path;
 pub struct Sections<'a> {
     /// What the engine is. Its `weight_hashes` are filled in by the writer.
     pub manifest: Manifest,
-    /// What it executes.
-    pub plan: &'a Plan,
+    /// What it executes: a plan for each of the manifest's variants.
+    pub plans: &'a [VariantPlan],
     /// Encoded tokeniser section; empty for none.
     pub tokenizer: &'a [u8],
-    /// Machine code; empty for none.
+    /// Machine code of nests; empty for none.
     pub code: &'a [u8],
+    /// Kernels for GPUs; empty for none.
+    pub device: &'a [u8],
     /// Why the compiler chose what it chose.
     pub report: &'a Report,
     /// Text for people; empty for none.
@@ -37,18 +39,20 @@ pub fn write_engine<W: Write + Seek>(
     fill: &mut dyn FnMut(u32, &mut dyn Write) -> Result<(), std::io::Error>,
 ) -> Result<Frame, FormatError> {
     let io = |source| FormatError::Io { path: path.to_path_buf(), source };
-    sections.manifest.weight_hashes = vec![Hash([0; 32]); sections.plan.weights.len()];
-    let plan = codec::encode(sections.plan)?;
+    let weights = sections.plans.first().map_or(&[][..], |variant| &variant.plan.weights);
+    sections.manifest.weight_hashes = vec![Hash([0; 32]); weights.len()];
+    let plans = codec::encode(&sections.plans)?;
     let report = codec::encode(sections.report)?;
     let manifest_len = codec::encode(&sections.manifest)?.len() as u64;
-    let weights_len = sections.plan.weights.iter().map(|w| w.offset + w.len).max().unwrap_or(0);
+    let weights_len = weights.iter().map(|w| w.offset + w.len).max().unwrap_or(0);
 
     let lens = [
         (SectionKind::Manifest, manifest_len),
-        (SectionKind::Plan, plan.len() as u64),
+        (SectionKind::Plan, plans.len() as u64),
         (SectionKind::Tokenizer, sections.tokenizer.len() as u64),
         (SectionKind::Weights, weights_len),
         (SectionKind::Code, sections.code.len() as u64),
+        (SectionKind::Device, sections.device.len() as u64),
         (SectionKind::Report, report.len() as u64),
         (SectionKind::Debug, sections.debug.len() as u64),
     ];
@@ -66,7 +70,7 @@ pub fn write_engine<W: Write + Seek>(
     if let Some(entry) = frame.entry(SectionKind::Weights).copied() {
         out.seek(SeekFrom::Start(entry.offset)).map_err(io)?;
         let mut written = 0u64;
-        for (id, w) in sections.plan.weights.iter().enumerate() {
+        for (id, w) in weights.iter().enumerate() {
             if w.offset < written {
                 return Err(FormatError::Invalid {
                     at: format!("weight {id}"),
@@ -87,9 +91,10 @@ pub fn write_engine<W: Write + Seek>(
     for entry in &mut frame.entries {
         let bytes: &[u8] = match SectionKind::from_number(entry.kind) {
             Some(SectionKind::Manifest) => &manifest,
-            Some(SectionKind::Plan) => &plan,
+            Some(SectionKind::Plan) => &plans,
             Some(SectionKind::Tokenizer) => sections.tokenizer,
             Some(SectionKind::Code) => sections.code,
+            Some(SectionKind::Device) => sections.device,
             Some(SectionKind::Report) => &report,
             Some(SectionKind::Debug) => sections.debug.as_bytes(),
             Some(SectionKind::Weights) | None => {

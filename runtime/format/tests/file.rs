@@ -8,6 +8,7 @@ use bessemer_format::header::{HEADER_BYTES, SectionKind};
 use bessemer_format::manifest::{Hash, Report};
 use bessemer_format::nest::{Base, Index, Term};
 use bessemer_format::plan::{ModelFacts, Output, Regime};
+use bessemer_format::variant::{DeviceKind, VariantPlan};
 use bessemer_format::{FormatError, PanelLayout, QuantScheme};
 use common::*;
 
@@ -15,7 +16,11 @@ use common::*;
 fn the_small_engine_opens() {
     let bytes = engine();
     let file = open(&bytes).unwrap();
-    assert_eq!(*file.plan, plan());
+    let found: Vec<_> =
+        file.variants().map(|v| VariantPlan { plan: v.plan.clone(), gpu: v.gpu.cloned() }).collect();
+    assert_eq!(found, plans());
+    let metal = file.variant(DeviceKind::Metal).unwrap();
+    assert_eq!(file.device_code(metal.device.code()[0]), b"kernel void");
     file.verify_weights().unwrap();
     assert_eq!(file.report().unwrap(), Some(Report::default()));
 }
@@ -43,11 +48,11 @@ fn codec_bytes_are_golden() {
 #[test]
 fn frame_bytes_are_golden() {
     let bytes = engine();
-    assert_eq!(&bytes[..16], b"BESSEMER\0\0\x03\0\x07\0\0\0");
+    assert_eq!(&bytes[..16], b"BESSEMER\0\0\x03\0\x08\0\0\0");
     assert_eq!(&bytes[16..24], (bytes.len() as u64).to_le_bytes());
     assert_eq!(&bytes[24..32], [0; 8]);
-    let kinds: Vec<u8> = (1..=7).map(|i| bytes[HEADER_BYTES * i]).collect();
-    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7]);
+    let kinds: Vec<u8> = (1..=8).map(|i| bytes[HEADER_BYTES * i]).collect();
+    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
 /// One hash over every byte of the small engine: any change of the format, of a type of the contract or of a layout shows here.
@@ -67,7 +72,7 @@ fn converted_activations_lie_where_they_did() {
     assert_eq!([row.row_bytes(), row.widened_row_bytes(), row.native_row_bytes()], [384, 384, 192]);
 }
 
-const GOLDEN: &str = "50bed83656c24f0a731915623d31d8cc631364aa2bf4fc13e4efea256d306d6f";
+const GOLDEN: &str = "bb9a4a01688eed139ba12262765307405edbfb6684e0e34c1bf25cd956f611f9";
 
 #[test]
 fn every_bit_outside_weights_is_guarded() {
@@ -75,7 +80,7 @@ fn every_bit_outside_weights_is_guarded() {
     let weights = section(&bytes, SectionKind::Weights);
     for at in (0..bytes.len()).filter(|at| !weights.contains(at)) {
         // All bits of what matters most, one bit of the rest.
-        let bits = if at < HEADER_BYTES * 8 { 0..8 } else { at % 8..at % 8 + 1 };
+        let bits = if at < HEADER_BYTES * 9 { 0..8 } else { at % 8..at % 8 + 1 };
         for bit in bits {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << bit;
@@ -112,14 +117,14 @@ fn every_truncation_is_refused() {
 fn every_sealed_field_is_checked() {
     let bytes = engine();
     let mut fields = vec![(0, 8), (8, 2), (10, 2), (12, 4), (16, 8), (24, 8)];
-    for entry in 1..=7 {
+    for entry in 1..=8 {
         let at = HEADER_BYTES * entry;
         fields.extend([(at, 4), (at + 4, 4), (at + 8, 8), (at + 16, 8), (at + 24, 8), (at + 32, 32)]);
     }
     for (at, width) in fields {
         for flip in [1u8, 0x80] {
             // What is still an engine: an unknown optional section in the place of DEBUG.
-            if (at, flip) == (HEADER_BYTES * 7, 0x80) {
+            if at == HEADER_BYTES * 8 {
                 continue;
             }
             let mut damaged = bytes.clone();
@@ -150,7 +155,7 @@ fn other_versions_name_both_sides() {
 fn unknown_sections_are_skipped_where_optional() {
     for (flags, opens) in [(1u8, true), (0, false)] {
         let mut bytes = engine();
-        let debug = HEADER_BYTES * 7;
+        let debug = HEADER_BYTES * 8;
         bytes[debug] = 99;
         bytes[debug + 4] = flags;
         reseal_header(&mut bytes);
@@ -200,7 +205,7 @@ fn sealed_mutations_never_panic() {
             // Names, for example, may be anything. What opens must hold what validation promises.
             Ok(file) => {
                 opened += 1;
-                (0..file.plan.weights.len()).for_each(|id| assert!(!file.weight(id as u32).is_empty()));
+                (0..file.weights().len()).for_each(|id| assert!(!file.weight(id as u32).is_empty()));
             }
             Err(FormatError::Invalid { .. }) => invalid += 1,
             Err(_) => {}

@@ -8,15 +8,23 @@ use bessemer_format::error::FormatError;
 use bessemer_format::manifest::{Hash, Manifest};
 use bessemer_format::nest::{Base, Extent, Index, Int, Op, Reg, Stmt, Sym, ViewElem, ViewId};
 use bessemer_format::plan::*;
-use bessemer_format::validate::validate;
+use bessemer_format::validate::{SectionBytes, validate};
+use bessemer_format::variant::VariantPlan;
 use bessemer_format::{PanelLayout, QuantScheme};
 use common::*;
 
 type Damage = fn(&mut Plan, &mut Manifest);
 
+/// The whole small engine.
+fn check_all(plans: &[VariantPlan], manifest: &Manifest, device: &[u8]) -> Result<(), FormatError> {
+    let weights = plan().weights.last().map_or(0, |w| w.offset + w.len);
+    validate(plans, manifest, SectionBytes { weights, code: CODE_BYTES, device })
+}
+
+/// The small engine without its GPUs, with another plan.
 fn check(plan: &Plan, manifest: &Manifest) -> Result<(), FormatError> {
-    let weights = self::plan().weights.last().map_or(0, |w| w.offset + w.len);
-    validate(plan, manifest, weights, CODE_BYTES)
+    let manifest = Manifest { variants: variants()[..1].to_vec(), ..manifest.clone() };
+    check_all(&[VariantPlan { plan: plan.clone(), gpu: None }], &manifest, &[])
 }
 
 /// Every case must be refused at a place that contains the first text, for a reason that contains the second.
@@ -73,6 +81,7 @@ fn index(plan: &mut Plan, nest: usize, statement: usize) -> &mut Index {
 #[test]
 fn the_small_plan_is_valid() {
     check(&plan(), &manifest()).unwrap();
+    check_all(&plans(), &manifest(), &device()).unwrap();
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::state::{BlockLayout, BlockMemory};
 use crate::worker::WorkerOptions;
 use bessemer_format::kv::TOKENS;
 use bessemer_format::plan::Plan;
+use bessemer_format::variant::DeviceKind;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -224,6 +225,10 @@ pub(crate) fn start(engine: &Engine, options: &WorkerOptions) -> Result<Started,
 
 /// The CPU, and why it is no other device.
 fn start_cpu(engine: &Engine, options: &WorkerOptions, why: Option<String>) -> Result<Started, EngineError> {
+    if engine.variant(DeviceKind::Cpu).is_none() {
+        let targets: Vec<&str> = engine.variants().map(|v| v.target).collect();
+        return Err(EngineError::Target { target: targets.join(", ") });
+    }
     let room = Room::of(engine, engine.plan(), options)?;
     let (device, memory) = cpu::Cpu::new(engine, options, &room)?;
     let on = match why {

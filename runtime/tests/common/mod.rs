@@ -15,8 +15,9 @@ mod plan;
 mod reference;
 
 use bessemer_format::file::EngineFile;
-use bessemer_format::manifest::{CodeEntry, Hash, Manifest, Report, Requirements, Source};
+use bessemer_format::manifest::{CodeEntry, Hash, Manifest, Report, Source};
 use bessemer_format::rows::Rows;
+use bessemer_format::variant::{DeviceCode, Variant, VariantPlan};
 use bessemer_format::write::{Sections, write_engine};
 use bessemer_format::{Compute, Offset, PanelLayout, QuantScheme};
 use bessemer_runtime::{Batch, Engine, KvElem, Sequence, Want, Worker, WorkerOptions};
@@ -179,13 +180,22 @@ impl Model {
             producer: bessemer_format::PRODUCER.into(),
             source: Source { hash: Hash::of(b"test"), format: "test".into(), architecture: "test".into() },
             options: vec![],
-            requirements: Requirements { target: "cpu".into(), cpu_features: vec![] },
+            variants: vec![Variant { target: "cpu".into(), device: DeviceCode::Cpu { features: vec![] } }],
             tensors: vec![],
             weight_hashes: vec![],
             code: entries,
         };
         let report = Report::default();
-        let sections = Sections { manifest, plan: &plan, tokenizer: &[], code, report: &report, debug: "" };
+        let plans = [VariantPlan { plan, gpu: None }];
+        let sections = Sections {
+            manifest,
+            plans: &plans,
+            tokenizer: &[],
+            code,
+            device: &[],
+            report: &report,
+            debug: "",
+        };
         let mut out = Cursor::new(Vec::new());
         write_engine(&mut out, Path::new("test.engine"), sections, &mut |id, sink: &mut dyn Write| {
             sink.write_all(&weights[id as usize])

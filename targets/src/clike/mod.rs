@@ -91,7 +91,11 @@ impl Emitter {
 
     /// The text, and its kernels by number.
     pub fn finish(self) -> (String, Vec<GpuKernel>) {
-        let kernel = |k: &Kernel| GpuKernel { name: k.name.clone(), threads: k.threads };
+        let kernel = |k: &Kernel| GpuKernel {
+            name: k.name.clone(),
+            threads: k.threads,
+            params: k.params.len() as u32,
+        };
         (self.module.text(self.kv), self.module.kernels.iter().map(kernel).collect())
     }
 }

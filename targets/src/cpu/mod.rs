@@ -2,7 +2,8 @@
 
 use crate::error::TargetError;
 use bessemer_format::act::Int8Layout;
-use bessemer_format::manifest::{CodeIsa, Requirements};
+use bessemer_format::manifest::CodeIsa;
+use bessemer_format::variant::{DeviceCode, Variant};
 use bessemer_format::{Compute, PanelLayout, QuantScheme};
 use bessemer_ir::{Layout, TargetInfo};
 
@@ -39,8 +40,8 @@ impl CpuTarget {
     }
 
     /// What an engine for this target asks of its host.
-    pub fn requirements(&self) -> Requirements {
-        Requirements { target: self.name.clone(), cpu_features: self.features.clone() }
+    pub fn variant(&self) -> Variant {
+        Variant { target: self.name.clone(), device: DeviceCode::Cpu { features: self.features.clone() } }
     }
 
     /// The instruction sets for which nests become machine code.

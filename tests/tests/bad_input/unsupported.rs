@@ -8,6 +8,7 @@ use bessemer_format::FormatError;
 use bessemer_format::file::{Bytes, EngineFile};
 use bessemer_format::header::SectionKind;
 use bessemer_format::manifest::Manifest;
+use bessemer_format::variant::{DeviceCode, VariantPlan};
 use bessemer_format::write::{Sections, write_engine};
 use bessemer_runtime::{Engine, EngineError};
 use bessemer_tests::checkpoints::{
@@ -153,6 +154,12 @@ fn a_tokenizer_with_more_tokens_than_the_embedding_has_rows() {
     assert!(matches!(error, CompileError::Vocabulary { tokens: 385, rows: 384 }));
 }
 
+/// Lets the CPU's variant need other features.
+fn needs(manifest: &mut Manifest, features: &[&str]) {
+    manifest.variants[0].device =
+        DeviceCode::Cpu { features: features.iter().map(ToString::to_string).collect() };
+}
+
 /// A sound engine with another manifest.
 fn resealed(change: impl FnOnce(&mut Manifest)) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
@@ -162,11 +169,14 @@ fn resealed(change: impl FnOnce(&mut Manifest)) -> Vec<u8> {
     change(&mut manifest);
     let report = file.report().unwrap().unwrap();
     let mut out = std::io::Cursor::new(Vec::new());
+    let plans: Vec<VariantPlan> =
+        file.variants().map(|v| VariantPlan { plan: v.plan.clone(), gpu: v.gpu.cloned() }).collect();
     let sections = Sections {
         manifest,
-        plan: &file.plan,
+        plans: &plans,
         tokenizer: file.section(SectionKind::Tokenizer),
         code: file.section(SectionKind::Code),
+        device: file.section(SectionKind::Device),
         report: &report,
         debug: "",
     };
@@ -186,17 +196,14 @@ fn not_opened(bytes: &[u8], parts: &[&str]) -> EngineError {
 fn engines_for_another_machine() {
     Engine::from_bytes(&resealed(|_| {})).unwrap();
     // Names that no version knows yet count as missing.
-    let bytes = resealed(|m| m.requirements.cpu_features = vec!["avx1024".into(), "telepathy".into()]);
+    let bytes = resealed(|m| needs(m, &["avx1024", "telepathy"]));
     let error = not_opened(&bytes, &["avx1024, telepathy", "this host lacks", "--target cpu"]);
     assert!(matches!(error, EngineError::CpuFeatures { missing, .. } if missing.len() == 2));
     // Every host lacks one of the two.
-    let bytes = resealed(|m| m.requirements.cpu_features = vec!["avx2".into(), "neon".into()]);
+    let bytes = resealed(|m| needs(m, &["avx2", "neon"]));
     assert!(
         matches!(not_opened(&bytes, &[]), EngineError::CpuFeatures { missing, .. } if !missing.is_empty())
     );
-    let bytes = resealed(|m| m.requirements.target = "cuda:sm_90".into());
-    let error = not_opened(&bytes, &["cuda:sm_90", "--target cpu"]);
-    assert!(matches!(error, EngineError::Target { .. }));
 }
 
 #[test]

@@ -233,7 +233,7 @@ impl Args {
         let mut output = Output {
             model: self.model.path.display().to_string(),
             hash: model.engine.hash().to_string(),
-            target: model.engine.manifest().requirements.target.clone(),
+            target: model.engine.variants().map(|v| v.target).collect::<Vec<_>>().join(", "),
             cpu: cpu_name(),
             kernels: model.engine.isa().name(),
             nests: model.engine.nest_path().to_string(),

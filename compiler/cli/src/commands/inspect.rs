@@ -7,7 +7,7 @@ use crate::size::Size;
 use bessemer_format::header::SectionKind;
 use bessemer_format::manifest::{Manifest, Quality, Report};
 use bessemer_format::plan::{Linear, Plan, Program, StepKind};
-use bessemer_runtime::{Engine, KvElem};
+use bessemer_runtime::{DeviceCode, Engine, KvElem};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -181,12 +181,9 @@ fn print_overview(o: &Output) -> Result<(), Failure> {
         model.vocab,
         model.context
     )?;
-    let needs = if m.requirements.cpu_features.is_empty() {
-        "any CPU".into()
-    } else {
-        m.requirements.cpu_features.join(", ")
-    };
-    out!("target     {}: {needs}", m.requirements.target)?;
+    for variant in &m.variants {
+        out!("target     {}: {}", variant.target, needs(&variant.device))?;
+    }
     for tactic in o.report.iter().flat_map(|r| &r.tactics) {
         out!("tactic     {} = {} ({})", tactic.name, tactic.value, tactic.why)?;
     }
@@ -217,6 +214,19 @@ fn print_overview(o: &Output) -> Result<(), Failure> {
         out!("KV         {} for {} tokens in {}", Size(memory.kv_bytes), memory.tokens, memory.kv)?;
     }
     Ok(())
+}
+
+/// What a device must have.
+fn needs(device: &DeviceCode) -> String {
+    match device {
+        DeviceCode::Cpu { features } if features.is_empty() => "any CPU".into(),
+        DeviceCode::Cpu { features } => features.join(", "),
+        DeviceCode::Cuda { driver, binaries } => {
+            let archs: Vec<String> = binaries.iter().map(|b| b.arch.to_string()).collect();
+            format!("{}; a driver of CUDA {}.{}", archs.join(", "), driver / 1000, driver % 1000 / 10)
+        }
+        DeviceCode::Metal { family, .. } => format!("Apple {family} or later"),
+    }
 }
 
 fn print_memory(o: &Output) -> Result<(), Failure> {

@@ -3,9 +3,10 @@
 use super::{At, Check, ensure};
 use crate::error::FormatError;
 use crate::manifest::{CodeEntry, Manifest};
-use crate::nest::ViewElem;
+use crate::nest::{Nest, ViewElem};
 use crate::panel::PanelLayout;
 use crate::plan::{Plan, WeightLayout, WeightSlice};
+use crate::variant::{DeviceKind, VariantPlan};
 
 /// Every slice is aligned, has exactly the length that its shape asks for and lies behind the one before it, and fills the section.
 pub(super) fn slices(plan: &Plan, section: u64) -> Result<(), FormatError> {
@@ -42,8 +43,9 @@ fn bytes(w: &WeightSlice) -> Check<u64> {
 }
 
 /// The manifest names only weights, nests and code that exist.
-pub(super) fn manifest(plan: &Plan, manifest: &Manifest, section: u64) -> Result<(), FormatError> {
-    let (hashes, weights) = (manifest.weight_hashes.len(), plan.weights.len());
+pub(super) fn manifest(plans: &[VariantPlan], manifest: &Manifest, section: u64) -> Result<(), FormatError> {
+    let weights = plans.first().map_or(0, |variant| variant.plan.weights.len());
+    let hashes = manifest.weight_hashes.len();
     (hashes == weights)
         .then_some(())
         .ok_or_else(|| format!("{hashes} hashes for {weights} weights"))
@@ -55,9 +57,12 @@ pub(super) fn manifest(plan: &Plan, manifest: &Manifest, section: u64) -> Result
         }
         .at(|| format!("manifest, tensor {}", tensor.name))?;
     }
+    // Code of nests is for the CPU, which comes first.
+    let for_cpu = manifest.variants.first().is_some_and(|v| v.device.kind() == DeviceKind::Cpu);
+    let nests = plans.first().filter(|_| for_cpu).map_or(&[][..], |variant| &variant.plan.nests);
     let mut seen = std::collections::BTreeSet::new();
     for (i, entry) in manifest.code.iter().enumerate() {
-        code(plan, entry, section)
+        code(nests, entry, section)
             .and_then(|()| {
                 ensure!(seen.insert((entry.isa, entry.nest, entry.kv)), "the same nest has code twice");
                 Ok(())
@@ -67,9 +72,9 @@ pub(super) fn manifest(plan: &Plan, manifest: &Manifest, section: u64) -> Result
     Ok(())
 }
 
-fn code(plan: &Plan, entry: &CodeEntry, section: u64) -> Check {
-    let nest = plan.nests.get(entry.nest as usize);
-    let nest = nest.ok_or_else(|| format!("nest {} of {}", entry.nest, plan.nests.len()))?;
+fn code(nests: &[Nest], entry: &CodeEntry, section: u64) -> Check {
+    let nest = nests.get(entry.nest as usize);
+    let nest = nest.ok_or_else(|| format!("nest {} of {}", entry.nest, nests.len()))?;
     let touches_cache = nest.views.iter().any(|v| v.elem == ViewElem::Kv);
     ensure!(
         entry.kv.is_some() == touches_cache,

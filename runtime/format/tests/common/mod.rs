@@ -4,14 +4,14 @@
 
 use bessemer_format::act::Int8Layout;
 use bessemer_format::file::{Bytes, EngineFile};
+use bessemer_format::gpu::{GpuArg, GpuCode, GpuKernel, Groups, Launch};
 use bessemer_format::header::{Frame, HEADER_BYTES, SectionKind};
-use bessemer_format::manifest::{
-    CodeEntry, CodeIsa, Hash, KvElem, Manifest, Report, Requirements, Source, TensorEntry,
-};
+use bessemer_format::manifest::{CodeEntry, CodeIsa, Hash, KvElem, Manifest, Report, Source, TensorEntry};
 use bessemer_format::nest::{
     Base, Extent, Index, Int, Nest, Op, ReduceKind, Reg, Stmt, Sym, View, ViewElem, ViewId,
 };
 use bessemer_format::plan::*;
+use bessemer_format::variant::{CodeSlice, CudaBinary, DeviceCode, KernelUsage, Variant, VariantPlan};
 use bessemer_format::write::{Sections, write_engine};
 use bessemer_format::{Compute, FormatError, PanelLayout, QuantScheme, kv};
 use std::path::Path;
@@ -292,6 +292,58 @@ pub fn plan() -> Plan {
 /// Length of the small engine's CODE section.
 pub const CODE_BYTES: u64 = 128;
 
+/// What the small engine has for GPUs: a cubin, PTX and text, as far as a reader looks into them.
+pub fn device() -> Vec<u8> {
+    let parts: [&[u8]; 3] = [b"\x7fELF of kernels", b".version 9.0", b"kernel void"];
+    let mut out = Vec::new();
+    for part in parts {
+        out.resize(out.len().next_multiple_of(64), 0);
+        out.extend(part);
+    }
+    out
+}
+
+/// Variants of the small engine: the CPU, and two GPUs that launch the same kernels.
+pub fn variants() -> Vec<Variant> {
+    let code = |offset, len| CodeSlice { offset, len };
+    let usage = vec![KernelUsage { registers: 40, stack: 0, spilled: 0 }; 2];
+    let binaries = vec![
+        CudaBinary { arch: "sm_80".parse().unwrap(), code: code(0, 15), usage },
+        CudaBinary { arch: "compute_80".parse().unwrap(), code: code(64, 12), usage: vec![] },
+    ];
+    vec![
+        Variant { target: "cpu".into(), device: DeviceCode::Cpu { features: vec![] } },
+        Variant { target: "cuda".into(), device: DeviceCode::Cuda { driver: 13000, binaries } },
+        Variant { target: "metal".into(), device: DeviceCode::Metal { family: 7, text: code(128, 11) } },
+    ]
+}
+
+/// Launches for the small plan: one a step, of two kernels.
+pub fn gpu() -> GpuCode {
+    let kernel = |name: &str, params| GpuKernel { name: name.into(), threads: 128, params };
+    let launch = |step: usize| {
+        let grid = [Groups::of_rows(RowCount::Tokens, 2), Groups::fixed(3), Groups::fixed(1)];
+        let args = match step {
+            at::ATTENTION => {
+                vec![GpuArg::State(0), GpuArg::Input(Input::BlockTable), GpuArg::Pass, GpuArg::Fault]
+            }
+            _ => vec![GpuArg::Buffer(buffer::X), GpuArg::Weight(weight::TABLE)],
+        };
+        Launch { step: step as u32, kernel: u32::from(step == at::ATTENTION), grid, args }
+    };
+    GpuCode {
+        kv: KvElem::Bf16,
+        kernels: vec![kernel("linear_0", 2), kernel("attention_1", 4)],
+        programs: vec![(0..=at::HEAD).map(launch).collect()],
+    }
+}
+
+/// The plans of the small engine's variants.
+pub fn plans() -> Vec<VariantPlan> {
+    let variant = |gpu| VariantPlan { plan: plan(), gpu };
+    vec![variant(None), variant(Some(gpu())), variant(Some(gpu()))]
+}
+
 /// A manifest for the small plan.
 pub fn manifest() -> Manifest {
     let tensor = |id: u32| TensorEntry {
@@ -306,7 +358,7 @@ pub fn manifest() -> Manifest {
         producer: "bessemer test".into(),
         source: Source { hash: Hash([7; 32]), format: "gguf".into(), architecture: "llama".into() },
         options: vec![("precision".into(), "source".into())],
-        requirements: Requirements { target: "cpu".into(), cpu_features: vec![] },
+        variants: variants(),
         tensors: (0..7).map(tensor).collect(),
         weight_hashes: vec![Hash([0; 32]); 7],
         code: vec![
@@ -318,18 +370,19 @@ pub fn manifest() -> Manifest {
 
 /// The bytes of the small engine.
 pub fn engine() -> Vec<u8> {
-    let plan = plan();
+    let plans = plans();
     let mut out = std::io::Cursor::new(Vec::new());
     let sections = Sections {
         manifest: manifest(),
-        plan: &plan,
+        plans: &plans,
         tokenizer: b"a tokeniser",
         code: &[0xc3; CODE_BYTES as usize],
+        device: &device(),
         report: &Report::default(),
         debug: "text",
     };
     write_engine(&mut out, Path::new("memory"), sections, &mut |id, sink| {
-        sink.write_all(&vec![id as u8 + 1; plan.weights[id as usize].len as usize])
+        sink.write_all(&vec![id as u8 + 1; plans[0].plan.weights[id as usize].len as usize])
     })
     .unwrap();
     out.into_inner()
