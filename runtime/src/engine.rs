@@ -42,6 +42,7 @@ struct Inner {
     programs: Vec<BoundProgram>,
     kernels: &'static KernelSet,
     code: Option<Code>,
+    trusted: bool,
 }
 
 /// What runs the loop nests of an engine.
@@ -102,7 +103,8 @@ impl Engine {
         Self::new(Bytes::copy_of(bytes), false, kernels)
     }
 
-    /// As [`Engine::open`], and runs the machine code that the file holds for its loop nests, where it fits this host.
+    /// As [`Engine::open`], and runs the machine code that the file holds: for its loop nests, where it fits this host, and the kernels for
+    /// GPUs.
     ///
     /// # Safety
     /// The file must come from a compiler that you trust: its code runs with the rights of this process. The hashes
@@ -128,7 +130,7 @@ impl Engine {
             _ => None,
         };
         log::debug!("engine {}: {} kernels, {} programs", file.hash(), kernels.isa(), programs.len());
-        Ok(Self(Arc::new(Inner { file, programs, kernels, code })))
+        Ok(Self(Arc::new(Inner { file, programs, kernels, code, trusted })))
     }
 
     /// What the engine is and where it came from.
@@ -232,6 +234,11 @@ impl Engine {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         self.0.file.bytes()
+    }
+
+    /// Whether the caller trusts the machine code that the file holds for any device.
+    pub fn is_trusted(&self) -> bool {
+        self.0.trusted
     }
 
     pub(crate) fn code(&self) -> Option<&Code> {

@@ -10,6 +10,7 @@ use bessemer_format::kv::TOKENS;
 use bessemer_format::manifest::KvElem;
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How a worker is made. The default is one thread a core, the largest batches of the plan and a bf16 cache for as many
@@ -34,6 +35,8 @@ pub struct WorkerOptions {
     pub nests: Nests,
     /// Where passes run.
     pub device: DeviceChoice,
+    /// Folder that kernels are kept in once the system has compiled them, where it compiles them (Metal); none keeps nothing.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 /// What runs the loop nests of a worker.
@@ -57,6 +60,7 @@ impl Default for WorkerOptions {
             max_memory: None,
             nests: Nests::Auto,
             device: DeviceChoice::Auto,
+            kernel_cache: None,
         }
     }
 }
@@ -100,6 +104,11 @@ impl WorkerOptions {
     /// Sets [`WorkerOptions::device`].
     pub fn device(self, device: DeviceChoice) -> Self {
         Self { device, ..self }
+    }
+
+    /// Sets [`WorkerOptions::kernel_cache`].
+    pub fn kernel_cache(self, folder: impl Into<PathBuf>) -> Self {
+        Self { kernel_cache: Some(folder.into()), ..self }
     }
 }
 

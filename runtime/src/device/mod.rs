@@ -5,6 +5,12 @@
 
 mod cpu;
 mod host;
+#[cfg(all(target_os = "macos", feature = "metal"))]
+mod metal;
+#[cfg(all(target_os = "macos", feature = "metal"))]
+mod program;
+#[cfg(any(test, all(target_os = "macos", feature = "metal")))]
+mod windows;
 
 pub(crate) use host::HostBlocks;
 
@@ -16,6 +22,8 @@ use crate::worker::WorkerOptions;
 use bessemer_format::kv::TOKENS;
 use bessemer_format::plan::Plan;
 use bessemer_format::variant::DeviceKind;
+#[cfg(all(target_os = "macos", feature = "metal"))]
+use bessemer_format::{file::VariantRef, gpu::GpuCode, manifest::KvElem};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -87,6 +95,8 @@ pub enum DeviceChoice {
     Cpu,
     /// An NVIDIA GPU, by its number.
     Cuda(usize),
+    /// The GPU of a Mac.
+    Metal,
 }
 
 impl fmt::Display for DeviceChoice {
@@ -95,6 +105,7 @@ impl fmt::Display for DeviceChoice {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::Metal => f.write_str("metal"),
         }
     }
 }
@@ -103,11 +114,12 @@ impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let unknown = || format!("`{name}` is no device; there are auto, cpu, cuda and cuda:N");
+        let unknown = || format!("`{name}` is no device; there are auto, cpu, cuda, cuda:N and metal");
         match name {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
+            "metal" => Ok(Self::Metal),
             _ => {
                 let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
                 ordinal.parse().map(Self::Cuda).map_err(|_| unknown())
@@ -121,13 +133,39 @@ impl FromStr for DeviceChoice {
 #[non_exhaustive]
 pub enum DeviceError {
     /// This build has no runtime for it.
-    #[error("this build of bessemer has no runtime for CUDA; build it with the feature `cuda`")]
-    NotBuilt,
+    #[error("this build of bessemer has no runtime for {device}; {remedy}")]
+    NotBuilt {
+        /// The kind of device.
+        device: &'static str,
+        /// Which build has.
+        remedy: &'static str,
+    },
     /// The engine holds no kernels for such a device.
+    #[error("the engine holds no kernels for {device}; compile the model with `--target {target}`")]
+    NoKernels {
+        /// The kind of device.
+        device: &'static str,
+        /// A target that has them.
+        target: &'static str,
+    },
+    /// Kernels are machine code, and nobody trusts it.
     #[error(
-        "the engine holds no kernels for CUDA; compile the model with `--target cuda:sm_90a` or another architecture"
+        "its kernels are machine code, which runs only where the engine is trusted; open it with --trust, or use `--device cpu`"
     )]
-    NoKernels,
+    Untrusted,
+    /// Metal finds nothing.
+    #[error("Metal finds no GPU here; use `--device cpu`")]
+    NoMetal,
+    /// The GPU lacks what the kernels use.
+    #[error(
+        "the GPU is {found}, and the engine's kernels need one of family Apple {needed} or later; use `--device cpu`"
+    )]
+    MetalFamily {
+        /// The GPU's name.
+        found: String,
+        /// The family.
+        needed: u32,
+    },
     /// The driver's library does not load.
     #[error("there is no NVIDIA driver here (libcuda does not load); install it, or use `--device cpu`")]
     NoDriver,
@@ -211,15 +249,23 @@ pub(crate) fn start(engine: &Engine, options: &WorkerOptions) -> Result<Started,
     match options.device {
         DeviceChoice::Cpu => start_cpu(engine, options, None),
         DeviceChoice::Cuda(ordinal) => start_cuda(engine, options, ordinal),
-        DeviceChoice::Auto => match start_cuda(engine, options, 0) {
-            Err(EngineError::Device { why: DeviceError::NotBuilt | DeviceError::NoKernels, .. }) => {
-                start_cpu(engine, options, None)
+        DeviceChoice::Metal => start_metal(engine, options),
+        DeviceChoice::Auto => {
+            let gpus: [&dyn Fn() -> Result<Started, EngineError>; 2] =
+                [&|| start_metal(engine, options), &|| start_cuda(engine, options, 0)];
+            let mut refusal = None;
+            for start in gpus {
+                match start() {
+                    Err(EngineError::Device {
+                        why: DeviceError::NotBuilt { .. } | DeviceError::NoKernels { .. },
+                        ..
+                    }) => {}
+                    Err(EngineError::Device { device, why }) => refusal = Some(format!("{device}: {why}")),
+                    started => return started,
+                }
             }
-            Err(EngineError::Device { device, why }) => {
-                start_cpu(engine, options, Some(format!("{device}: {why}")))
-            }
-            started => started,
-        },
+            start_cpu(engine, options, refusal)
+        }
     }
 }
 
@@ -239,7 +285,58 @@ fn start_cpu(engine: &Engine, options: &WorkerOptions, why: Option<String>) -> R
 }
 
 fn start_cuda(_: &Engine, _: &WorkerOptions, ordinal: usize) -> Result<Started, EngineError> {
-    Err(EngineError::Device { device: DeviceChoice::Cuda(ordinal).to_string(), why: DeviceError::NotBuilt })
+    let why = DeviceError::NotBuilt { device: "CUDA", remedy: "build it with the feature `cuda`" };
+    Err(EngineError::Device { device: DeviceChoice::Cuda(ordinal).to_string(), why })
+}
+
+#[cfg(not(all(target_os = "macos", feature = "metal")))]
+fn start_metal(_: &Engine, _: &WorkerOptions) -> Result<Started, EngineError> {
+    let remedy = "take one for macOS that has the feature `metal`";
+    let why = DeviceError::NotBuilt { device: "Metal", remedy };
+    Err(EngineError::Device { device: DeviceChoice::Metal.to_string(), why })
+}
+
+#[cfg(all(target_os = "macos", feature = "metal"))]
+fn start_metal(engine: &Engine, options: &WorkerOptions) -> Result<Started, EngineError> {
+    let no = |why| EngineError::Device { device: DeviceChoice::Metal.to_string(), why };
+    let (held, code) = kernels(engine, DeviceKind::Metal).map_err(no)?;
+    let bessemer_format::variant::DeviceCode::Metal { family, text } = held.device else {
+        return Err(no(DeviceError::NoKernels { device: "Metal", target: "metal" }));
+    };
+    let kv = cache_of(held.plan, code, options).map_err(no)?;
+    let text = std::str::from_utf8(engine.file().device_code(*text))
+        .map_err(|e| no(DeviceError::Driver { what: "reading the kernels".into(), why: e.to_string() }))?;
+    let gpu = metal::open(*family).map_err(no)?;
+    let room = Room::of(engine, held.plan, &options.clone().kv(kv))?;
+    let on = gpu.describe();
+    let model = metal::Model { engine, plan: held.plan, code, text };
+    let (device, memory) = gpu.start(&model, &room, options.kernel_cache.as_deref())?;
+    Ok(Started { device: Box::new(device), memory, room, on })
+}
+
+/// What a trusted engine holds for a GPU.
+#[cfg(all(target_os = "macos", feature = "metal"))]
+fn kernels(engine: &Engine, kind: DeviceKind) -> Result<(VariantRef<'_>, &GpuCode), DeviceError> {
+    let none = || match kind {
+        DeviceKind::Metal => DeviceError::NoKernels { device: "Metal", target: "metal" },
+        _ => DeviceError::NoKernels { device: "CUDA", target: "cuda" },
+    };
+    let held = engine.variant(kind).ok_or_else(none)?;
+    let code = held.gpu.ok_or_else(none)?;
+    if !engine.is_trusted() {
+        return Err(DeviceError::Untrusted);
+    }
+    Ok((held, code))
+}
+
+/// The elements of the cache, which are those that the kernels were generated for.
+#[cfg(all(target_os = "macos", feature = "metal"))]
+fn cache_of(plan: &Plan, code: &GpuCode, options: &WorkerOptions) -> Result<KvElem, DeviceError> {
+    // Where nothing outlives a pass, nobody cares what its cache holds.
+    if plan.model.whole || options.kv == code.kv {
+        return Ok(code.kv);
+    }
+    Err(DeviceError::Cache { held: code.kv.name(), asked: options.kv.name() })
 }
 
 #[cfg(test)]
@@ -248,7 +345,8 @@ mod tests {
 
     #[test]
     fn names_of_devices_are_read_as_they_are_written() {
-        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(12)] {
+        use DeviceChoice::{Auto, Cpu, Cuda, Metal};
+        for choice in [Auto, Cpu, Cuda(0), Cuda(12), Metal] {
             assert_eq!(choice.to_string().parse(), Ok(choice));
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));

@@ -55,6 +55,16 @@ impl Profile {
         (0..steps).map(|step| threads.iter().map(|t| t[step]).collect()).collect()
     }
 
+    /// Adds the time of a step that one thread, or a device as a whole, was busy with.
+    #[cfg(all(target_os = "macos", feature = "metal"))]
+    pub(crate) fn add(&mut self, program: usize, step: usize, busy: Duration) {
+        if let Some(thread) = self.times.get(program).and_then(|threads| threads.first())
+            && let Some(time) = lock(thread).get_mut(step)
+        {
+            time.busy += busy;
+        }
+    }
+
     /// Makes room for a pass of a program, and counts it.
     pub(crate) fn begin(&mut self, program: usize, threads: usize, steps: usize) {
         if self.times.len() <= program {

@@ -1,6 +1,9 @@
 // What the kernels use of Metal.
 #include <metal_stdlib>
 using namespace metal;
+// Kernels do the operations of the nest language: nothing is reordered, and products and sums are fused only where the text says so.
+#pragma METAL fp math_mode(safe)
+#pragma METAL fp contract(off)
 typedef long idx;
 
 #define GLOBAL device
