@@ -205,7 +205,8 @@ fn pairs(row: &Row<LinearInt8PairFn>, layout: &PanelLayout) -> Vec<LinearInt8> {
 pub(crate) fn pair_is_two(row: &Row<LinearInt8PairFn>) {
     let mut random = Random::new(26);
     for scheme in integer_schemes(row) {
-        for (n, k) in [(32, 64), (48, 200), (20, 90), (33, 135), (64, 544)] {
+        // The longest is more than is unpacked at a time.
+        for (n, k) in [(32, 64), (48, 200), (20, 90), (33, 135), (64, 544), (33, 1610)] {
             let (layout, weight) = packed(&random_rows(&mut random, scheme, n, k));
             for pair in pairs(row, &layout) {
                 let single = LinearInt8 { pair: None, ..pair.clone() };

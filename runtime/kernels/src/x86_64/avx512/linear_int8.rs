@@ -1,6 +1,7 @@
-//! Integer linears by `vpdpbusd`: unsigned weight codes times a broadcast of four signed activation codes.
+//! Integer linears by `vpdpbusd`: unsigned weight codes times a broadcast of four signed activation codes. Few rows wait for the
+//! weights, which are unpacked on their way; many rows are the matter of [`gemm`].
 
-use super::scales;
+use super::{gemm_int8 as gemm, scales};
 use crate::linear::Lane;
 use crate::x86_64::{EVEN_STEPS, Side, even_groups, prefetch_to_l2};
 use bessemer_format::PanelLayout;
@@ -8,12 +9,58 @@ use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
 use std::arch::x86_64::*;
 
-/// Rows of a block that multiplies one panel: their i32 and f32 accumulators, an unpacked pair of atoms and the scales fill the
-/// registers. As many independent sums hide the latency of `vpdpbusd`.
-const BLOCK: usize = 12;
+/// Most rows that share the codes of a panel while these stream by: their i32 and f32 sums, an unpacked pair of atoms and the scales fill
+/// the registers.
+const BLOCK: usize = 8;
 /// Rows of a block that multiplies two panels. Fewer rows, but a broadcast activation serves two products: with one panel
 /// every `vpdpbusd` needs a load of its own, and the two load ports limit it.
 const PAIR_BLOCK: usize = 5;
+
+/// Step `step` along k of a run of `steps` steps, whose codes are readable at `run`: four atoms of unsigned codes of `BITS` (signed ones
+/// plus 128), put together from the bit planes of the run. A macro, since a function may become a call, before which every sum in a
+/// register would have to be stored.
+macro_rules! four_atoms {
+    ($bits:ident, $run:expr, $steps:expr, $step:expr) => {{
+        let (run, steps, step): (*const u8, usize, usize) = ($run, $steps, $step);
+        let mut atoms = [_mm512_setzero_si512(); 4];
+        // Bits of the code below those put together so far, and lines of the planes before.
+        let (mut low, mut base) = ($bits, 0);
+        if $bits == 8 {
+            let bias = _mm512_set1_epi8(-128);
+            for i in 0..4 {
+                atoms[i] = _mm512_xor_si512(_mm512_loadu_si512(run.add((4 * step + i) * LINE).cast()), bias);
+            }
+        }
+        if $bits & 4 != 0 {
+            low -= 4;
+            for half in 0..2 {
+                let line = _mm512_loadu_si512(run.add((2 * step + half) * LINE).cast());
+                for j in 0..2 {
+                    atoms[2 * half + j] = moved::<4>(line, 4 * j, low);
+                }
+            }
+            base += 2 * steps;
+        }
+        if $bits & 2 != 0 {
+            low -= 2;
+            let line = _mm512_loadu_si512(run.add((base + step) * LINE).cast());
+            for j in 0..4 {
+                atoms[j] = _mm512_or_si512(atoms[j], moved::<2>(line, j * 2, low));
+            }
+            base += steps;
+        }
+        if $bits & 1 != 0 {
+            // A line holds two steps.
+            let line = _mm512_loadu_si512(run.add((base + step / 2) * LINE).cast());
+            let line = _mm512_srl_epi16(line, _mm_cvtsi32_si128((step % 2 * 4) as i32));
+            for j in 0..4 {
+                atoms[j] = _mm512_or_si512(atoms[j], moved::<1>(line, j, 0));
+            }
+        }
+        atoms
+    }};
+}
+pub(super) use four_atoms;
 
 /// Declares the kernels, each for the codes of so many bits (8: signed bytes; fewer: unsigned).
 macro_rules! kernels {
@@ -24,7 +71,9 @@ macro_rules! kernels {
             pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
                 // SAFETY: the caller's promises are those of `linear`.
                 unsafe {
-                    if even_groups(act) {
+                    if out.len() >= gemm::FROM_ROWS && gemm::takes(act, constant::<$bits>(l)) {
+                        gemm::multiply::<$bits, 1>(l, act, [panel], x, [out])
+                    } else if even_groups(act) {
                         linear::<$bits, EVEN_STEPS>(l, act, panel, x, out)
                     } else {
                         linear::<$bits, 0>(l, act, panel, x, out)
@@ -46,12 +95,17 @@ macro_rules! kernels {
                     x: &[u8],
                     out: [&mut [Lane]; 2],
                 ) {
-                    // SAFETY: the caller's promises are those of `linear_pair`.
+                    // SAFETY: the caller's promises are those of `gemm::multiply` and of `linear`.
                     unsafe {
-                        if even_groups(act) {
-                            linear_pair::<$bits, EVEN_STEPS>(l, act, panels, x, out)
-                        } else {
-                            linear_pair::<$bits, 0>(l, act, panels, x, out)
+                        // A shift and a mask unpack these codes: that costs least where they are multiplied.
+                        if matches!($bits, 2 | 4) && even_groups(act) {
+                            return linear_pair::<$bits, EVEN_STEPS>(l, act, panels, x, out);
+                        }
+                        if out[0].len() >= gemm::FROM_ROWS && gemm::takes(act, constant::<$bits>(l)) {
+                            return gemm::multiply::<$bits, 2>(l, act, panels, x, out);
+                        }
+                        for (panel, out) in panels.into_iter().zip(out) {
+                            super::$name(l, act, panel, x, out)
                         }
                     }
                 }
@@ -83,7 +137,6 @@ unsafe fn linear<const BITS: usize, const STEPS: usize>(
     while !out.is_empty() {
         let rows = match out.len() {
             BLOCK.. => BLOCK,
-            8.. => 8,
             4.. => 4,
             2.. => 2,
             _ => 1,
@@ -94,7 +147,6 @@ unsafe fn linear<const BITS: usize, const STEPS: usize>(
         unsafe {
             match rows {
                 BLOCK => tile::<BITS, STEPS, BLOCK, 1>(layout, act, [panel], x, [block], prefetch),
-                8 => tile::<BITS, STEPS, 8, 1>(layout, act, [panel], x, [block], prefetch),
                 4 => tile::<BITS, STEPS, 4, 1>(layout, act, [panel], x, [block], prefetch),
                 2 => tile::<BITS, STEPS, 2, 1>(layout, act, [panel], x, [block], prefetch),
                 _ => tile::<BITS, STEPS, 1, 1>(layout, act, [panel], x, [block], prefetch),
@@ -138,7 +190,7 @@ impl Ahead {
 }
 
 /// # Safety
-/// As [`crate::linear::LinearInt8PairFn`], for codes as [`linear`].
+/// As [`crate::linear::LinearInt8PairFn`], for codes of 2 or 4 bits as [`linear`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
@@ -151,9 +203,8 @@ unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
     let mut ahead = Ahead::of(2, panels[0].len());
     while !out[0].is_empty() {
         let rows = match out[0].len() {
-            // Three and three, rather than five and one; four and four, rather than five and three.
+            // Three and three, rather than five and one.
             6 => 3,
-            8 => 4,
             PAIR_BLOCK.. => PAIR_BLOCK,
             few => few,
         };
@@ -218,9 +269,7 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
     prefetch: impl Fn(*const u8),
 ) {
     let Some(stored) = Side::of(layout) else { return };
-    let (constant, float) = (layout.scheme().constant(), layout.scheme().offset_type());
-    // Signed codes are biased to unsigned ones; the bias is subtracted as the offset is, exactly.
-    let constant = if BITS == 8 { constant + 128 } else { constant };
+    let (constant, float) = (constant::<BITS>(layout), layout.scheme().offset_type());
     let minus_constant = _mm512_set1_epi32(-constant);
     let minus_constant_low = _mm512_set1_epi32(i32::from(-constant as u16));
     let row_bytes = act.row_bytes();
@@ -280,7 +329,10 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
                             prefetch(codes.add(step * BITS * LINE / 2 + line * LINE));
                         }
                     }
-                    let atoms = codes.map(|codes| four_atoms::<BITS>(codes, steps, step));
+                    let mut atoms = [[_mm512_setzero_si512(); 4]; PANELS];
+                    for panel in 0..PANELS {
+                        atoms[panel] = four_atoms!(BITS, codes[panel], steps, step);
+                    }
                     for i in 0..4 {
                         for row in 0..ROWS {
                             let x = broadcast_i32(x.add(4 * i), row);
@@ -323,53 +375,16 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
     }
 }
 
-/// Step `step` along k of a run of `steps` steps: four atoms of unsigned codes (signed ones plus 128), put together
-/// from the bit planes of the run.
-///
-/// # Safety
-/// The run's codes are readable at `run`, and `step < steps`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn four_atoms<const BITS: usize>(run: *const u8, steps: usize, step: usize) -> [__m512i; 4] {
-    // SAFETY: the caller promises the lines of every plane.
-    let line = |i: usize| unsafe { _mm512_loadu_si512(run.add(i * LINE).cast()) };
-    if BITS == 8 {
-        let bias = _mm512_set1_epi8(-128);
-        return [0, 1, 2, 3].map(|i| _mm512_xor_si512(line(4 * step + i), bias));
-    }
-    let mut atoms = [_mm512_setzero_si512(); 4];
-    // Bits of the code below those put together so far, and lines of the planes before.
-    let (mut low, mut base) = (BITS, 0);
-    if BITS & 4 != 0 {
-        low -= 4;
-        let lines = [line(2 * step), line(2 * step + 1)];
-        for j in 0..4 {
-            atoms[j] = moved::<4>(lines[j / 2], j % 2 * 4, low);
-        }
-        base += 2 * steps;
-    }
-    if BITS & 2 != 0 {
-        low -= 2;
-        let line = line(base + step);
-        for j in 0..4 {
-            atoms[j] = _mm512_or_si512(atoms[j], moved::<2>(line, j * 2, low));
-        }
-        base += steps;
-    }
-    if BITS & 1 != 0 {
-        // A line holds two steps.
-        let line = _mm512_srl_epi16(line(base + step / 2), _mm_cvtsi32_si128((step % 2 * 4) as i32));
-        for j in 0..4 {
-            atoms[j] = _mm512_or_si512(atoms[j], moved::<1>(line, j, 0));
-        }
-    }
-    atoms
+/// What is subtracted from each unsigned code. Signed ones are biased to unsigned ones, and the bias is subtracted as the
+/// offset is, exactly.
+pub(super) fn constant<const BITS: usize>(layout: &PanelLayout) -> i32 {
+    layout.scheme().constant() + if BITS == 8 { 128 } else { 0 }
 }
 
 /// `BITS` bits of every byte, moved from position `from` to position `to`, alone. Constant positions become immediate ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn moved<const BITS: u32>(v: __m512i, from: usize, to: usize) -> __m512i {
+pub(super) fn moved<const BITS: u32>(v: __m512i, from: usize, to: usize) -> __m512i {
     let count = |n: usize| _mm_cvtsi32_si128(n as i32);
     // Words are shifted; the mask drops what crosses into the other byte.
     let v =

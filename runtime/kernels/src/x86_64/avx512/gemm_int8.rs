@@ -1,0 +1,269 @@
+//! Integer products of many rows by one panel or two.
+//!
+//! Along k a panel is cut into stretches. The codes of a stretch are unpacked once, to where all rows find them in the L1 cache; so
+//! within the loop over rows nothing is unpacked, and the same loop serves every width of codes. A block of [`ROWS`] rows by two panels
+//! fills the registers: its f32 and i32 sums hide the latency of `vpdpbusd`, and a broadcast activation serves two products, since
+//! with one panel each would need a load of its own and the two load ports would limit it.
+
+use super::linear_int8::{constant, four_atoms, moved};
+use super::scales;
+use crate::linear::Lane;
+use crate::x86_64::{Side, prefetch_to_l2};
+use bessemer_format::PanelLayout;
+use bessemer_format::act::Int8Layout;
+use bessemer_format::panel::{K_STEP, LINE};
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+/// Rows of a block.
+const ROWS: usize = 6;
+/// From how many rows on to unpack apart pays.
+pub(super) const FROM_ROWS: usize = 12;
+/// Steps of 16 elements along k of a stretch: the codes of two panels take half of the L1 cache.
+const STRETCH: usize = 48;
+
+/// Four atoms, a step along k of a panel.
+type Step = [__m512i; 4];
+
+/// Unpacked codes, scales and offsets of some groups of the activations.
+struct Stretch<const PANELS: usize> {
+    /// For each group, each of its steps and each atom of that: those of the panels.
+    codes: [MaybeUninit<[__m512i; PANELS]>; 4 * STRETCH],
+    scales: [MaybeUninit<[__m512; PANELS]>; STRETCH],
+    offsets: [MaybeUninit<[__m512; PANELS]>; STRETCH],
+}
+
+/// Whether [`multiply`] knows the groups of the activations: one step of 16 elements, or two; and can subtract the constant, which is none
+/// or a power of two.
+pub(super) fn takes(act: &Int8Layout, constant: i32) -> bool {
+    matches!(act.group, 16 | 32) && (constant == 0 || constant > 0 && constant.count_ones() == 1)
+}
+
+/// Many rows by one panel or two.
+///
+/// # Safety
+/// As [`crate::linear::LinearInt8Fn`] for each panel and its output, all of them equally long, for codes of `BITS`;
+/// [`takes`] says yes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn multiply<const BITS: usize, const PANELS: usize>(
+    layout: &PanelLayout,
+    act: &Int8Layout,
+    panels: [&[u8]; PANELS],
+    x: &[u8],
+    mut out: [&mut [Lane]; PANELS],
+) {
+    let Some(stored) = Side::of(layout) else { return };
+    let shape = Shape {
+        act: *act,
+        shift: match constant::<BITS>(layout) {
+            0 => 32,
+            constant => constant.trailing_zeros() as i32,
+        },
+        float: layout.scheme().offset_type().is_some(),
+    };
+    let mut stretch = MaybeUninit::<Stretch<PANELS>>::uninit();
+    // SAFETY: an array of what may be uninitialised needs no initialisation.
+    let stretch = unsafe { stretch.assume_init_mut() };
+    let (groups, most) = (act.groups(), STRETCH * K_STEP / act.group);
+    for first in (0..groups).step_by(most) {
+        let some = most.min(groups - first);
+        // SAFETY: the groups exist; the rest is the caller's promise. What was unpacked is what is read.
+        unsafe {
+            unpack::<BITS, PANELS>(stored, layout, act, panels, first..first + some, stretch);
+            match act.group {
+                16 => rows::<PANELS, 1>(&shape, stretch, first, some, x, &mut out),
+                _ => rows::<PANELS, 2>(&shape, stretch, first, some, x, &mut out),
+            }
+        }
+    }
+}
+
+/// What the rows of a product have in common.
+struct Shape {
+    act: Int8Layout,
+    /// How far the sum of a group is shifted to become what is subtracted from its products: 32 leaves nothing.
+    shift: i32,
+    /// Whether offsets are floats.
+    float: bool,
+}
+
+/// Unpacks `groups` groups from `first` on; asks for the same of the panels behind these, which are multiplied next.
+///
+/// # Safety
+/// As [`multiply`]; the groups exist and fit a stretch.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn unpack<const BITS: usize, const PANELS: usize>(
+    stored: Side,
+    layout: &PanelLayout,
+    act: &Int8Layout,
+    panels: [&[u8]; PANELS],
+    groups: std::ops::Range<usize>,
+    stretch: &mut Stretch<PANELS>,
+) {
+    let next = PANELS * layout.panel_bytes();
+    let (group_steps, run_groups) = (act.group / K_STEP, (layout.run() / act.group).max(1));
+    for panel in 0..PANELS {
+        let start = panels[panel].as_ptr();
+        let mut codes = stretch.codes.as_mut_ptr().cast::<__m512i>().wrapping_add(panel);
+        for (at, group) in groups.clone().enumerate() {
+            // A single run may hold every group.
+            let r = (group / run_groups).min(layout.runs() - 1);
+            let steps = layout.run_len(r).div_ceil(K_STEP);
+            let first = (group - r * run_groups) * group_steps;
+            // SAFETY: a run lies inside its panel with its codes, scales and offsets, and the steps inside the run; where the last
+            // group is short, codes of zero stand for the steps that it lacks. The stretch has room for every step.
+            unsafe {
+                let run = start.add(layout.run_offset(r));
+                let side = run.add(layout.run_code_bytes(r));
+                let (scale, offset) = scales(stored, layout, start, side, r);
+                prefetch_to_l2(side.wrapping_add(next));
+                stretch.scales.as_mut_ptr().cast::<__m512>().add(at * PANELS + panel).write(scale);
+                stretch.offsets.as_mut_ptr().cast::<__m512>().add(at * PANELS + panel).write(offset);
+                for step in first..first + group_steps {
+                    for line in 0..BITS.div_ceil(2) {
+                        prefetch_to_l2(run.wrapping_add(next + step * BITS * LINE / 2 + line * LINE));
+                    }
+                    let atoms: Step = match step < steps {
+                        true => four_atoms!(BITS, run, steps, step),
+                        false => [_mm512_setzero_si512(); 4],
+                    };
+                    for atom in atoms {
+                        codes.write(atom);
+                        codes = codes.wrapping_add(PANELS);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All rows by a stretch, in blocks as equal as they can be.
+///
+/// # Safety
+/// As [`multiply`]; `groups` groups, from group `first` of the activations on, were unpacked.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn rows<const PANELS: usize, const STEPS: usize>(
+    shape: &Shape,
+    stretch: &Stretch<PANELS>,
+    first: usize,
+    groups: usize,
+    x: &[u8],
+    out: &mut [&mut [Lane]; PANELS],
+) {
+    let mut left = out[0].len();
+    let mut blocks = left.div_ceil(ROWS);
+    while left > 0 {
+        let rows = left.div_ceil(blocks);
+        let at = out[0].len() - left;
+        let x = x[at * shape.act.row_bytes()..].as_ptr();
+        let out = out.each_mut().map(|out| out[at..][..rows].as_mut_ptr());
+        let float = shape.float;
+        // SAFETY: so many rows are there, of `x` and of every output; the rest is the caller's promise.
+        unsafe {
+            match (rows, float) {
+                (6, false) => tile::<PANELS, STEPS, 6, false>(shape, stretch, first, groups, x, out),
+                (5, false) => tile::<PANELS, STEPS, 5, false>(shape, stretch, first, groups, x, out),
+                (4, false) => tile::<PANELS, STEPS, 4, false>(shape, stretch, first, groups, x, out),
+                (3, false) => tile::<PANELS, STEPS, 3, false>(shape, stretch, first, groups, x, out),
+                (2, false) => tile::<PANELS, STEPS, 2, false>(shape, stretch, first, groups, x, out),
+                (_, false) => tile::<PANELS, STEPS, 1, false>(shape, stretch, first, groups, x, out),
+                (6, true) => tile::<PANELS, STEPS, 6, true>(shape, stretch, first, groups, x, out),
+                (5, true) => tile::<PANELS, STEPS, 5, true>(shape, stretch, first, groups, x, out),
+                (4, true) => tile::<PANELS, STEPS, 4, true>(shape, stretch, first, groups, x, out),
+                (3, true) => tile::<PANELS, STEPS, 3, true>(shape, stretch, first, groups, x, out),
+                (2, true) => tile::<PANELS, STEPS, 2, true>(shape, stretch, first, groups, x, out),
+                (_, true) => tile::<PANELS, STEPS, 1, true>(shape, stretch, first, groups, x, out),
+            }
+        }
+        left -= rows;
+        blocks -= 1;
+    }
+}
+
+/// `N` rows by a stretch of `PANELS` panels, with groups of `STEPS` steps: the first stretch begins the sums, the others go on with them.
+///
+/// # Safety
+/// As [`rows`]; `x` points to `N` rows, and each output to as many lanes.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile<const PANELS: usize, const STEPS: usize, const N: usize, const FLOAT: bool>(
+    shape: &Shape,
+    stretch: &Stretch<PANELS>,
+    first: usize,
+    groups: usize,
+    x: *const u8,
+    out: [*mut Lane; PANELS],
+) {
+    let shift = _mm_cvtsi32_si128(shape.shift);
+    let act = &shape.act;
+    let row_bytes = act.row_bytes();
+    let rows: [*const u8; N] = std::array::from_fn(|row| x.wrapping_add(row * row_bytes));
+    let mut codes_at = first * STEPS * K_STEP;
+    let mut numbers_at = act.scales_at() + 4 * first;
+    // From a scale to the sum and the product of its group.
+    let number = 4 * act.groups();
+    let mut codes = stretch.codes.as_ptr().cast::<__m512i>();
+    let mut scales = stretch.scales.as_ptr().cast::<__m512>();
+    let mut offsets = stretch.offsets.as_ptr().cast::<__m512>();
+    // SAFETY: a row's codes, scales, sums and products of the groups are inside of it (a last group that is short reads into its
+    // numbers, and multiplies them with zero); the stretch holds so many groups; the outputs are `N` lanes.
+    unsafe {
+        let mut acc = [[_mm512_setzero_ps(); PANELS]; N];
+        if first > 0 {
+            for row in 0..N {
+                for panel in 0..PANELS {
+                    acc[row][panel] = _mm512_loadu_ps(out[panel].add(row).cast());
+                }
+            }
+        }
+        for _ in 0..groups {
+            let mut isum = [[_mm512_setzero_si512(); PANELS]; N];
+            for i in 0..4 * STEPS {
+                for row in 0..N {
+                    let x = rows[row].add(codes_at + 4 * i).cast::<i32>().read_unaligned();
+                    let x = _mm512_set1_epi32(x);
+                    for panel in 0..PANELS {
+                        let atom = *codes.add(i * PANELS + panel);
+                        isum[row][panel] = _mm512_dpbusd_epi32(isum[row][panel], atom, x);
+                    }
+                }
+            }
+            for row in 0..N {
+                // On other ports than a multiplication, which those of the products wait for.
+                let sum = rows[row].add(numbers_at + number).cast::<i32>().read_unaligned();
+                let correction = _mm512_sll_epi32(_mm512_set1_epi32(sum), shift);
+                for panel in 0..PANELS {
+                    isum[row][panel] = _mm512_sub_epi32(isum[row][panel], correction);
+                }
+            }
+            for row in 0..N {
+                let scale_x = _mm512_set1_ps(rows[row].add(numbers_at).cast::<f32>().read_unaligned());
+                for panel in 0..PANELS {
+                    let t = _mm512_mul_ps(*scales.add(panel), scale_x);
+                    acc[row][panel] =
+                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[row][panel]), t, acc[row][panel]);
+                }
+            }
+            if FLOAT {
+                for row in 0..N {
+                    let product = rows[row].add(numbers_at + 2 * number).cast::<f32>().read_unaligned();
+                    for panel in 0..PANELS {
+                        let offset = *offsets.add(panel);
+                        acc[row][panel] = _mm512_fmadd_ps(offset, _mm512_set1_ps(product), acc[row][panel]);
+                    }
+                }
+                offsets = offsets.add(PANELS);
+            }
+            codes = codes.add(4 * STEPS * PANELS);
+            scales = scales.add(PANELS);
+            codes_at += STEPS * K_STEP;
+            numbers_at += 4;
+        }
+        for row in 0..N {
+            for panel in 0..PANELS {
+                _mm512_storeu_ps(out[panel].add(row).cast(), acc[row][panel]);
+            }
+        }
+    }
+}
