@@ -133,14 +133,16 @@ pub fn prepare_with(
                 engine_size(checkpoint, &model.facts, graph.clone(), &context, options)
             };
             let fitted = calibrate.fit(budget, &graph, ground, held_out, &size)?;
-            (graph, codes, quality, assigned) =
-                (fitted.graph, fitted.codes, Some(fitted.quality), fitted.assigned);
+            let kv = calibrate.caches(&graph, held_out)?;
+            (graph, codes, assigned) = (fitted.graph, fitted.codes, fitted.assigned);
+            quality = Some(Quality { kv, ..fitted.quality });
         } else {
+            let kv = held_out.as_ref().map(|base| calibrate.caches(&graph, base)).transpose()?;
             if let Some(ground) = &ground {
                 codes = calibrate.lower(&mut graph, ground)?;
             }
-            if let Some(base) = &held_out {
-                quality = Some(calibrate.quality(base, &graph, &codes)?);
+            if let (Some(base), Some(kv)) = (&held_out, kv) {
+                quality = Some(Quality { kv, ..calibrate.quality(base, &graph, &codes)? });
             }
         }
         until.stop_after = run.stop_after;

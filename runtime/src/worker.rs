@@ -55,7 +55,7 @@ impl Default for WorkerOptions {
             threads: 0,
             pin: true,
             max_rows: 0,
-            kv: KvElem::Bf16,
+            kv: KvElem::DEFAULT,
             max_tokens: 0,
             max_memory: None,
             nests: Nests::Auto,

@@ -52,7 +52,7 @@ AMX_LOAD = "    _tile_loadconfig(&tc);\n"
 AMX_BARRIER = '    asm volatile("" ::: "memory");\n'
 
 
-def build(cache: Path, jobs: int, instructions: str = "native") -> dict:
+def build(cache: Path, jobs: int, instructions: str = "native", targets: tuple = TARGETS) -> dict:
     """Builds what is missing under `cache`; the program for each target, and what it was built with."""
     flags = (*FLAGS[:1], *INSTRUCTIONS[instructions], *FLAGS[1:])
     environment = tools(cache / "tools")
@@ -61,7 +61,7 @@ def build(cache: Path, jobs: int, instructions: str = "native") -> dict:
     # A native build is right for one kind of CPU only, and a cache folder may travel.
     key = hashlib.sha256("\n".join([VERSION, *flags, compiler, cpu_features()]).encode()).hexdigest()[:12]
     folder = cache / f"llama.cpp-{VERSION}-{key}"
-    steps = [["cmake", "--build", folder, "--parallel", jobs, "--target", *TARGETS]]
+    steps = [["cmake", "--build", folder, "--parallel", jobs, "--target", *targets]]
     if not (folder / "build.ninja").is_file():
         steps.insert(0, ["cmake", "-G", "Ninja", "-S", source, "-B", folder, *flags])
     for step in steps:
@@ -70,7 +70,7 @@ def build(cache: Path, jobs: int, instructions: str = "native") -> dict:
         done = subprocess.run(step, env=environment, stdout=sys.stderr)
         if done.returncode != 0:
             raise PeerError(f"exit code {done.returncode} from {' '.join(step)}")
-    programs = {target: folder / "bin" / target for target in TARGETS}
+    programs = {target: folder / "bin" / target for target in targets}
     version = {"version": f"{PACKAGE} {VERSION}", "compiler": compiler, "instructions": instructions}
     return {"programs": programs, "folder": folder, "source": source, **version}
 

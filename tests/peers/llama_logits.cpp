@@ -3,7 +3,7 @@
 //     llama_logits MODEL TEXT OUT --window N --max-tokens N --threads N --flash-attention 0|1
 //
 // The windows are those of `bessemer eval`: the text is tokenised once, without special tokens, cut after --max-tokens and
-// into windows of --window tokens; all but the last token of a window are input, ROWS at a time. OUT gets binary32 logits,
+// into windows of --window tokens, the first of them BOS where the vocabulary asks for it; all but the last token of a window are input, ROWS at a time. OUT gets binary32 logits,
 // a row of the vocabulary's size for each input; stdout gets the windows as JSON.
 
 #include "llama.h"
@@ -88,9 +88,7 @@ int main(int argc, char ** argv) {
 
     const llama_vocab * vocab = llama_model_get_vocab(model);
     const int vocabulary = llama_vocab_n_tokens(vocab);
-    if (llama_vocab_get_add_bos(vocab)) {
-        fail("a model that begins with BOS needs windows that begin with it; none that is compared does");
-    }
+    const std::vector<llama_token> begin(llama_vocab_get_add_bos(vocab) ? 1 : 0, llama_vocab_bos(vocab));
     std::ifstream file(argv[2], std::ios::binary);
     if (!file) {
         fail(std::string("cannot read ") + argv[2]);
@@ -101,9 +99,9 @@ int main(int argc, char ** argv) {
         tokens.resize(most);
     }
     std::vector<std::vector<llama_token>> windows;
-    for (size_t at = 0; at < tokens.size(); at += window) {
-        const size_t end = std::min(tokens.size(), at + window);
-        windows.emplace_back(tokens.begin() + at, tokens.begin() + end);
+    for (size_t at = 0, body = window - begin.size(); at < tokens.size(); at += body) {
+        windows.push_back(begin);
+        windows.back().insert(windows.back().end(), tokens.begin() + at, tokens.begin() + std::min(tokens.size(), at + body));
     }
 
     std::ofstream out(argv[3], std::ios::binary);

@@ -72,6 +72,23 @@ fn an_engine_keeps_within_its_size_and_perplexity_within_its_bound() {
 }
 
 #[test]
+fn a_table_that_is_the_head_too_is_rounded_for_what_its_products_see() {
+    let lost = |method| {
+        let mut options = options(method, None, "source");
+        options.overrides = vec!["embed=u3:s8x32*f16x0-4".parse().unwrap()];
+        compile(&fixture("gqa_tied"), &options, 2).unwrap().quality.unwrap()
+    };
+    let (nearest, compensated) = (lost(Method::Rtn), lost(Method::Gptq));
+    assert_eq!((nearest.weights.len(), compensated.weights.len()), (0, 1), "{:?}", compensated.weights);
+    assert!(
+        compensated.mean_kl < 0.9 * nearest.mean_kl,
+        "{} beside {}",
+        compensated.mean_kl,
+        nearest.mean_kl
+    );
+}
+
+#[test]
 fn what_cannot_be_reached_is_refused_with_what_can() {
     let refused = |options: CompileOptions, words: &str| match compile(&fixture("gqa_untied"), &options, 2) {
         Err(e @ CompileError::Budget { .. }) => {
@@ -87,11 +104,33 @@ fn what_cannot_be_reached_is_refused_with_what_can() {
     refused(coarse, "KL divergence of 0.0001");
 }
 
+/// Schemes that a user could name for all weights: those that a budget chooses from, and the plain ones.
+const ALL_UNIFORM: [&str; 11] = [
+    "s8:u8x32*f16x0",
+    "u6:u8x32*f16x0+u8*f16",
+    "u6:s8x32*f16x0-32",
+    "u6:f16x32-32",
+    "u5:u8x32*f16x0+u8*f16",
+    "u5:s8x32*f16x0-16",
+    "u5:f16x32-16",
+    "int5:32",
+    "u4:u8x32*f16x0+u8*f16",
+    "u4:f16x32-8",
+    "u4:s8x32*f16x0-8",
+];
+
 /// The real thing, minutes long: `cargo test -p bessemer-tests --test budget -- --ignored`.
 #[test]
 #[ignore = "minutes long, and needs a fetched model"]
 fn budgets_hold_on_a_real_model() {
     let Some(source) = cached_model("stories15M") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let compile = |options: &CompileOptions| {
+        // What one run found out about the model serves the others.
+        let run = RunOptions { scratch: Some(folder.path().join("scratch")), ..RunOptions::default() };
+        let out = folder.path().join("m.engine");
+        bessemer_compiler::compile(&source, &out, options, &run, None, &Silent)
+    };
     let run = |budget: Option<Budget>, precision: &str| {
         let options = CompileOptions {
             precision: precision.parse().unwrap(),
@@ -100,12 +139,14 @@ fn budgets_hold_on_a_real_model() {
             measure: Some(Corpus::held_out()),
             ..CompileOptions::default()
         };
-        let made = compile(&source, &options, 0).unwrap();
+        let started = std::time::Instant::now();
+        let made = compile(&options).unwrap();
         let quality = made.quality.unwrap();
-        println!("{budget:?} {precision}: KL {:.5}, {:.3} bits", quality.mean_kl, quality.bits_per_weight);
-        (quality.mean_kl, quality.bits_per_weight)
+        let (kl, bits, seconds) = (quality.mean_kl, quality.bits_per_weight, started.elapsed().as_secs());
+        println!("{budget:?} {precision}: KL {kl:.5}, {bits:.3} bits, {} bytes; {seconds} s", made.bytes);
+        (kl, bits)
     };
-    let uniform = ["int8:32", "int6:32", "int5:32", "int4:32", "u4:f16x32-8"].map(|p| run(None, p));
+    let uniform = ALL_UNIFORM.map(|p| run(None, p));
     for limit in [0.01, 0.03] {
         let (kl, bits) = run(Some(Budget::Kl(limit)), "source");
         assert!(kl <= limit);
@@ -113,7 +154,10 @@ fn budgets_hold_on_a_real_model() {
     }
     let (kl, bits) = run(Some(Budget::Bits(4.5)), "source");
     assert!((4.455..=4.5).contains(&bits), "{bits}");
-    assert!(kl < uniform[4].0, "{kl} against {}", uniform[4].0);
+    for ((uniform, _), scheme) in uniform.iter().zip(ALL_UNIFORM).filter(|((_, b), _)| (4.4..4.6).contains(b))
+    {
+        assert!(kl < *uniform, "{kl} against {uniform} of {scheme}");
+    }
     let unreachable = CompileOptions {
         budget: Some(Budget::Kl(1e-3)),
         overrides: vec!["down=int2".parse().unwrap()],
@@ -121,5 +165,5 @@ fn budgets_hold_on_a_real_model() {
         measure: Some(Corpus::held_out()),
         ..CompileOptions::default()
     };
-    assert!(matches!(compile(&source, &unreachable, 0), Err(CompileError::Budget { .. })));
+    assert!(matches!(compile(&unreachable), Err(CompileError::Budget { .. })));
 }

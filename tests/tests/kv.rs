@@ -1,5 +1,6 @@
 //! A cache of fewer bits: what it costs in quality on a real model, and what it saves.
 
+use bessemer_compiler::calibrate::{Corpus, Text};
 use bessemer_compiler::options::CompileOptions;
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{Batch, Engine, KvElem, Want, Worker, WorkerOptions};
@@ -64,6 +65,34 @@ fn costs<const N: usize>(windows: usize, caches: [KvElem; N]) -> Option<[f64; N]
 fn eight_bits_cost_little_on_a_real_model() {
     let Some([int8]) = costs(1, [KvElem::Int8]) else { return };
     assert!(int8 < 0.002, "{int8}");
+}
+
+#[test]
+fn a_report_states_what_each_cache_costs() {
+    let tokens: Vec<u32> = (0..128).map(|i| (i * i * 7 + i * 5) % 96).collect();
+    let measure = Corpus { text: Text::Tokens(tokens.clone()), windows: 4, window: 32 };
+    let options = CompileOptions {
+        precision: PrecisionPolicy::F32,
+        measure: Some(measure),
+        ..CompileOptions::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (path, compiled) = compile(&fixture("gqa_untied"), folder.path(), &options).unwrap();
+    let engine = Engine::from_bytes(&std::fs::read(path).unwrap()).unwrap();
+    let quality = engine.report().unwrap().unwrap().quality.unwrap();
+    assert_eq!(Some(&quality), compiled.quality.as_ref());
+    assert_eq!(quality.default_kv, KvElem::DEFAULT);
+    let names: Vec<&str> = quality.kv.iter().map(|(kv, _)| kv.name()).collect();
+    assert_eq!(names, ["bf16", "int8", "fp8", "int4"]);
+    for (kv, stated) in quality.kv {
+        // The engine's kernels lose what the eager executor said, but for the order of sums.
+        let costs = tokens.chunks(32).map(|window| {
+            let seen = |kv| log_probabilities(&engine, kv, window)[..31].to_vec();
+            divergence(&seen(KvElem::F32), &seen(kv))
+        });
+        let measured = costs.sum::<f64>() / 4.0;
+        assert!((stated / measured - 1.0).abs() < 0.05, "{}: {stated}, measured {measured}", kv.name());
+    }
 }
 
 #[test]

@@ -457,7 +457,15 @@ fn eval_measures_quality() {
     let rounded = user.json(&[&args[..], &["--base", &model(), "--precision", "int4"]].concat());
     assert!(rounded["mean_kl"].as_f64().unwrap() > 1e-5, "four bits leave a trace: {rounded}");
     assert!(rounded["p99_kl"].as_f64() > rounded["mean_kl"].as_f64());
-    let alone = user.json(&args);
+    let logits = user.path("logits.f32");
+    let alone = user.json(&[&args[..], &["--logits", &text(&logits)]].concat());
+    // 288 logits for each token that is predicted.
+    assert_eq!(fs::metadata(&logits).unwrap().len(), alone["tokens"].as_u64().unwrap() * 288 * 4);
+    user.fails(
+        &[&args[..], &["--logits", &text(&user.path("no/such/folder"))]].concat(),
+        1,
+        &["cannot write"],
+    );
     assert!(alone["ppl"].is_f64() && alone.get("mean_kl").is_none());
     user.fails(&["eval", &model(), "--text", "/nonexistent"], 2, &["/nonexistent"]);
     user.fails(&[&args[..], &["--base", &fixture("bf16")]].concat(), 2, &["vocabulary"]);
@@ -488,6 +496,16 @@ fn verify_holds_an_engine_to_its_source() {
 fn inspect_verify_doctor_and_completions_answer() {
     let user = User::new();
     let engine = user.engine();
+    let lines = user.ok(&["inspect", &engine, "--quality"]);
+    assert!(!lines.contains("cache "), "nothing was rounded, so nothing was measured: {lines}");
+    let rounded = text(&user.path("int8.engine"));
+    user.ok(&["compile", &model(), "-o", &rounded, "--precision", "int8"]);
+    let lines = user.ok(&["inspect", &rounded, "--quality"]);
+    for words in
+        ["cache   bf16 unless", "cache   int8 costs a KL", "cache   int4 costs a KL", "bits a weight"]
+    {
+        assert!(lines.contains(words), "no `{words}` in\n{lines}");
+    }
     let json = user.json(&["inspect", &engine, "--json"]);
     assert_eq!(json["model"]["vocab"], 288);
     assert_eq!(json["manifest"]["source"]["format"], "safetensors");

@@ -2,14 +2,14 @@
 //! every size, and of those the engine gets the smallest that holds on text that nothing was calibrated on.
 
 use super::quality::Base;
-use super::{Calibrate, Codes, Ground, recipe};
+use super::{Calibrate, Codes, Ground, Reading, reading, recipe, result_name};
 use crate::compile::Amount;
 use crate::error::CompileError;
 use bessemer_calibrate::Grid;
 use bessemer_calibrate::knapsack::{Assignment, Choice, frontier};
 use bessemer_format::QuantScheme;
 use bessemer_format::manifest::Quality;
-use bessemer_ir::{Graph, NodeId, Op, Value};
+use bessemer_ir::{Graph, NodeId, Op};
 use bessemer_passes::pipeline::{Context, Refine};
 use bessemer_passes::{Assigned, is_assignable};
 use std::collections::BTreeMap;
@@ -38,20 +38,19 @@ impl std::fmt::Display for Budget {
     }
 }
 
-/// What weights may become beside what they are. Of each width one with minima and scales in two levels, which costs long rows little, and
-/// one around zero.
-const SCHEMES: [&str; 11] = [
-    "u4:f16x32-8",
+/// What weights may become beside what they are, all of them integers that every CPU has kernels for. Of each width one around zero and one
+/// with minima, of groups whose scales are bytes under a number a row: as good as 16 bits a group, in half of them.
+const SCHEMES: [&str; 10] = [
+    "u4:s8x32*f16x0-8",
     "u4:u8x32*f16x0+u8*f16",
-    "u2:f16x32-2",
     "u2:u8x32*f16x0+u8*f16",
-    "u3:f16x32-4",
+    "u3:s8x32*f16x0-4",
     "u3:u8x32*f16x0+u8*f16",
-    "u5:f16x32-16",
+    "u5:s8x32*f16x0-16",
     "u5:u8x32*f16x0+u8*f16",
-    "u6:f16x32-32",
+    "u6:s8x32*f16x0-32",
     "u6:u8x32*f16x0+u8*f16",
-    "s8:f16x32",
+    "s8:u8x32*f16x0",
 ];
 /// Windows of the calibration text that sensitivities are measured on, and their tokens at most.
 const PROBE_WINDOWS: usize = 4;
@@ -59,9 +58,10 @@ const PROBE_TOKENS: usize = 128;
 /// Rows of a weight that stand for it when its errors are estimated.
 const SAMPLED_ROWS: usize = 128;
 /// Engines that are tried, at most.
-const TRIALS: usize = 7;
-/// A size within this share of another counts as the same.
-const FINE: f64 = 0.002;
+const TRIALS: usize = 6;
+/// A size within this share of another counts as the same, and a value this near to its limit as used up.
+const FINE: f64 = 0.004;
+const USED_UP: f64 = 0.95;
 
 /// Weights that get the same precision: those that share an input, since they become one step.
 struct Unit {
@@ -132,13 +132,13 @@ impl Calibrate<'_> {
 
     /// What can be chosen for, in execution order.
     fn units(&self, source: &Graph, ground: &Ground) -> Result<Vec<Unit>, CompileError> {
-        let mut units: Vec<(Option<Value>, Unit)> = Vec::new();
+        let mut units: Vec<(Option<Reading>, Unit)> = Vec::new();
         for node in source.order() {
             if !is_assignable(source, node, &self.context) {
                 continue;
             }
-            let input = self.input(source, node);
-            let known = units.iter().position(|(other, _)| input.is_some() && *other == input);
+            let reading = reading(source, node);
+            let known = units.iter().position(|(other, _)| reading.is_some() && *other == reading);
             match known {
                 Some(at) => units[at].1.weights.push(node),
                 None => {
@@ -149,14 +149,14 @@ impl Calibrate<'_> {
                         errors: Vec::new(),
                         nearest: 0.0,
                     };
-                    units.push((input, unit));
+                    units.push((reading, unit));
                 }
             }
         }
         self.progress.start("estimate errors", Amount::Pieces(units.len()));
-        let measured = units.into_iter().map(|(input, mut unit)| {
+        let measured = units.into_iter().map(|(reading, mut unit)| {
             self.go_on()?;
-            self.estimate(source, input, &mut unit, ground)?;
+            self.estimate(source, reading, &mut unit, ground)?;
             self.progress.advance(1);
             Ok(unit)
         });
@@ -167,20 +167,19 @@ impl Calibrate<'_> {
     fn estimate(
         &self,
         source: &Graph,
-        input: Option<Value>,
+        reading: Option<Reading>,
         unit: &mut Unit,
         ground: &Ground,
     ) -> Result<(), CompileError> {
         let mut matrices = Vec::new();
         for node in &unit.weights {
             let recipe = recipe(source, *node)?;
-            let (n, _) = recipe.matrix();
-            let step = n.div_ceil(SAMPLED_ROWS).max(1);
-            let rows = (0..n).step_by(step).map(|r| self.values(source, *node, r..r + 1));
-            matrices.push((recipe.matrix(), recipe.scheme(), rows.collect::<Result<Vec<_>, _>>()?.concat()));
+            matrices.push((recipe.matrix(), recipe.scheme(), self.sample(source, *node, SAMPLED_ROWS)?));
         }
-        let prepared = match input {
-            Some(input) if ground.statistics.is_some() => Some(self.prepare(input, &[], ground)?),
+        let prepared = match reading {
+            Some(reading) if ground.statistics.is_some() => {
+                Some(self.prepare(source, reading, &[], ground)?)
+            }
             _ => None,
         };
         let bits = |scheme: &QuantScheme| -> f64 {
@@ -233,7 +232,11 @@ impl Calibrate<'_> {
             w.truncate(PROBE_TOKENS);
             w
         };
-        let base = self.base(source, windows.into_iter().map(cut).collect())?;
+        let probe: Vec<Vec<u32>> = windows.into_iter().map(cut).collect();
+        let mut base = None;
+        // What is overridden loses the same whatever is chosen for the others, and would hide them.
+        let refine = Refine { overrides: &[], ..self.context.refine };
+        let alone = Calibrate { context: Context { refine, ..self.context }, ..*self };
         self.progress.start("measure sensitivity", Amount::Pieces(units.len()));
         let losses = units.iter().map(|unit| {
             self.go_on()?;
@@ -243,9 +246,23 @@ impl Calibrate<'_> {
                 return Ok(vec![0.0; unit.schemes.len()]);
             };
             let assigned: Assigned = unit.weights.iter().map(|node| (*node, *scheme)).collect();
-            let (found, _) = self.with(&assigned).divergence(&base, source, &Codes::default())?;
+            let name = result_name("sensitivity", &[&format!("{assigned:?} {PROBE_WINDOWS}x{PROBE_TOKENS}")]);
+            let kept =
+                ground.results.get(&name)?.and_then(|bytes| Some(f64::from_le_bytes(*bytes.first_chunk()?)));
+            let lost = match kept {
+                Some(lost) => lost,
+                None => {
+                    let base = match &mut base {
+                        Some(base) => base,
+                        None => base.insert(self.base(source, probe.clone())?),
+                    };
+                    let (found, _) = alone.with(&assigned).divergence(base, source, &Codes::default())?;
+                    ground.results.put(&name, &found.mean_kl().to_le_bytes())?;
+                    found.mean_kl()
+                }
+            };
             // What is measured here is rounded to nearest, and set beside its own error; the method's errors are smaller.
-            let sensitivity = found.mean_kl() / unit.nearest.max(f64::MIN_POSITIVE);
+            let sensitivity = lost / unit.nearest.max(f64::MIN_POSITIVE);
             self.progress.advance(1);
             Ok(unit.errors.iter().map(|error| error * sensitivity).collect())
         });
@@ -275,16 +292,6 @@ impl Calibrate<'_> {
     fn with<'b>(&'b self, assigned: &'b Assigned) -> Calibrate<'b> {
         let refine = Refine { assigned: Some(assigned), ..self.context.refine };
         Calibrate { context: Context { refine, ..self.context }, ..*self }
-    }
-
-    /// The input of the linears that read a weight, if that is all that reads it and calibration knows it.
-    fn input(&self, graph: &Graph, node: NodeId) -> Option<Value> {
-        let readers = graph.uses(node.into());
-        let input = graph.operands(readers.first()?.0).first().copied()?;
-        let linear = |(n, i): &(NodeId, usize)| {
-            *i > 0 && matches!(graph.op(*n), Op::Linear { .. }) && graph.operands(*n).first() == Some(&input)
-        };
-        readers.iter().all(linear).then_some(input)
     }
 }
 
@@ -356,6 +363,9 @@ impl Search<'_> {
             let point = Some((self.assignments[at].loss, reached));
             if reached <= limit {
                 (high, held, holding) = (at, Some(found), point);
+                if reached >= USED_UP * limit {
+                    break;
+                }
             } else if at == last {
                 return Err(unreachable(budget, describe(budget, reached)));
             } else {

@@ -63,11 +63,19 @@ impl WeightSource for Calibrated<'_> {
     }
 }
 
-/// A matrix that can be calibrated: its readers are linears, all of one input.
+/// A matrix that can be calibrated.
 struct Weight {
     node: NodeId,
-    input: Value,
+    reading: Reading,
     scheme: QuantScheme,
+}
+
+/// How a matrix is read: by linears, all of one input.
+#[derive(Clone, Copy, PartialEq)]
+struct Reading {
+    input: Value,
+    /// The matrix, if it is a table of embeddings too.
+    table: Option<NodeId>,
 }
 
 /// What calibration works with.
@@ -108,8 +116,8 @@ impl Calibrate<'_> {
         Ok(Some(Ground { windows, statistics, results: scratch(&format!("codes {method}"))? }))
     }
 
-    /// Scales, then rounds the weights of a canonical graph as the context says. Weights that it leaves alone (tables that are embeddings
-    /// too, floating-point schemes) are converted later, to nearest.
+    /// Scales, then rounds the weights of a canonical graph as the context says. Weights that it leaves alone (tables that are only
+    /// embeddings, floating-point schemes) are converted later, to nearest.
     pub fn lower(&self, graph: &mut Graph, ground: &Ground) -> Result<Codes, CompileError> {
         let method = self.options.method;
         if !method.calibrates() {
@@ -131,12 +139,8 @@ impl Calibrate<'_> {
         let weight = |node: NodeId| {
             let Op::Const { recipe } = graph.op(node) else { return None };
             let scheme = scheme_of(graph, node, &self.context)?;
-            let readers = graph.uses(node.into());
-            let linear = |(n, i): &(NodeId, usize)| *i > 0 && matches!(graph.op(*n), Op::Linear { .. });
-            let input = graph.operands(readers.first()?.0).first().copied()?;
-            let one_input = readers.iter().all(|(n, _)| graph.operands(*n).first() == Some(&input));
             let fits = recipe.shape.len() == 2 && recipe.scheme() != scheme && grid::rounds(&scheme);
-            (fits && one_input && readers.iter().all(linear)).then_some(Weight { node, input, scheme })
+            fits.then_some(Weight { node, reading: reading(graph, node)?, scheme })
         };
         graph.order().into_iter().filter_map(weight).collect()
     }
@@ -216,13 +220,9 @@ impl Calibrate<'_> {
         ground: &Ground,
     ) -> Result<Vec<f32>, CompileError> {
         let moment = moment(ground, pair.input)?;
-        let samples = readers.iter().map(|w| {
-            let (n, _) = recipe(graph, w.node)?.matrix();
-            let step = n.div_ceil(SAMPLED_ROWS).max(1);
-            let rows = (0..n).step_by(step).map(|r| self.values(graph, w.node, r..r + 1));
-            let values = rows.collect::<Result<Vec<_>, _>>()?.concat();
-            Ok(Sample { values, scheme: w.scheme })
-        });
+        let samples = readers
+            .iter()
+            .map(|w| Ok(Sample { values: self.sample(graph, w.node, SAMPLED_ROWS)?, scheme: w.scheme }));
         let samples: Vec<Sample> = samples.collect::<Result<_, CompileError>>()?;
         let share = |i: usize| pair.scale_of(i, moment.k);
         let found = awq::search(&samples, &moment, pair.scales, &share);
@@ -241,7 +241,7 @@ impl Calibrate<'_> {
         let results = &ground.results;
         let mut codes = Codes { _scratch: results.guard(), ..Codes::default() };
         // Weights that share an input follow each other, and share what is made of its moment.
-        let mut shared: Option<(Value, Prepared)> = None;
+        let mut shared: Option<(Reading, Prepared)> = None;
         for weight in weights {
             self.go_on()?;
             let recipe = recipe(graph, weight.node)?.clone();
@@ -251,9 +251,9 @@ impl Calibrate<'_> {
             let bytes = match results.get(&name)? {
                 Some(bytes) => bytes,
                 None => {
-                    if shared.as_ref().is_none_or(|(input, _)| *input != weight.input) {
+                    if shared.as_ref().is_none_or(|(reading, _)| *reading != weight.reading) {
                         drop(shared.take());
-                        shared = Some((weight.input, self.prepare(weight.input, scales, ground)?));
+                        shared = Some((weight.reading, self.prepare(graph, weight.reading, scales, ground)?));
                     }
                     let Some((_, prepared)) = &shared else { continue };
                     let body = self.codes(graph, weight, prepared)?;
@@ -284,8 +284,21 @@ impl Calibrate<'_> {
         Ok(codes)
     }
 
-    fn prepare(&self, input: Value, scales: &[Scale], ground: &Ground) -> Result<Prepared, CompileError> {
+    fn prepare(
+        &self,
+        graph: &Graph,
+        Reading { input, table }: Reading,
+        scales: &[Scale],
+        ground: &Ground,
+    ) -> Result<Prepared, CompileError> {
         let mut moment = moment(ground, input)?;
+        if let Some(table) = table {
+            // Rows are read as they are, too. Of both uses the errors count relative to their sizes.
+            let values = self.sample(graph, table, SAMPLED_ROWS)?;
+            let product = awq::squared(&values, &moment.full(), moment.k);
+            let rows: f64 = values.iter().map(|v| f64::from(v * v)).sum();
+            moment = moment.plus_diagonal(if rows > 0.0 { (product / rows) as f32 } else { 0.0 });
+        }
         if let Some(scale) = scales.iter().find(|s| s.pair.input == input) {
             moment = moment.divided(&scale.pair.expand(&scale.by, moment.k));
         }
@@ -324,6 +337,13 @@ impl Calibrate<'_> {
         Ok(out)
     }
 
+    /// At most so many rows of a weight, evenly spread.
+    fn sample(&self, graph: &Graph, node: NodeId, most: usize) -> Result<Vec<f32>, CompileError> {
+        let (n, _) = recipe(graph, node)?.matrix();
+        let rows = (0..n).step_by(n.div_ceil(most).max(1)).map(|r| self.values(graph, node, r..r + 1));
+        Ok(rows.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
     fn values(
         &self,
         graph: &Graph,
@@ -360,6 +380,18 @@ fn recipe(graph: &Graph, node: NodeId) -> Result<&Recipe, CompileError> {
         Op::Const { recipe } => Ok(recipe),
         _ => Err(CompileError::Calibration(format!("{} is no constant", graph.name(node)))),
     }
+}
+
+/// How a matrix is read, if calibration knows what its readers see.
+fn reading(graph: &Graph, node: NodeId) -> Option<Reading> {
+    let readers = graph.uses(node.into());
+    let (tables, linears): (Vec<_>, Vec<_>) =
+        readers.into_iter().partition(|(n, i)| *i == 1 && matches!(graph.op(*n), Op::Embed {}));
+    let input = graph.operands(linears.first()?.0).first().copied()?;
+    let linear = |(n, i): &(NodeId, usize)| {
+        *i > 0 && matches!(graph.op(*n), Op::Linear { .. }) && graph.operands(*n).first() == Some(&input)
+    };
+    linears.iter().all(linear).then_some(Reading { input, table: (!tables.is_empty()).then_some(node) })
 }
 
 /// Node numbers follow from the source, so they name results among those of one source.

@@ -5,7 +5,7 @@ use crate::compile::Amount;
 use crate::error::CompileError;
 use bessemer_calibrate::Divergence;
 use bessemer_eager::{Logits, Observer, Streamed};
-use bessemer_format::manifest::Quality;
+use bessemer_format::manifest::{KvElem, Quality};
 use bessemer_ir::{Graph, Op, Phase};
 use bessemer_passes::pipeline::{apply, find};
 
@@ -19,7 +19,7 @@ impl Calibrate<'_> {
     /// Runs `source`, a canonical graph, over `windows`.
     pub(super) fn base(&self, source: &Graph, windows: Vec<Vec<u32>>) -> Result<Base, CompileError> {
         let mut logits = Vec::with_capacity(windows.len());
-        self.predict(source, &Codes::default(), &windows, &mut |_, found| logits.push(found))?;
+        self.predict(source, &Codes::default(), KvElem::F32, &windows, &mut |_, found| logits.push(found))?;
         Ok(Base { windows, logits })
     }
 
@@ -33,22 +33,51 @@ impl Calibrate<'_> {
         let mut rounded = lowered.clone();
         rounded.phase = Phase::Quantised;
         apply(find("quantise")?, &mut rounded, &self.context)?;
+        Ok((self.beside(base, &rounded, codes, KvElem::F32)?, bits_per_weight(&rounded)))
+    }
+
+    /// How far from the base is what `graph` predicts with a cache of `kv`.
+    fn beside(
+        &self,
+        base: &Base,
+        graph: &Graph,
+        codes: &Codes,
+        kv: KvElem,
+    ) -> Result<Divergence, CompileError> {
         let mut sums = Divergence::default();
-        self.predict(&rounded, codes, &base.windows, &mut |window, logits| {
+        self.predict(graph, codes, kv, &base.windows, &mut |window, logits| {
             sums.add(&logits, &base.logits[window], base.windows[window].get(1..).unwrap_or_default());
         })?;
-        Ok((sums, bits_per_weight(&rounded)))
+        Ok(sums)
+    }
+
+    /// What each narrower cache costs by itself. `source` is the graph whose predictions `base` holds: with its own weights a cache of few
+    /// bits stands out from nothing else.
+    pub fn caches(&self, source: &Graph, base: &Base) -> Result<Vec<(KvElem, f64)>, CompileError> {
+        // Without a state nothing is cached.
+        if !source.all().iter().any(|n| matches!(source.op(*n), Op::State { .. } | Op::Latents { .. })) {
+            return Ok(Vec::new());
+        }
+        let narrower = KvElem::ALL.into_iter().filter(|kv| *kv != KvElem::F32);
+        self.progress.start("measure caches", Amount::Pieces(narrower.clone().count()));
+        let cost = |kv| {
+            let found = self.beside(base, source, &Codes::default(), kv)?.mean_kl();
+            self.progress.advance(1);
+            Ok((kv, found))
+        };
+        narrower.map(cost).collect()
     }
 
     fn predict(
         &self,
         graph: &Graph,
         codes: &Codes,
+        kv: KvElem,
         windows: &[Vec<u32>],
         sink: &mut (dyn FnMut(usize, Logits) + Send),
     ) -> Result<(), CompileError> {
         let weights = Calibrated { checkpoint: self.checkpoint, codes };
-        let streamed = Streamed::new(graph, &weights, self.run.threads).map_err(eager)?;
+        let streamed = Streamed::new(graph, &weights, self.run.threads).map_err(eager)?.cache(kv);
         streamed.run(windows, &mut Predictions(sink)).map_err(eager)?;
         self.go_on()
     }
@@ -78,6 +107,8 @@ impl Calibrate<'_> {
             top1: sums.top1(),
             bits_per_weight,
             weights: codes.errors.clone(),
+            default_kv: KvElem::DEFAULT,
+            kv: Vec::new(),
         })
     }
 }

@@ -54,6 +54,13 @@ impl Moment {
         }
     }
 
+    /// The moment of the input and of noise beside it, of as much power in each element.
+    pub fn plus_diagonal(mut self, power: f32) -> Self {
+        let (k, sum) = (self.k, power * self.rows as f32);
+        (0..k).for_each(|i| self.products[i * k + i] += sum);
+        self
+    }
+
     /// As bytes: width, rows, magnitudes, and the upper triangle of the products.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 + 4 * self.k + 2 * self.k * (self.k + 1));

@@ -8,6 +8,7 @@ use crate::kv::Caches;
 use crate::linear::{Linear, linear};
 use crate::ops;
 use crate::weights::Matrix;
+use bessemer_format::manifest::KvElem;
 use bessemer_ir::attr::Epilogue;
 use bessemer_ir::exec::{Batch, ExecNode, Logits, SequenceRows, schedule};
 use bessemer_ir::{Graph, Op, WeightSource};
@@ -63,7 +64,7 @@ impl Eager {
             _ => Ok(None),
         });
         let constants = constants.collect::<Result<_, _>>()?;
-        let (caches, lens) = (Caches::default(), BTreeMap::new());
+        let (caches, lens) = (Caches::new(KvElem::F32), BTreeMap::new());
         Ok(Self { nodes, constants, caches, lens, defined: options.defined, pool: pool(options.threads)? })
     }
 

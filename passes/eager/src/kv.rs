@@ -1,6 +1,8 @@
 //! Keys and values: contiguous f32 rows, one list a head.
 
 use crate::ops::SHARED;
+use bessemer_format::kv;
+use bessemer_format::manifest::KvElem;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -13,25 +15,35 @@ pub(crate) struct Layer {
 }
 
 /// All layers of all sequences.
-#[derive(Default)]
 pub(crate) struct Caches {
     layers: BTreeMap<(u32, u32), Layer>,
+    elem: KvElem,
 }
 
 impl Caches {
+    /// Empty ones, whose elements are what a cache of `elem` would hold.
+    pub fn new(elem: KvElem) -> Self {
+        Self { layers: BTreeMap::new(), elem }
+    }
+
     pub fn get(&self, layer: u32, sequence: u32) -> Option<&Layer> {
         self.layers.get(&(sequence, layer))
     }
 
     /// Enters rows of keys and values of `kv_heads` heads behind what is held.
     pub fn append(&mut self, layer: u32, sequence: u32, kv_heads: usize, width: usize, k: &[f32], v: &[f32]) {
+        let elem = self.elem;
         let held = self.layers.entry((sequence, layer)).or_default();
         let d = width / kv_heads;
         held.head_dim = d;
         for (lists, rows) in [(&mut held.keys, k), (&mut held.values, v)] {
             lists.resize(kv_heads, Vec::new());
             let enter = |(h, list): (usize, &mut Vec<f32>)| {
-                rows.chunks_exact(width).for_each(|row| list.extend_from_slice(&row[h * d..][..d]));
+                for row in rows.chunks_exact(width) {
+                    let start = list.len();
+                    list.extend_from_slice(&row[h * d..][..d]);
+                    kv::stored(elem, &mut list[start..]);
+                }
             };
             if rows.len() < SHARED {
                 lists.iter_mut().enumerate().for_each(enter);

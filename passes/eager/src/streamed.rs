@@ -6,6 +6,7 @@ use crate::executor::{Pass, Value, pool, unfused};
 use crate::kv::Caches;
 use crate::weights::Matrix;
 use crate::{Logits, SequenceRows, Wanted, WeightFormat};
+use bessemer_format::manifest::KvElem;
 use bessemer_ir::exec::{Batch, ExecNode};
 use bessemer_ir::{Graph, NodeId, Op, WeightSource};
 use std::ops::Range;
@@ -31,6 +32,7 @@ pub struct Streamed<'a> {
     nodes: Vec<ExecNode>,
     segments: Vec<Range<usize>>,
     source: &'a dyn WeightSource,
+    cache: KvElem,
     pool: rayon::ThreadPool,
 }
 
@@ -39,7 +41,12 @@ impl<'a> Streamed<'a> {
     pub fn new(graph: &Graph, source: &'a dyn WeightSource, threads: usize) -> Result<Self, EagerError> {
         let nodes = unfused(graph)?;
         let segments = cut(&nodes);
-        Ok(Self { nodes, segments, source, pool: pool(threads)? })
+        Ok(Self { nodes, segments, source, cache: KvElem::F32, pool: pool(threads)? })
+    }
+
+    /// With keys and values as a cache of `elem` holds them, in place of f32.
+    pub fn cache(self, elem: KvElem) -> Self {
+        Self { cache: elem, ..self }
     }
 
     /// Runs `windows`, each a sequence of its own.
@@ -61,7 +68,7 @@ impl<'a> Streamed<'a> {
             for (window, (tokens, values)) in windows.iter().zip(&mut held).enumerate() {
                 let part = SequenceRows { sequence: 0, tokens, logits: Wanted::All };
                 let batch = Batch::new(&[part], |_| 0)?;
-                let (rows, mut caches) = (tokens.len().max(1), Caches::default());
+                let (rows, mut caches) = (tokens.len().max(1), Caches::new(self.cache));
                 let nodes = &self.nodes;
                 let mut pass =
                     Pass { nodes, constants: &constants, caches: &mut caches, batch: &batch, defined: true };

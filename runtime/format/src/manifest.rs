@@ -132,6 +132,9 @@ impl KvElem {
     /// All of them, the narrowest last.
     pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::Int8, Self::Fp8, Self::Int4];
 
+    /// What a run has unless it asks for another: the narrowest that costs no text anything.
+    pub const DEFAULT: Self = Self::Bf16;
+
     /// Bits of an element, its share of a scale not counted.
     pub const fn bits(self) -> usize {
         match self {
@@ -198,6 +201,10 @@ pub struct Quality {
     pub bits_per_weight: f64,
     /// Of each calibrated weight: how far its outputs are off on the calibration text, relative to their size.
     pub weights: Vec<(String, f64)>,
+    /// The KV cache's element type where a run asks for none.
+    pub default_kv: KvElem,
+    /// What each narrower KV cache costs by itself: the mean KL divergence of the source's predictions with an f32 cache from those with it.
+    pub kv: Vec<(KvElem, f64)>,
 }
 
 /// The reasons of one kernel selection.

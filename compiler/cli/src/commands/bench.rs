@@ -63,7 +63,7 @@ pub struct Args {
     threads: usize,
 
     /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t = Kv::Bf16)]
+    #[arg(long, value_enum, default_value_t = Kv::DEFAULT)]
     kv: Kv,
 
     /// Compare with another way to run the same weights, alternating in this process

@@ -9,7 +9,9 @@ use crate::output::out;
 use crate::progress::{Meter, Unit};
 use bessemer_runtime::{Batch, KvElem, Want, Worker, WorkerOptions};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,8 +50,12 @@ pub struct Args {
     max_tokens: Option<usize>,
 
     /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t = run::Kv::Bf16)]
+    #[arg(long, value_enum, default_value_t = run::Kv::DEFAULT)]
     kv: run::Kv,
+
+    /// Write the logits, binary32, a row of the vocabulary's size for each token that is predicted: for a judge of your own
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
 
     /// Threads; one for each core by default
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -101,6 +107,7 @@ impl Args {
         let mut worker = Worker::new(&model.engine, options)?;
         let mut base =
             self.base.as_deref().map(|b| Base::new(b, &model.engine, worker.threads())).transpose()?;
+        let mut logits_file = self.logits.as_deref().map(create).transpose()?;
         let mut quality = Quality::default();
         let meter = Meter::new(Unit::Items);
         meter.start("tokens", tokens.len() as u64);
@@ -119,6 +126,10 @@ impl Args {
                 let ours = worker.forward(&mut batch)?.all();
                 let theirs = base.as_mut().map(|b| b.forward(piece)).transpose()?;
                 for (row, logits) in ours.iter().enumerate() {
+                    if let Some((path, file)) = &mut logits_file {
+                        let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
+                        file.write_all(&bytes).map_err(|e| unwritable(path, &e))?;
+                    }
                     let theirs = theirs.as_ref().and_then(|t| t.rows().nth(row));
                     quality.add(logits, window[at * ROWS + row + 1], theirs);
                 }
@@ -126,6 +137,9 @@ impl Args {
             }
         }
         drop(meter);
+        if let Some((path, file)) = &mut logits_file {
+            file.flush().map_err(|e| unwritable(path, &e))?;
+        }
         if quality.is_empty() {
             return Err(Failure::usage(format!(
                 "{}: no token to predict; give a longer text",
@@ -155,4 +169,13 @@ impl Args {
         }
         Ok(())
     }
+}
+
+fn create(path: &Path) -> Result<(&Path, BufWriter<File>), Failure> {
+    let file = File::create(path).map_err(|e| unwritable(path, &e))?;
+    Ok((path, BufWriter::new(file)))
+}
+
+fn unwritable(path: &Path, why: &std::io::Error) -> Failure {
+    Failure::new(Code::Internal, format!("cannot write {}: {why}", path.display()))
 }

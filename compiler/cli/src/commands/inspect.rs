@@ -126,6 +126,13 @@ fn print_quality(quality: Option<Quality>, as_json: bool) -> Result<(), Failure>
     let Some(quality) = quality else { return Ok(()) };
     out!("text    {} ({} tokens predicted)", quality.text, quality.tokens)?;
     out!("size    {:.3} bits a weight", quality.bits_per_weight)?;
+    out!("cache   {} unless `--kv` says otherwise", quality.default_kv.name())?;
+    for (kv, kl) in &quality.kv {
+        out!(
+            "cache   {:<4} costs a KL divergence of {kl:.2e} by itself, on the source's weights",
+            kv.name()
+        )?;
+    }
     for (name, error) in &quality.weights {
         out!("weight  {name}: outputs off by {:.2} % on the calibration text", 100.0 * error)?;
     }

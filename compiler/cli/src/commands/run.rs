@@ -67,7 +67,7 @@ pub struct Args {
     ctx: Option<usize>,
 
     /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t = Kv::Bf16)]
+    #[arg(long, value_enum, default_value_t = Kv::DEFAULT)]
     kv: Kv,
 
     /// Refuse to start if more memory than this may be needed (KV and activations), such as 512M
@@ -133,6 +133,17 @@ pub enum Kv {
     Fp8,
     /// About a quarter of bf16; text suffers
     Int4,
+}
+
+impl Kv {
+    /// What the runtime takes unless it is told otherwise.
+    pub const DEFAULT: Self = match KvElem::DEFAULT {
+        KvElem::Bf16 => Self::Bf16,
+        KvElem::F32 => Self::F32,
+        KvElem::Int8 => Self::Int8,
+        KvElem::Fp8 => Self::Fp8,
+        KvElem::Int4 => Self::Int4,
+    };
 }
 
 impl From<Kv> for KvElem {
