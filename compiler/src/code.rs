@@ -8,21 +8,21 @@ use bessemer_targets::clike::{self, Dialect};
 use bessemer_targets::codegen::{self, Generator};
 use std::fmt::Write as _;
 
-/// Generates code for every nest and instruction set of the target. What a generator does not support stays a nest.
+/// Generates code for every nest and instruction set of the CPU, if the engine is for one: `plan` is its plan. What a generator does not support stays a nest.
 pub(crate) fn generate(
     plan: &Plan,
     options: &CompileOptions,
 ) -> Result<(Vec<u8>, Vec<CodeEntry>), CompileError> {
-    if !options.code {
-        return Ok((Vec::new(), Vec::new()));
+    match options.targets.cpu() {
+        Some(cpu) if options.code => Ok(codegen::section(&plan.nests, cpu.code_isas())?),
+        _ => Ok((Vec::new(), Vec::new())),
     }
-    Ok(codegen::section(&plan.nests, options.target.code_isas())?)
 }
 
 /// The generated code of every nest as text.
 pub fn assembly(plan: &Plan, options: &CompileOptions) -> Result<String, CompileError> {
     let mut out = String::new();
-    for &isa in options.target.code_isas() {
+    for &isa in options.targets.cpu().map_or(&[][..], |cpu| cpu.code_isas()) {
         let mut generator = Generator::new(isa)?;
         for (id, nest) in plan.nests.iter().enumerate() {
             let _ = writeln!(out, "; nest {id} ({}) for {isa:?}", nest.name);

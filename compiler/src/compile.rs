@@ -5,17 +5,17 @@ use crate::error::CompileError;
 use crate::import::text::text_section;
 use crate::import::{Checkpoint, arch};
 use crate::options::{CompileOptions, RunOptions};
-use crate::{tuning, weights};
+use crate::{device, tuning, weights};
 use bessemer_format::file::{EngineFile, map_opened};
 use bessemer_format::header;
 use bessemer_format::manifest::{Hash, Manifest, PassReport, Quality, Report, Source, TensorEntry};
 use bessemer_format::plan::ModelFacts;
-use bessemer_format::variant::VariantPlan;
+use bessemer_format::variant::{Variant, VariantPlan};
 use bessemer_format::write::{Sections, write_engine};
 use bessemer_ir::{Graph, Phase, TargetInfo};
 use bessemer_passes::pipeline::{self, Assigned, Refine};
-use bessemer_targets::schedule::{ScheduleOptions, Scheduled, schedule};
-use bessemer_targets::tactics;
+use bessemer_targets::schedule::{ScheduleOptions, Scheduled, schedule_beside};
+use bessemer_targets::{Target, tactics};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -73,8 +73,10 @@ pub struct Compiled {
 
 /// A graph that has gone through the passes.
 pub struct Prepared {
-    /// The graph.
+    /// The graph, as the first target has it.
     pub graph: Graph,
+    /// The same as the other targets have it, in their order; none if it was stopped on its way.
+    pub others: Vec<Graph>,
     /// Facts beside it.
     pub facts: ModelFacts,
     /// Name of the family.
@@ -106,7 +108,7 @@ pub fn prepare_with(
     let model = (arch::detect(checkpoint)?.build)(checkpoint)?;
     let mut graph = model.graph;
     let mut context = pipeline::Context {
-        target: &options.target,
+        target: options.targets.first(),
         precision: options.precision,
         f32_activations: options.f32_activations,
         refine: Refine { overrides: &options.overrides, ..Refine::NONE },
@@ -148,8 +150,20 @@ pub fn prepare_with(
         until.stop_after = run.stop_after;
     }
     context.refine.assigned = Some(&assigned);
+    let mut others = Vec::new();
+    if until.stop_after.is_none_or(|phase| phase == Phase::Packed) {
+        // Targets differ in what they compute in and in layouts, which come after fusion.
+        let fused = pipeline::Options { stop_after: Some(Phase::Fused), ..until.clone() };
+        passes.extend(pipeline::run(&mut graph, &context, &fused)?);
+        for target in options.targets.iter().skip(1) {
+            let mut other = graph.clone();
+            pipeline::run(&mut other, &pipeline::Context { target, ..context }, &until)?;
+            others.push(other);
+        }
+    }
     passes.extend(pipeline::run(&mut graph, &context, &until)?);
-    Ok(Prepared { graph, facts: model.facts, architecture: model.architecture, passes, codes, quality })
+    let (facts, architecture) = (model.facts, model.architecture);
+    Ok(Prepared { graph, others, facts, architecture, passes, codes, quality })
 }
 
 /// Bytes of the engine that a canonical graph becomes, rather a little too many than too few: manifest and report are known only at the
@@ -165,7 +179,7 @@ fn engine_size(
     const MORE: (u64, u64) = (512, 16 << 10);
     let until = pipeline::Options { disable: options.disable.clone(), stop_after: None };
     pipeline::run(&mut graph, context, &until)?;
-    let plan = schedule_for(&graph, facts, options)?.plan;
+    let plan = schedule_for(&[], options.targets.first(), &graph, facts, options)?.plan;
     let (code, _) = crate::code::generate(&plan, options)?;
     let weights = plan.weights.iter().map(|w| w.offset + w.len).max().unwrap_or(0);
     let others = [
@@ -177,20 +191,39 @@ fn engine_size(
     Ok(weights + others.iter().sum::<usize>() as u64 + MORE.0 * plan.weights.len() as u64 + MORE.1)
 }
 
-/// Plans a prepared graph.
+/// Plans a prepared graph for the first target.
 pub fn plan(prepared: &Prepared, options: &CompileOptions) -> Result<Scheduled, CompileError> {
-    schedule_for(&prepared.graph, &prepared.facts, options)
+    schedule_for(&[], options.targets.first(), &prepared.graph, &prepared.facts, options)
+}
+
+/// Plans a prepared graph for every target. All plans have one list of weights: what targets read alike stands once.
+pub fn plans(prepared: &Prepared, options: &CompileOptions) -> Result<Vec<Scheduled>, CompileError> {
+    let mut all: Vec<Scheduled> = Vec::new();
+    let graphs = std::iter::once(&prepared.graph).chain(&prepared.others);
+    for (target, graph) in options.targets.iter().zip(graphs) {
+        let scheduled = schedule_for(&all, target, graph, &prepared.facts, options)?;
+        all.push(scheduled);
+    }
+    if let Some((last, rest)) = all.split_last_mut() {
+        for scheduled in rest {
+            scheduled.plan.weights.clone_from(&last.plan.weights);
+            scheduled.weights.clone_from(&last.weights);
+        }
+    }
+    Ok(all)
 }
 
 fn schedule_for(
+    before: &[Scheduled],
+    target: &Target,
     graph: &Graph,
     facts: &ModelFacts,
     options: &CompileOptions,
 ) -> Result<Scheduled, CompileError> {
     let shapes = tactics::shapes(graph);
-    let chosen = tuning::chosen(&options.tactics, options.tuning.as_ref(), &options.target.name(), &shapes);
+    let chosen = tuning::chosen(&options.tactics, options.tuning.as_ref(), &target.name(), &shapes);
     let schedule_options = ScheduleOptions { tactics: chosen, ..ScheduleOptions::default() };
-    Ok(schedule(graph, facts, &schedule_options)?)
+    Ok(schedule_beside(before, graph, facts, &schedule_options)?)
 }
 
 /// Compiles `source` into the engine file `out`. The file appears under its name only when it is whole and synced;
@@ -216,10 +249,19 @@ pub fn compile_checkpoint(
     expect_sha256: Option<&str>,
     progress: &dyn Progress,
 ) -> Result<Compiled, CompileError> {
+    device::check(options.targets.iter(), run)?;
     let prepared = prepare_with(checkpoint, options, run, progress)?;
-    let scheduled = plan(&prepared, options)?;
+    let all = plans(&prepared, options)?;
+    let Some(scheduled) = all.first() else { return Err(CompileError::Interrupted) };
     let text = text(checkpoint, &prepared.facts)?;
     let (code, code_entries) = crate::code::generate(&scheduled.plan, options)?;
+    let mut device_code = device::Section::default();
+    let (mut variants, mut variant_plans) = (Vec::new(), Vec::new());
+    for (target, scheduled) in options.targets.iter().zip(&all) {
+        let (device, gpu) = device::generate(target, &scheduled.plan, run, progress, &mut device_code)?;
+        variants.push(Variant { target: target.name(), device });
+        variant_plans.push(VariantPlan { plan: scheduled.plan.clone(), gpu });
+    }
 
     let source_hash = match run.source_hash {
         Some(known) => known,
@@ -259,17 +301,17 @@ pub fn compile_checkpoint(
             architecture: prepared.architecture.into(),
         },
         options: options.pairs(),
-        variants: vec![options.target.variant()],
-        tensors: tensor_entries(checkpoint, &scheduled),
+        variants,
+        tensors: tensor_entries(checkpoint, scheduled),
         weight_hashes: Vec::new(),
         code: code_entries,
     };
     let sections = Sections {
         manifest,
-        plans: &[VariantPlan { plan: scheduled.plan.clone(), gpu: None }],
+        plans: &variant_plans,
         tokenizer: &text,
         code: &code,
-        device: &[],
+        device: &device_code.0,
         report: &report,
         debug: &bessemer_ir::text::print(&prepared.graph),
     };
@@ -279,7 +321,7 @@ pub fn compile_checkpoint(
     {
         let mut file = BufWriter::with_capacity(1 << 20, temp.as_file());
         let result = write_engine(&mut file, out, sections, &mut |id, sink| {
-            weights::write(&weights_source, &scheduled, id, run.threads, progress, sink).map_err(|e| {
+            weights::write(&weights_source, scheduled, id, run.threads, progress, sink).map_err(|e| {
                 let message = e.to_string();
                 match e {
                     weights::WriteError::Io(e) => e,
@@ -318,7 +360,7 @@ pub fn compile_checkpoint(
         sha256,
         hash: hash.to_string(),
         source_hash: source_hash.to_string(),
-        bits_per_weight: bits_per_weight(&scheduled),
+        bits_per_weight: bits_per_weight(scheduled),
         layers: prepared.facts.layers,
         quality: prepared.quality,
     })

@@ -33,6 +33,9 @@ pub enum CompileError {
     /// Machine code cannot be generated.
     #[error(transparent)]
     Code(#[from] bessemer_targets::codegen::CodegenError),
+    /// CUDA kernels do not become machine code.
+    #[error(transparent)]
+    Cuda(#[from] bessemer_targets::cuda::CudaError),
     /// A weight cannot be made.
     #[error("tensor {tensor}: {why}")]
     Weight {

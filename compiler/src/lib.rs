@@ -7,10 +7,12 @@ pub mod cache;
 pub mod calibrate;
 pub mod code;
 pub mod compile;
+mod device;
 pub mod emit;
 pub mod error;
 pub mod import;
 pub mod options;
+mod scratch;
 pub mod tuning;
 pub mod weights;
 

@@ -6,15 +6,15 @@ use bessemer_calibrate::Method;
 use bessemer_format::manifest::Hash;
 use bessemer_ir::Phase;
 use bessemer_passes::{Override, PrecisionPolicy};
-use bessemer_targets::{CpuTarget, Tactic};
+use bessemer_targets::{Tactic, Targets};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Options that shape an engine's bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompileOptions {
-    /// The target.
-    pub target: CpuTarget,
+    /// What the engine is for.
+    pub targets: Targets,
     /// What becomes of the weights.
     pub precision: PrecisionPolicy,
     /// Other precisions, by the names of weights; the last that matches counts.
@@ -42,7 +42,7 @@ pub struct CompileOptions {
 impl Default for CompileOptions {
     fn default() -> Self {
         Self {
-            target: CpuTarget::default(),
+            targets: Targets::default(),
             precision: PrecisionPolicy::Source,
             overrides: Vec::new(),
             budget: None,
@@ -61,10 +61,9 @@ impl Default for CompileOptions {
 impl CompileOptions {
     /// The options as `key=value`, in a fixed order: part of the manifest and of the cache key.
     pub fn pairs(&self) -> Vec<(String, String)> {
-        use bessemer_ir::TargetInfo;
         // Exhaustive, so that a new option is decided upon.
         let Self {
-            target,
+            targets,
             precision,
             overrides,
             budget,
@@ -82,7 +81,7 @@ impl CompileOptions {
         disable.dedup();
         let tactics: Vec<String> = tactics.iter().map(|(t, v)| format!("{t}={v}")).collect();
         let mut pairs = vec![
-            ("target".into(), target.name()),
+            ("target".into(), targets.to_string()),
             ("precision".into(), precision.to_string()),
             ("f32_activations".into(), f32_activations.to_string()),
             ("disable".into(), disable.join(",")),
@@ -122,7 +121,7 @@ pub enum Emit {
 /// Options that leave the bytes alone.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
-    /// Threads that pack weights; 0 for all cores.
+    /// Threads that pack weights and compile kernels; 0 for all cores.
     pub threads: usize,
     /// Stop when the graph has reached this phase (for `--emit ir|dot`).
     pub stop_after: Option<Phase>,
@@ -131,4 +130,8 @@ pub struct RunOptions {
     /// Folder of results that are dear to compute, by their content's hash: an interrupted compilation goes on from there. A temporary
     /// one where there is none.
     pub scratch: Option<PathBuf>,
+    /// Folder into which NVRTC was installed. CUDA targets need it.
+    pub toolchain: Option<PathBuf>,
+    /// Folder of compiled CUDA kernels, by what they were compiled from. Without one they are compiled each time.
+    pub kernels: Option<PathBuf>,
 }

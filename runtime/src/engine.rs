@@ -202,7 +202,9 @@ impl Engine {
         let blocks = tokens.div_ceil(kv::TOKENS) as u64;
         // A plan without such a cache has no worker with one either.
         let block = BlockLayout::new(plan, kv).map_or(0, |l| l.block_bytes.iter().sum::<usize>() as u64);
-        let arena = self.programs_for(rows).iter().map(|p| p.arena_bytes as u64).max();
+        let last = plan.programs.iter().position(|p| p.regime.max_rows as usize >= rows);
+        let programs = &plan.programs[..last.map_or(plan.programs.len(), |last| last + 1)];
+        let arena = programs.iter().map(|p| p.arena_bytes).max();
         MemoryEstimate {
             cache: block.saturating_mul(blocks),
             arena: arena.unwrap_or(0),

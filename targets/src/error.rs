@@ -12,6 +12,16 @@ pub enum TargetError {
         /// What there is.
         known: String,
     },
+    /// Two targets of which an engine holds one.
+    #[error(
+        "an engine has one variant for a kind of device, and `{one}` and `{other}` are of one kind; leave one out"
+    )]
+    Several {
+        /// One.
+        one: String,
+        /// The other.
+        other: String,
+    },
     /// A node cannot be planned.
     #[error("{node}: {why}")]
     Node {

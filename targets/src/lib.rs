@@ -12,9 +12,14 @@ pub mod cuda;
 pub mod error;
 pub mod lower;
 pub mod memory;
+pub mod metal;
 pub mod schedule;
 pub mod tactics;
+pub mod target;
 
 pub use cpu::CpuTarget;
+pub use cuda::CudaTarget;
 pub use error::TargetError;
+pub use metal::MetalTarget;
 pub use tactics::{Setting, Tactic, Tactics};
+pub use target::{Target, Targets};

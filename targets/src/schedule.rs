@@ -58,6 +58,16 @@ pub fn schedule(
     facts: &ModelFacts,
     options: &ScheduleOptions,
 ) -> Result<Scheduled, TargetError> {
+    schedule_beside(&[], graph, facts, options)
+}
+
+/// As [`schedule`], for one more target of an engine: the plan's weights are those of `before`, and behind them what no plan has had yet.
+pub fn schedule_beside(
+    before: &[Scheduled],
+    graph: &Graph,
+    facts: &ModelFacts,
+    options: &ScheduleOptions,
+) -> Result<Scheduled, TargetError> {
     let order = graph.order();
     let needs_all = |n: &&NodeId| matches!(graph.op(**n), Op::FullAttention { .. } | Op::Pool { .. });
     if let Some(node) = order.iter().find(needs_all).filter(|_| !facts.whole) {
@@ -68,7 +78,7 @@ pub fn schedule(
     }
     let whole = facts.whole.then_some(facts.context);
     let tactics = Tactics::new(graph, whole, &options.tactics).map_err(TargetError::Graph)?;
-    let mut shared = Shared::new(graph, &order)?;
+    let mut shared = Shared::new(graph, &order, before.last())?;
     let mut programs = Vec::new();
     for regime in regimes(&tactics) {
         let builder = ProgramBuilder::new(graph, facts, options.kernels, &tactics, &mut shared, regime);
@@ -125,10 +135,10 @@ pub struct LayerState {
 }
 
 impl Shared {
-    fn new(graph: &Graph, order: &[NodeId]) -> Result<Self, TargetError> {
+    fn new(graph: &Graph, order: &[NodeId], before: Option<&Scheduled>) -> Result<Self, TargetError> {
         let mut shared = Self {
-            slices: Vec::new(),
-            recipes: Vec::new(),
+            slices: before.map_or_else(Vec::new, |b| b.plan.weights.clone()),
+            recipes: before.map_or_else(Vec::new, |b| b.weights.clone()),
             weight_of: BTreeMap::new(),
             nests: Vec::new(),
             selection: Vec::new(),
@@ -136,17 +146,14 @@ impl Shared {
             layers: BTreeMap::new(),
             state_elems: 0,
         };
-        let mut offset = 0u64;
         let kept = kept_layers(graph);
         let mut passing = 0;
         for &node in order {
             match graph.op(node) {
                 Op::Const { recipe } => {
-                    let slice = weight_slice(graph, node, recipe, offset)?;
-                    offset = (slice.offset + slice.len).next_multiple_of(64);
-                    shared.weight_of.insert(node, shared.slices.len() as WeightId);
-                    shared.slices.push(slice);
-                    shared.recipes.push(recipe.clone());
+                    let slice = weight_slice(graph, node, recipe)?;
+                    let id = shared.weight(slice, recipe);
+                    shared.weight_of.insert(node, id);
                 }
                 op @ (Op::State { layer, .. } | Op::Latents { layer, .. }) => {
                     let (kv_heads, head_dim, latent) = match *op {
@@ -184,21 +191,30 @@ impl Shared {
     /// The weight that holds numbers which an op carries as an attribute. It lies behind the graph's own constants.
     fn constant(&mut self, values: Vec<f32>) -> WeightId {
         let recipe = Recipe::values(values);
-        if let Some(at) = self.recipes.iter().position(|r| *r == recipe) {
-            return at as WeightId;
-        }
-        let offset = self.slices.last().map_or(0, |w| (w.offset + w.len).next_multiple_of(64));
         let k = recipe.matrix().1;
         let slice = WeightSlice {
-            offset,
+            offset: 0,
             len: k as u64 * 4,
             n: 1,
             k: k as u32,
             scheme: QuantScheme::F32,
             layout: WeightLayout::Dense,
         };
+        self.weight(slice, &recipe)
+    }
+
+    /// The weight of this recipe that lies as `slice` does, whatever its offset: a new one behind all others if there is none.
+    fn weight(&mut self, mut slice: WeightSlice, recipe: &Recipe) -> WeightId {
+        let same = |(s, r): (&WeightSlice, &Recipe)| {
+            let WeightSlice { offset: _, len: _, n, k, scheme, layout } = s;
+            (n, k, scheme, layout) == (&slice.n, &slice.k, &slice.scheme, &slice.layout) && r == recipe
+        };
+        if let Some(at) = self.slices.iter().zip(&self.recipes).position(same) {
+            return at as WeightId;
+        }
+        slice.offset = self.slices.last().map_or(0, |w| (w.offset + w.len).next_multiple_of(64));
         self.slices.push(slice);
-        self.recipes.push(recipe);
+        self.recipes.push(recipe.clone());
         self.slices.len() as WeightId - 1
     }
 
@@ -228,12 +244,8 @@ fn kept_layers(graph: &Graph) -> BTreeSet<u32> {
     kept
 }
 
-fn weight_slice(
-    graph: &Graph,
-    node: NodeId,
-    recipe: &Recipe,
-    offset: u64,
-) -> Result<WeightSlice, TargetError> {
+/// How a constant's bytes lie, wherever they do.
+fn weight_slice(graph: &Graph, node: NodeId, recipe: &Recipe) -> Result<WeightSlice, TargetError> {
     let (n, k) = recipe.matrix();
     let ty = graph.ty(node.into());
     let scheme = ty.scheme();
@@ -250,7 +262,7 @@ fn weight_slice(
             return Err(TargetError::node(graph.name(node), format!("a dense weight cannot hold {scheme}")));
         }
     };
-    Ok(WeightSlice { offset, len, n: n as u32, k: k as u32, scheme, layout })
+    Ok(WeightSlice { offset: 0, len, n: n as u32, k: k as u32, scheme, layout })
 }
 
 /// A step before its barrier is known, with the buffers it reads and writes.

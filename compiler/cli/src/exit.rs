@@ -8,7 +8,7 @@ use std::fmt;
 
 /// What `--help` says about exit codes.
 pub const HELP: &str = "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 source unsupported or damaged, \
-    4 engine refused (damaged, version, CPU), 5 budget or baseline missed, 6 device missing, 130 interrupted.";
+    4 engine refused (damaged, version, CPU), 5 budget or baseline missed, 6 device or its compiler missing, 130 interrupted.";
 
 /// Exit codes. They are part of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum Code {
     Engine = 4,
     /// More memory than allowed, or another result than demanded.
     Budget = 5,
-    /// The engine is for a device that is not here.
+    /// The engine is for a device that is not here, or its kernels for a compiler that is not.
     Device = 6,
     /// Ctrl-C or a termination signal.
     Interrupted = 130,
@@ -153,6 +153,7 @@ impl From<bessemer_compiler::CompileError> for Failure {
         use bessemer_compiler::CompileError;
         use bessemer_passes::PassError;
         use bessemer_targets::TargetError;
+        use bessemer_targets::cuda::CudaError;
         let code = match &e {
             CompileError::Import(_)
             | CompileError::Text(_)
@@ -160,7 +161,10 @@ impl From<bessemer_compiler::CompileError> for Failure {
             | CompileError::Calibration(_)
             | CompileError::Weight { .. } => Code::Source,
             CompileError::Pass(PassError::Unknown { .. })
-            | CompileError::Target(TargetError::UnknownTarget { .. }) => Code::Usage,
+            | CompileError::Target(TargetError::UnknownTarget { .. } | TargetError::Several { .. }) => {
+                Code::Usage
+            }
+            CompileError::Cuda(CudaError::Missing { .. } | CudaError::Load { .. }) => Code::Device,
             CompileError::Tuning(_) => Code::Usage,
             CompileError::Hash { .. } | CompileError::Budget { .. } => Code::Budget,
             CompileError::Interrupted => Code::Interrupted,
@@ -186,6 +190,7 @@ impl From<bessemer_compiler::tuning::TuneError> for Failure {
             TuneError::Compile(e) => e.into(),
             TuneError::Engine(e) => e.into(),
             TuneError::Run(e) => e.into(),
+            TuneError::NoCpu { .. } => Self::new(Code::Usage, e),
             other => Self::new(Code::Internal, other),
         }
     }

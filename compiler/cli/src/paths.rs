@@ -21,6 +21,12 @@ pub fn toolchain() -> Result<PathBuf, Failure> {
     Ok(cache()?.join("toolchain").join(format!("{package}-{version}")))
 }
 
+/// Folder of compiled CUDA kernels.
+#[cfg(feature = "compile")]
+pub fn kernels() -> Result<PathBuf, Failure> {
+    Ok(cache()?.join("kernels"))
+}
+
 /// The trust list.
 pub fn trust_list() -> Result<PathBuf, Failure> {
     Ok(strategy()?.data_dir().join("bessemer").join("trusted"))

@@ -5,7 +5,6 @@
 
 mod budget;
 mod quality;
-mod scratch;
 mod text;
 
 pub use budget::Budget;
@@ -15,6 +14,7 @@ use crate::compile::{Amount, Progress, source_hash};
 use crate::error::CompileError;
 use crate::import::Checkpoint;
 use crate::options::{CompileOptions, RunOptions};
+use crate::scratch::Scratch;
 use bessemer_calibrate::awq::{self, Sample};
 use bessemer_calibrate::gptq::Factor;
 use bessemer_calibrate::{Gather, Grid, Moment, grid};
@@ -26,7 +26,6 @@ use bessemer_format::rows::Rows;
 use bessemer_ir::{Graph, NodeId, Op, Origin, Recipe, Value, WeightSource, rounded};
 use bessemer_passes::pipeline::{Context, EQUALISE, Refine, apply};
 use bessemer_passes::{Pair, Scale, pairs, scheme_of};
-use scratch::Scratch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -89,6 +89,14 @@ pub enum TuneError {
     /// The engine cannot be opened here: it is for another machine, or this one lacks memory.
     #[error("tuning runs the engine on this machine: {0}")]
     Engine(#[from] EngineError),
+    /// There is nothing for the CPU.
+    #[error(
+        "tuning runs the engine on this machine's CPU, which is not among its targets ({targets}); add `--target cpu`"
+    )]
+    NoCpu {
+        /// The targets.
+        targets: String,
+    },
     /// The engine does not run.
     #[error("tuning: {0}")]
     Run(#[from] RunError),
@@ -104,12 +112,17 @@ pub fn tune(
     progress: &dyn Progress,
 ) -> Result<TuningCache, TuneError> {
     // What rounding costs is no matter of speed.
-    let options = CompileOptions { tuning: Some(tuning.clone()), measure: None, ..options.clone() };
+    let mut options = CompileOptions { tuning: Some(tuning.clone()), measure: None, ..options.clone() };
+    // Nor are the plans of devices that do not run it here.
+    let cpu = options.targets.cpu().cloned();
+    let cpu = cpu.ok_or_else(|| TuneError::NoCpu { targets: options.targets.to_string() })?;
+    let target = cpu.name();
+    options.targets = cpu.into();
     let prepared = prepare_with(checkpoint, &options, run, progress)?;
     let key = |tactic| Key {
         machine: tuning.machine.clone(),
         producer: bessemer_format::PRODUCER.into(),
-        target: options.target.name(),
+        target: target.clone(),
         tactic,
         shapes: tactics::shapes(&prepared.graph),
     };

@@ -3,7 +3,7 @@
 use crate::error::TargetError;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::manifest::CodeIsa;
-use bessemer_format::variant::{DeviceCode, Variant};
+use bessemer_format::variant::DeviceCode;
 use bessemer_format::{Compute, PanelLayout, QuantScheme};
 use bessemer_ir::{Layout, TargetInfo};
 
@@ -32,16 +32,21 @@ impl Default for CpuTarget {
 impl CpuTarget {
     /// The target that a user names. `cpu` runs everywhere; the others are refused by hosts that lack their features.
     pub fn parse(name: &str) -> Result<Self, TargetError> {
-        let found = TARGETS.iter().find(|(n, _)| *n == name).ok_or_else(|| TargetError::UnknownTarget {
-            found: name.into(),
-            known: TARGETS.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", "),
-        })?;
+        let found = TARGETS
+            .iter()
+            .find(|(n, _)| *n == name)
+            .ok_or_else(|| TargetError::UnknownTarget { found: name.into(), known: Self::names() })?;
         Ok(Self { name: name.into(), features: found.1.iter().map(ToString::to_string).collect() })
     }
 
+    /// Every name that there is.
+    pub fn names() -> String {
+        TARGETS.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ")
+    }
+
     /// What an engine for this target asks of its host.
-    pub fn variant(&self) -> Variant {
-        Variant { target: self.name.clone(), device: DeviceCode::Cpu { features: self.features.clone() } }
+    pub fn device(&self) -> DeviceCode {
+        DeviceCode::Cpu { features: self.features.clone() }
     }
 
     /// The instruction sets for which nests become machine code.

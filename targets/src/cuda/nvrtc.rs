@@ -2,7 +2,7 @@
 //!
 //! It is loaded by its full path. A search by name could find another release, which would write other bytes.
 
-use super::{Binary, CudaError, usage};
+use super::{Binary, CudaError, OPTIONS, usage};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ impl Nvrtc {
     /// The files are trusted as this program is: they run in its process.
     pub fn load(installed: &Path) -> Result<Self, CudaError> {
         if !Self::is_installed(installed) {
-            return Err(CudaError::Missing { folder: installed.to_path_buf() });
+            return Err(CudaError::Missing { folder: Some(installed.to_path_buf()) });
         }
         let folder = Self::folder(installed);
         let failed = |e: libloading::Error| CudaError::Load { folder: folder.clone(), why: e.to_string() };
@@ -80,19 +80,11 @@ impl Nvrtc {
     }
 
     /// Compiles a text for an architecture: machine code for `sm_…`, PTX for `compute_…`.
-    ///
-    /// Multiplications and additions are not fused unless the text does so: kernels do the operations of the nest language.
     pub fn compile(&self, text: &str, arch: &str) -> Result<Binary, CudaError> {
         let failed = |why: &str, log: String| CudaError::Compile { arch: arch.into(), why: why.into(), log };
         let text = CString::new(text).map_err(|_| failed("the text holds a NUL", String::new()))?;
-        let options = [
-            format!("--gpu-architecture={arch}"),
-            "--std=c++17".into(),
-            "--fmad=false".into(),
-            "--diag-suppress=177".into(),
-            "--ptxas-options=-v".into(),
-        ];
-        let options: Result<Vec<CString>, _> = options.into_iter().map(CString::new).collect();
+        let options = OPTIONS.map(String::from).into_iter().chain([format!("--gpu-architecture={arch}")]);
+        let options: Result<Vec<CString>, _> = options.map(CString::new).collect();
         let options = options.map_err(|_| failed("its name holds a NUL", String::new()))?;
         let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
         let mut program = OpenProgram { nvrtc: self, program: std::ptr::null_mut() };

@@ -17,7 +17,7 @@ use bessemer_ir::Phase;
 use bessemer_passes::{Override, PrecisionPolicy};
 use bessemer_runtime::Hash;
 use bessemer_targets::clike::Dialect;
-use bessemer_targets::{CpuTarget, Tactic};
+use bessemer_targets::{Tactic, Targets};
 use clap::ValueEnum;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ Examples:
   bessemer compile model/ -o model.engine --precision int4:64     four bits a weight, a scale for every 64
   bessemer compile hf:ORG/MODEL@main -o model.engine              fetch it from the Hugging Face Hub
   bessemer compile model/ -o model.engine --quality balanced      the fewest bits that hold a quality, measured
+  bessemer compile model/ -o model.engine --target cpu --target cuda      one file for machines with and without a GPU
   bessemer compile model.gguf --emit plan                         what would run, as text
   bessemer compile model.gguf --stop-after fused --emit dot | dot -Tsvg > graph.svg
   bessemer compile model.gguf --key                               the name under which the cache keeps it
@@ -53,7 +54,8 @@ pub struct Args {
     #[arg(short, long, value_name = "ENGINE", required_unless_present_any = ["emit", "key", "stop_after"])]
     out: Option<PathBuf>,
 
-    /// What the engine is for; `cpu` runs on every CPU with the best kernels that it has
+    /// What the engine is for (may be repeated): cpu, which runs on every CPU with the best kernels that it has; cuda, or cuda:sm_80 and
+    /// the like for some architectures; metal. The engine holds the weights once, and runs on the best of these that a machine has
     #[arg(long, value_name = "T", default_value = "cpu")]
     target: Vec<String>,
 
@@ -215,7 +217,7 @@ enum Emit {
     Dot,
     /// Generated machine code, disassembled
     Asm,
-    /// Kernels for GPUs, which engines do not hold yet, as CUDA C++
+    /// Kernels for GPUs as CUDA C++
     Cuda,
     /// The same in the Metal Shading Language
     Metal,
@@ -287,7 +289,8 @@ impl Args {
         self.source = self.hub.local(&self.source)?;
         let options = self.options()?;
         let (threads, stop_after, scratch) = (self.threads, self.stop_after, self.scratch.clone());
-        let run = RunOptions { threads, stop_after, scratch, ..RunOptions::default() };
+        let (toolchain, kernels) = (paths::toolchain().ok(), paths::kernels().ok());
+        let run = RunOptions { threads, stop_after, scratch, toolchain, kernels, ..RunOptions::default() };
         if self.key {
             return self.print_key(&options);
         }
@@ -320,11 +323,6 @@ impl Args {
     }
 
     fn options(&self) -> Result<CompileOptions, Failure> {
-        let [target] = self.target.as_slice() else {
-            return Err(Failure::usage(
-                "one --target at a time: engines with several targets come with the first device beside the CPU",
-            ));
-        };
         let (mut precision, method) = match self.precision {
             Precision::Policy(precision) => (precision, self.method.unwrap_or_default()),
             Precision::Awq => (PrecisionPolicy::Int4 { group: 128 }, self.method.unwrap_or(Method::Awq)),
@@ -361,7 +359,7 @@ impl Args {
             None => None,
         };
         Ok(CompileOptions {
-            target: CpuTarget::parse(target).map_err(Failure::usage)?,
+            targets: Targets::parse(self.target.iter().map(String::as_str)).map_err(Failure::usage)?,
             precision,
             overrides: self.overrides.clone(),
             budget,
@@ -437,8 +435,15 @@ impl Args {
         }
         let checkpoint = Checkpoint::open(&self.source)?;
         let mut options = options.clone();
-        // What kernels for GPUs compute in.
-        options.f32_activations |= matches!(what, Emit::Cuda | Emit::Metal);
+        // Plans of GPUs compute in what their kernels do.
+        let device = match what {
+            Emit::Cuda => Some("cuda"),
+            Emit::Metal => Some("metal"),
+            _ => None,
+        };
+        if device.is_some() {
+            options.targets = Targets::parse(device).map_err(Failure::usage)?;
+        }
         let prepared = prepare(&checkpoint, &options, run)?;
         let planned = || plan(&prepared, &options).map(|scheduled| scheduled.plan);
         let text = match what {

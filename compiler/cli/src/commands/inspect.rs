@@ -7,7 +7,8 @@ use crate::size::Size;
 use bessemer_format::header::SectionKind;
 use bessemer_format::manifest::{Manifest, Quality, Report};
 use bessemer_format::plan::{Linear, Plan, Program, StepKind};
-use bessemer_runtime::{DeviceCode, Engine, KvElem};
+use bessemer_format::variant::CudaBinary;
+use bessemer_runtime::{DeviceCode, Engine, KvElem, VariantRef};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -53,6 +54,7 @@ struct Output<'a> {
     hash: String,
     file_bytes: u64,
     manifest: &'a Manifest,
+    variants: Vec<VariantSummary<'a>>,
     model: &'a bessemer_format::plan::ModelFacts,
     sections: BTreeMap<&'static str, u64>,
     bits_per_weight: f64,
@@ -98,6 +100,7 @@ impl Args {
             hash: engine.hash().to_string(),
             file_bytes,
             manifest: engine.manifest(),
+            variants: engine.variants().map(VariantSummary::new).collect(),
             model: &plan.model,
             sections: SectionKind::ALL.iter().map(|k| (k.name(), engine.section(*k).len() as u64)).collect(),
             bits_per_weight: bits_per_weight(plan),
@@ -188,8 +191,8 @@ fn print_overview(o: &Output) -> Result<(), Failure> {
         model.vocab,
         model.context
     )?;
-    for variant in &m.variants {
-        out!("target     {}: {}", variant.target, needs(&variant.device))?;
+    for variant in &o.variants {
+        variant.print()?;
     }
     for tactic in o.report.iter().flat_map(|r| &r.tactics) {
         out!("tactic     {} = {} ({})", tactic.name, tactic.value, tactic.why)?;
@@ -223,6 +226,74 @@ fn print_overview(o: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What there is for one kind of device.
+#[derive(Serialize)]
+struct VariantSummary<'a> {
+    target: &'a str,
+    needs: String,
+    /// Kernels of a GPU, and how often a token's program launches one.
+    kernels: usize,
+    launches: usize,
+    /// What the kernels keep the cache in.
+    kv: Option<&'static str>,
+    code: Vec<CodeSummary>,
+}
+
+/// Kernels for one architecture, or their text.
+#[derive(Serialize)]
+struct CodeSummary {
+    name: String,
+    bytes: u64,
+    /// Of the kernel that takes most.
+    registers: Option<u32>,
+    /// Bytes of all kernels.
+    spilled: Option<u32>,
+}
+
+impl<'a> VariantSummary<'a> {
+    fn new(variant: VariantRef<'a>) -> Self {
+        let binary = |b: &CudaBinary| CodeSummary {
+            name: b.arch.to_string(),
+            bytes: b.code.len,
+            registers: b.usage.iter().map(|u| u.registers).max(),
+            spilled: (!b.usage.is_empty()).then(|| b.usage.iter().map(|u| u.spilled).sum()),
+        };
+        let code = match variant.device {
+            DeviceCode::Cpu { .. } => Vec::new(),
+            DeviceCode::Cuda { binaries, .. } => binaries.iter().map(binary).collect(),
+            DeviceCode::Metal { text, .. } => {
+                vec![CodeSummary { name: "text".into(), bytes: text.len, registers: None, spilled: None }]
+            }
+        };
+        Self {
+            target: variant.target,
+            needs: needs(variant.device),
+            kernels: variant.gpu.map_or(0, |gpu| gpu.kernels.len()),
+            launches: variant.gpu.and_then(|gpu| gpu.programs.first()).map_or(0, Vec::len),
+            kv: variant.gpu.map(|gpu| gpu.kv.name()),
+            code,
+        }
+    }
+
+    fn print(&self) -> Result<(), Failure> {
+        out!("target     {}: {}", self.target, self.needs)?;
+        if let Some(kv) = self.kv {
+            out!("  {} kernels, {} launches a token, {kv} KV", self.kernels, self.launches)?;
+        }
+        for CodeSummary { name, bytes, registers, spilled } in &self.code {
+            let usage = match (registers, spilled) {
+                (Some(registers), Some(0)) => format!(", up to {registers} registers, none spilled"),
+                (Some(registers), Some(spilled)) => {
+                    format!(", up to {registers} registers, {spilled} bytes spilled")
+                }
+                _ => String::new(),
+            };
+            out!("  {name:<10} {}{usage}", Size(*bytes))?;
+        }
+        Ok(())
+    }
+}
+
 /// What a device must have.
 fn needs(device: &DeviceCode) -> String {
     match device {
@@ -230,7 +301,12 @@ fn needs(device: &DeviceCode) -> String {
         DeviceCode::Cpu { features } => features.join(", "),
         DeviceCode::Cuda { driver, binaries } => {
             let archs: Vec<String> = binaries.iter().map(|b| b.arch.to_string()).collect();
-            format!("{}; a driver of CUDA {}.{}", archs.join(", "), driver / 1000, driver % 1000 / 10)
+            format!(
+                "one of {}, a driver of CUDA {}.{} or later",
+                archs.join(", "),
+                driver / 1000,
+                driver % 1000 / 10
+            )
         }
         DeviceCode::Metal { family, .. } => format!("Apple {family} or later"),
     }

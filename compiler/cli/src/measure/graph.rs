@@ -7,7 +7,7 @@ use bessemer_compiler::import::Checkpoint;
 use bessemer_compiler::{CompileOptions, RunOptions};
 use bessemer_ir::Phase;
 use bessemer_runtime::Engine;
-use bessemer_targets::CpuTarget;
+use bessemer_targets::Targets;
 use std::path::Path;
 
 /// Opens the checkpoint that `engine` was compiled from; another one is refused.
@@ -42,7 +42,9 @@ fn options_of(engine: &Engine) -> Result<CompileOptions, Failure> {
     for (key, value) in &engine.manifest().options {
         let wrong = |why: String| Failure::usage(format!("the engine's option {key}={value}: {why}"));
         match key.as_str() {
-            "target" => options.target = CpuTarget::parse(value).map_err(|e| wrong(e.to_string()))?,
+            "target" => {
+                options.targets = Targets::parse(value.split(' ')).map_err(|e| wrong(e.to_string()))?
+            }
             "precision" => options.precision = value.parse().map_err(wrong)?,
             "f32_activations" => options.f32_activations = value == "true",
             "disable" => {

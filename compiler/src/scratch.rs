@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A folder of results.
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     folder: PathBuf,
     /// Removes a temporary folder when the results are no longer needed.
     temporary: Option<Arc<tempfile::TempDir>>,
