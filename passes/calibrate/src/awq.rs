@@ -6,9 +6,12 @@ use crate::grid::Grid;
 use crate::statistics::Moment;
 use bessemer_eager::defined::product;
 use bessemer_format::QuantScheme;
+use rayon::prelude::*;
 
 /// Powers are tried in so many steps.
 const STEPS: usize = 20;
+/// Rows of a sample that a thread rounds at a time.
+const ROWS: usize = 8;
 
 /// Rows of one of the weights that share an input, and what they are rounded to.
 pub struct Sample {
@@ -83,15 +86,17 @@ fn column_magnitudes(samples: &[Sample], k: usize) -> Vec<f32> {
 
 /// Sum over rows of `e H e^T`, where `e = Q(w s) / s - w`.
 fn loss(samples: &[Sample], scales: &[f32], moment: &[f32], k: usize) -> f64 {
-    let mut sum = 0.0;
-    for Sample { values, scheme } in samples {
-        let scaled: Vec<f32> = values.iter().enumerate().map(|(i, v)| v * scales[i % k]).collect();
-        let rounded = Grid::whole(scheme, k, &scaled).round(&scaled).values();
-        let error: Vec<f32> =
-            rounded.iter().zip(values).enumerate().map(|(i, (q, v))| q / scales[i % k] - v).collect();
-        sum += squared(&error, moment, k);
-    }
-    sum
+    let losses = samples.iter().map(|Sample { values, scheme }| {
+        let mut errors = vec![0f32; values.len()];
+        errors.par_chunks_mut(ROWS * k).zip(values.par_chunks(ROWS * k)).for_each(|(errors, values)| {
+            let scaled: Vec<f32> = values.iter().zip(scales.iter().cycle()).map(|(v, s)| v * s).collect();
+            let rounded = Grid::whole(scheme, k, &scaled).round(&scaled).values();
+            let pairs = rounded.iter().zip(scales.iter().cycle()).zip(values);
+            errors.iter_mut().zip(pairs).for_each(|(e, ((q, s), v))| *e = q / s - v);
+        });
+        squared(&errors, moment, k)
+    });
+    losses.sum()
 }
 
 /// `sum over rows of e H e^T`.

@@ -1,6 +1,7 @@
 //! The values that codes can stand for: a scale and an offset for each group of a row.
 
-use bessemer_eager::defined::dot;
+use bessemer_eager::defined::{dot, product};
+use bessemer_eager::vectorised;
 use bessemer_format::QuantScheme;
 use bessemer_format::rows::Rows;
 use bessemer_ir::quantise::{Group, quantise};
@@ -21,6 +22,10 @@ pub fn rounds(scheme: &QuantScheme) -> bool {
 
 /// Ranges are tried from whole down to half, in so many steps.
 const SHRINKS: usize = 20;
+/// Rows of a weight that are tried together.
+const ROWS: usize = 32;
+/// Elements of a group whose errors are seen together; of longer ones each is seen alone.
+const WHOLE: usize = 1024;
 
 impl Grid {
     /// The grid of round-to-nearest: each group's whole range.
@@ -29,16 +34,23 @@ impl Grid {
         Self { groups: Group::of_rows(&rows), rows }
     }
 
-    /// The grid whose ranges are shrunk as far as makes `e H e^T` smallest, each group by itself. `moment` is `[k][k]`.
+    /// The grid whose ranges are shrunk as far as makes `e H e^T` smallest, each group by itself. `moment` is `[k][k]`. Of groups too long
+    /// for that, the diagonal of `H` counts.
     pub fn shrunk(scheme: &QuantScheme, k: usize, values: &[f32], moment: &[f32]) -> Self {
         let group = scheme.group(k);
         let mut clipped = values.to_vec();
-        clipped.par_chunks_mut(k.max(1)).for_each(|row| {
-            let mut error = Vec::with_capacity(group);
-            for (g, x) in row.chunks_mut(group).enumerate() {
-                let (low, high) =
-                    shrunk_range(scheme, x, &mut error, |i| &moment[(g * group + i) * k + g * group..]);
-                x.iter_mut().for_each(|v| *v = v.clamp(low, high));
+        clipped.par_chunks_mut((ROWS * k).max(1)).for_each(|rows| {
+            for start in (0..k).step_by(group.max(1)) {
+                let columns = start..k.min(start + group);
+                let trials = Trials::new(scheme, rows, k, columns.clone());
+                let losses = trials.losses(|i| &moment[(start + i) * k..][columns.clone()]);
+                for (row, losses) in rows.chunks_exact_mut(k).zip(losses.chunks_exact(SHRINKS)) {
+                    let x = &mut row[columns.clone()];
+                    let least =
+                        (0..SHRINKS).reduce(|best, s| if losses[s] < losses[best] { s } else { best });
+                    let (low, high) = shrunk_range(x, least.unwrap_or(0));
+                    x.iter_mut().for_each(|v| *v = v.clamp(low, high));
+                }
             }
         });
         Self::whole(scheme, k, &clipped)
@@ -65,29 +77,49 @@ impl Grid {
     }
 }
 
-/// The range of a group that loses least. `moment(i)` begins with the moments of its element i.
-fn shrunk_range<'a>(
-    scheme: &QuantScheme,
-    x: &[f32],
-    error: &mut Vec<f32>,
-    moment: impl Fn(usize) -> &'a [f32],
-) -> (f32, f32) {
+/// The whole range of a group, shrunk by some steps.
+fn shrunk_range(x: &[f32], steps: usize) -> (f32, f32) {
     let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
-    let mut best = (f64::INFINITY, (min, max));
-    for step in 0..SHRINKS {
-        let ratio = 1.0 - 0.5 * step as f32 / SHRINKS as f32;
-        // Towards zero: a bound on its far side stays.
-        let range = (min.max(min * ratio), max.min(max * ratio));
-        let group = Group::of_range(scheme, range);
-        error.clear();
-        error.extend(x.iter().map(|v| group.value(scheme, group.nearest(scheme, *v)) - v));
-        let row = |(i, e): (usize, &f32)| f64::from(*e) * f64::from(dot(error, &moment(i)[..x.len()]));
-        let loss: f64 = error.iter().enumerate().map(row).sum();
-        if loss < best.0 {
-            best = (loss, range);
+    let ratio = 1.0 - 0.5 * steps as f32 / SHRINKS as f32;
+    // Towards zero: a bound on its far side stays.
+    (min.max(min * ratio), max.min(max * ratio))
+}
+
+/// One group of some rows under every range that is tried: `[row][range][element]` errors.
+struct Trials {
+    errors: Vec<f32>,
+    len: usize,
+}
+
+impl Trials {
+    fn new(scheme: &QuantScheme, rows: &[f32], k: usize, columns: std::ops::Range<usize>) -> Self {
+        let len = columns.len();
+        let mut errors = vec![0f32; rows.len() / k * SHRINKS * len];
+        for (row, errors) in rows.chunks_exact(k).zip(errors.chunks_exact_mut(SHRINKS * len)) {
+            let x = &row[columns.clone()];
+            for (steps, errors) in errors.chunks_exact_mut(len).enumerate() {
+                let group = Group::of_range(scheme, shrunk_range(x, steps));
+                vectorised(
+                    #[inline(always)]
+                    || group.errors(scheme, x, errors),
+                );
+            }
         }
+        Self { errors, len }
     }
-    best.1
+
+    /// What each loses, `[row][range]`. `moment(i)` are the moments of the group's element i and its others.
+    fn losses<'a>(&self, moment: impl Fn(usize) -> &'a [f32]) -> Vec<f32> {
+        let Self { errors, len } = self;
+        let seen = if *len <= WHOLE {
+            let moment: Vec<f32> = (0..*len).flat_map(&moment).copied().collect();
+            product(errors, errors.len() / len, &moment, *len, *len)
+        } else {
+            let diagonal: Vec<f32> = (0..*len).map(|i| moment(i)[i]).collect();
+            errors.iter().zip(diagonal.iter().cycle()).map(|(e, d)| e * d).collect()
+        };
+        errors.chunks_exact(*len).zip(seen.chunks_exact(*len)).map(|(e, s)| dot(e, s)).collect()
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use bessemer_eager::{Observer, defined::add_second_moment};
 use bessemer_ir::{Graph, NodeId, Value};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// Sums over the rows of one input.
@@ -30,28 +31,32 @@ impl Moment {
         self.rows += rows as u64;
         let after = (self.rows as f32).max(1.0);
         add_second_moment(x, rows, self.k, &mut self.products);
-        for (i, mean) in self.magnitudes.iter_mut().enumerate() {
-            let sum: f32 = (0..rows).map(|r| x[r * self.k + i].abs()).sum();
-            *mean = (*mean * before + sum) / after;
+        let mut sums = vec![0f32; self.k];
+        for row in x.chunks_exact(self.k.max(1)) {
+            sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.abs());
         }
+        self.magnitudes.iter_mut().zip(sums).for_each(|(mean, sum)| *mean = (*mean * before + sum) / after);
     }
 
     /// The mean of `x x^T`, whole and symmetric.
     pub fn full(&self) -> Vec<f32> {
         let (k, rows) = (self.k, (self.rows as f32).max(1.0));
-        let at = |i: usize, j: usize| self.products[i.min(j) * k + i.max(j)] / rows;
-        (0..k * k).map(|e| at(e / k, e % k)).collect()
+        let mut full = vec![0f32; k * k];
+        full.par_chunks_mut(k.max(1)).enumerate().for_each(|(i, out)| {
+            let (below, above) = out.split_at_mut(i);
+            below.iter_mut().enumerate().for_each(|(j, o)| *o = self.products[j * k + i] / rows);
+            above.iter_mut().zip(&self.products[i * k + i..]).for_each(|(o, v)| *o = v / rows);
+        });
+        full
     }
 
     /// The moment of the input divided by `scales`.
-    pub fn divided(&self, scales: &[f32]) -> Self {
-        let k = self.k;
-        let products = self.products.iter().enumerate();
-        Self {
-            magnitudes: self.magnitudes.iter().zip(scales).map(|(m, s)| m / s).collect(),
-            products: products.map(|(e, v)| v / (scales[e / k] * scales[e % k])).collect(),
-            ..*self
-        }
+    pub fn divided(mut self, scales: &[f32]) -> Self {
+        self.magnitudes.iter_mut().zip(scales).for_each(|(m, s)| *m /= s);
+        self.products.par_chunks_mut(self.k.max(1)).zip(scales).for_each(|(row, s)| {
+            row.iter_mut().zip(scales).for_each(|(v, t)| *v /= s * t);
+        });
+        self
     }
 
     /// The moment of the input and of noise beside it, of as much power in each element.

@@ -1,6 +1,7 @@
 //! How fast the executor is, on the shapes of SmolLM2-135M with random weights: prefill and decode, beside what the machine gives its two
 //! bounds, a matrix product and reading memory. `cargo run --release -p bessemer-eager --example speed [threads]`; medians.
 
+use bessemer_eager::defined::{add_second_moment, product};
 use bessemer_eager::{Eager, EagerOptions, SequenceRows, Wanted, WeightFormat};
 use bessemer_ir::recipe::NoSource;
 use bessemer_ir::testing::{TinyConfig, tiny_llama};
@@ -59,6 +60,14 @@ fn main() {
         matmul(out, Accum::Replace, x, w, 1.0, Par::rayon(threads));
     });
     println!("faer alone: {:.0} GFLOP/s", 2.0 * (PROMPT * h * ffn) as f64 / seconds / 1e9);
+    let seconds = median(|| {
+        black_box(product(&x, PROMPT, &w, ffn, h));
+    });
+    println!("defined to the bit: {:.0} GFLOP/s", 2.0 * (PROMPT * h * ffn) as f64 / seconds / 1e9);
+    let mut moment = vec![0f32; ffn * ffn];
+    let wide = vec![0.5f32; PROMPT * ffn];
+    let seconds = median(|| add_second_moment(&wide, PROMPT, ffn, &mut moment));
+    println!("second moment: {:.0} GFLOP/s", (PROMPT * ffn * ffn) as f64 / seconds / 1e9);
     let memory = vec![1u64; 1 << 25];
     let seconds = median(|| {
         black_box(

@@ -1,65 +1,224 @@
-//! Products that are defined to the bit: [`LANES`] partial sums of fused multiply-adds, element `i` in sum `i % LANES` in ascending order,
-//! then folded by halves. No instruction set, blocking or thread count changes a result, so what the compiler derives from them (statistics,
-//! scales, codes) is a function of its input alone.
+//! Products that are defined to the bit, so that what the compiler derives from them (statistics, scales, codes) is a function of its input
+//! alone: no instruction set, blocking or thread count changes a result.
+//!
+//! - An element of a matrix product is a sum of stretches of [`STRETCH`] factors, added in ascending order. A stretch is a chain of fused
+//!   multiply-adds from zero, in ascending order. So each element has one lane of a vector, and registers hold a tile of them.
+//! - A dot product that stands alone would wait for its own chain. It has [`LANES`] partial sums instead, element `i` in sum `i % LANES`,
+//!   folded by halves.
 
 use crate::vector::vectorised;
 use crate::weights::{MatrixRows, NumberSlice};
+use faer::MatMut;
+use faer::prelude::ReborrowMut;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Partial sums of a product.
+/// Partial sums of a dot product.
 pub const LANES: usize = 16;
-/// Outputs that a thread takes at a time.
-const TILE: usize = 48;
-/// Columns of a second moment that stay in registers.
-const BLOCK: usize = 4;
+/// Factors of a matrix product that are one chain.
+pub const STRETCH: usize = 256;
+/// Vectors of a row of a tile: with the rows that registers leave room for, enough sums to fill the latency of two units.
+const VECTORS: usize = 3;
+/// Floats of a row of a tile, at most.
+const WIDEST: usize = VECTORS * 16;
+/// Columns of a matrix product that are a task, at most: with a stretch of them and of all rows, what stays in the cache.
+const COLUMNS: usize = 4 * WIDEST;
+/// Rows of a second moment that are a task.
+const BAND: usize = 64;
 
 /// The dot product of two slices of equal length.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     vectorised(
         #[inline(always)]
-        || block::<1, 1>([a], [b])[0][0],
+        || lanes(a, b),
     )
+}
+
+#[inline(always)]
+fn lanes(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        sums = add_products(a, b, sums);
+    }
+    for (l, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[l] = a.mul_add(*b, sums[l]);
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for l in 0..width {
+            sums[l] += sums[l + width];
+        }
+    }
+    sums[0]
+}
+
+/// By value, so that sums stay in vector registers: sums that are reached through a reference the compiler adds one by one.
+#[inline(always)]
+fn add_products(a: &[f32; LANES], b: &[f32; LANES], sums: [f32; LANES]) -> [f32; LANES] {
+    let mut out = sums;
+    for l in 0..LANES {
+        out[l] = a[l].mul_add(b[l], sums[l]);
+    }
+    out
 }
 
 /// `x w^T` for `rows` rows of x and `n` of w, both of `k` elements.
 pub fn product(x: &[f32], rows: usize, w: &[f32], n: usize, k: usize) -> Vec<f32> {
     let mut out = vec![0f32; rows * n];
-    if out.is_empty() {
+    if out.is_empty() || k == 0 {
         return out;
     }
-    // [output][row], so that threads write apart.
-    let mut by_output = vec![0f32; rows * n];
-    by_output.par_chunks_mut(TILE * rows).enumerate().for_each(|(tile, out)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                let outputs = out.len() / rows;
-                let w = |i: usize| &w[(tile * TILE + i) * k..][..k];
-                let x = |r: usize| &x[r * k..][..k];
-                for r in (0..rows).step_by(2) {
-                    let mut i = 0;
-                    while r + 1 < rows && i + 2 < outputs {
-                        let sums = block([x(r), x(r + 1)], [w(i), w(i + 1), w(i + 2)]);
-                        for (dr, sums) in sums.into_iter().enumerate() {
-                            sums.into_iter()
-                                .enumerate()
-                                .for_each(|(di, s)| out[(i + di) * rows + r + dr] = s);
-                        }
-                        i += 3;
-                    }
-                    for i in i..outputs {
-                        for r in r..rows.min(r + 2) {
-                            out[i * rows + r] = block([x(r)], [w(i)])[0][0];
-                        }
-                    }
-                }
-            },
-        );
-    });
-    out.par_chunks_mut(n).enumerate().for_each(|(r, out)| {
-        out.iter_mut().enumerate().for_each(|(i, o)| *o = by_output[i * rows + r]);
+    let (tall, wide) = tile_shape();
+    // [stretch][panel][element][row]
+    let mut packed = vec![0f32; rows.next_multiple_of(tall) * k];
+    let stretches = packed.par_chunks_mut(rows.next_multiple_of(tall) * STRETCH);
+    stretches.enumerate().for_each(|(s, packed)| pack_rows(x, k, s * STRETCH, tall, packed));
+
+    // Several tasks a thread, so that a thread which is held up does not hold up the others.
+    let columns =
+        n.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(wide).min(COLUMNS / wide * wide);
+    let mut rest = MatMut::from_row_major_slice_mut(&mut out, rows, n);
+    let mut tasks = Vec::with_capacity(n.div_ceil(columns));
+    for (start, w) in w.chunks(columns * k).enumerate() {
+        let (part, others) = rest.split_at_col_mut(columns.min(n - start * columns));
+        rest = others;
+        tasks.push((w, part));
+    }
+    tasks.into_par_iter().for_each_init(Vec::new, |panels, (w, mut out)| {
+        for (s, a) in packed.chunks(rows.next_multiple_of(tall) * STRETCH).enumerate() {
+            let len = STRETCH.min(k - s * STRETCH);
+            panels.clear();
+            panels.resize(out.ncols().next_multiple_of(wide) * len, 0.0);
+            pack_rows(w, k, s * STRETCH, wide, panels);
+            Arch::new().dispatch(Tiles { a, b: panels, len, out: out.rb_mut() });
+        }
     });
     out
+}
+
+/// Adds `x^T x` of `rows` rows to `moment`, of which elements `[i][j]` with `j >= i` are kept; others may hold anything.
+pub fn add_second_moment(x: &[f32], rows: usize, k: usize, moment: &mut [f32]) {
+    if rows == 0 || k == 0 {
+        return;
+    }
+    let (tall, wide) = tile_shape();
+    // [stretch][panel][row][column]
+    let width = k.next_multiple_of(wide);
+    let mut packed = vec![0f32; width * rows];
+    packed.par_chunks_mut(width * STRETCH).zip(x.par_chunks(k * STRETCH)).for_each(|(packed, x)| {
+        pack_columns(x, k, 0, wide, packed);
+    });
+    moment.par_chunks_mut(BAND * k).enumerate().with_max_len(1).for_each_init(Vec::new, |band, (i, out)| {
+        let (first, here) = (i * BAND, out.len() / k);
+        // From the panel on in which the diagonal lies.
+        let from = first / wide * wide;
+        let out = MatMut::from_row_major_slice_mut(out, here, k);
+        let mut out = out.split_at_col_mut(from).1;
+        for (x, b) in x.chunks(k * STRETCH).zip(packed.chunks(width * STRETCH)) {
+            let len = x.len() / k;
+            band.clear();
+            band.resize(here.next_multiple_of(tall) * len, 0.0);
+            pack_columns(x, k, first, tall, band);
+            Arch::new().dispatch(Tiles { a: band, b: &b[from * len..], len, out: out.rb_mut() });
+        }
+    });
+}
+
+/// Rows and columns of a tile on this machine.
+fn tile_shape() -> (usize, usize) {
+    struct Shape;
+    impl WithSimd for Shape {
+        type Output = (usize, usize);
+
+        fn with_simd<S: Simd>(self, _: S) -> (usize, usize) {
+            (if S::REGISTER_COUNT < 32 { 4 } else { 8 }, VECTORS * S::F32_LANES)
+        }
+    }
+    Arch::new().dispatch(Shape)
+}
+
+/// Elements `from..` of rows of `k`, as many as there is room for, in panels of `height` rows: `[panel][element][row]`. Rows that fill the
+/// last panel are left as they are.
+fn pack_rows(rows: &[f32], k: usize, from: usize, height: usize, packed: &mut [f32]) {
+    let len = STRETCH.min(k - from);
+    for (rows, panel) in rows.chunks(height * k).zip(packed.chunks_mut(height * len)) {
+        for (r, row) in rows.chunks_exact(k).enumerate() {
+            let places = panel[r..].iter_mut().step_by(height);
+            places.zip(&row[from..from + len]).for_each(|(p, v)| *p = *v);
+        }
+    }
+}
+
+/// Columns `from..` of rows of `k`, as many as there is room for, in panels of `width` columns: `[panel][row][column]`. Columns that fill the
+/// last panel are left as they are.
+fn pack_columns(rows: &[f32], k: usize, from: usize, width: usize, packed: &mut [f32]) {
+    let len = rows.len() / k;
+    for (p, panel) in packed.chunks_mut(width * len).enumerate() {
+        let columns = (from + p * width).min(k)..(from + (p + 1) * width).min(k);
+        for (row, panel) in rows.chunks_exact(k).zip(panel.chunks_exact_mut(width)) {
+            panel[..columns.len()].copy_from_slice(&row[columns.clone()]);
+        }
+    }
+}
+
+/// Adds a stretch of products to results: `out[i][j] += sum over t of a[t][i] b[t][j]`, both factors packed in panels.
+struct Tiles<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    /// Elements of the stretch.
+    len: usize,
+    out: MatMut<'a, f32>,
+}
+
+impl WithSimd for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if S::REGISTER_COUNT < 32 { self.run::<S, 4>(simd) } else { self.run::<S, 8>(simd) }
+    }
+}
+
+impl Tiles<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const R: usize>(self, simd: S) {
+        let Self { a, b, len, mut out } = self;
+        let wide = VECTORS * S::F32_LANES;
+        for (i, a) in a.chunks_exact(R * len).enumerate() {
+            for (j, b) in b.chunks_exact(wide * len).enumerate() {
+                let sums = tile::<S, R>(simd, a, b);
+                let (row, column) = (i * R, j * wide);
+                let columns = wide.min(out.ncols() - column);
+                for (r, sums) in sums.iter().enumerate().take(out.nrows() - row) {
+                    let mut line = [0f32; WIDEST];
+                    let (vectors, _) = S::as_mut_simd_f32s(&mut line);
+                    vectors[..VECTORS].copy_from_slice(sums);
+                    let out = out.rb_mut().row_mut(row + r).subcols_mut(column, columns);
+                    if let Some(out) = out.try_as_row_major_mut() {
+                        out.as_slice_mut().iter_mut().zip(&line).for_each(|(o, v)| *o += v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A tile of results: `R` rows of [`VECTORS`] vectors.
+#[inline(always)]
+fn tile<S: Simd, const R: usize>(simd: S, a: &[f32], b: &[f32]) -> [[S::f32s; VECTORS]; R] {
+    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; R];
+    let (b, _) = S::as_simd_f32s(b);
+    for (a, b) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<VECTORS>().0) {
+        for r in 0..R {
+            let a = simd.splat_f32s(a[r]);
+            for v in 0..VECTORS {
+                sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+            }
+        }
+    }
+    sums
 }
 
 /// The defined [`Linear`](crate::linear::Linear).
@@ -79,82 +238,6 @@ pub(crate) fn linear(x: &[f32], rows: usize, w: MatrixRows<'_>, bias: Option<&[f
     out
 }
 
-/// [`LANES`] elements of each product are added. By value, so that sums stay in vector registers: sums that are reached through a
-/// reference the compiler adds one by one.
-#[inline(always)]
-fn add_products(x: &[f32; LANES], w: &[f32; LANES], sums: [f32; LANES]) -> [f32; LANES] {
-    let mut out = sums;
-    for l in 0..LANES {
-        out[l] = x[l].mul_add(w[l], sums[l]);
-    }
-    out
-}
-
-/// Dot products of every row of x with every row of w: the one definition of the order of additions.
-#[inline(always)]
-fn block<const R: usize, const N: usize>(x: [&[f32]; R], w: [&[f32]; N]) -> [[f32; N]; R] {
-    let k = x[0].len();
-    let mut sums = [[[0f32; LANES]; N]; R];
-    let (x, w) = (x.map(|x| x.as_chunks::<LANES>()), w.map(|w| w.as_chunks::<LANES>()));
-    for at in 0..k / LANES {
-        for r in 0..R {
-            for i in 0..N {
-                sums[r][i] = add_products(&x[r].0[at], &w[i].0[at], sums[r][i]);
-            }
-        }
-    }
-    let mut out = [[0f32; N]; R];
-    for r in 0..R {
-        for i in 0..N {
-            let mut sums = sums[r][i];
-            for (l, (x, w)) in x[r].1.iter().zip(w[i].1).enumerate() {
-                sums[l] = x.mul_add(*w, sums[l]);
-            }
-            let mut width = LANES;
-            while width > 1 {
-                width /= 2;
-                for l in 0..width {
-                    sums[l] += sums[l + width];
-                }
-            }
-            out[r][i] = sums[0];
-        }
-    }
-    out
-}
-
-/// Adds `x^T x` of `rows` rows to `moment`, of which only elements `[i][j]` with `j / 4 >= i / 4` are kept: the sum over these rows, in
-/// ascending order, is added to what is there.
-pub fn add_second_moment(x: &[f32], rows: usize, k: usize, moment: &mut [f32]) {
-    // [column][row]: both factors of an element are contiguous.
-    let mut columns = vec![0f32; x.len()];
-    columns.par_chunks_mut(rows.max(1)).enumerate().for_each(|(i, column)| {
-        column.iter_mut().enumerate().for_each(|(r, c)| *c = x[r * k + i]);
-    });
-    let column = |i: usize| &columns[i * rows..(i + 1) * rows];
-    moment.par_chunks_mut(BLOCK * k).enumerate().for_each(|(tile, out)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                let (first, here) = (tile * BLOCK, out.len() / k);
-                let mut j = first;
-                while here == BLOCK && j < k {
-                    let ours = [column(first), column(first + 1), column(first + 2), column(first + 3)];
-                    for (i, sums) in block(ours, [column(j)]).into_iter().enumerate() {
-                        out[i * k + j] += sums[0];
-                    }
-                    j += 1;
-                }
-                for j in j..k {
-                    for i in 0..here {
-                        out[i * k + j] += block([column(first + i)], [column(j)])[0][0];
-                    }
-                }
-            },
-        );
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,19 +247,18 @@ mod tests {
         (0..n as u64).map(|i| uniform(seed, i)).collect()
     }
 
-    /// The documented order, written down plainly.
+    /// The documented order of a matrix product, written down plainly.
     fn plain(a: &[f32], b: &[f32]) -> f32 {
-        let mut sums = [0f32; LANES];
-        a.iter().zip(b).enumerate().for_each(|(i, (a, b))| sums[i % LANES] = a.mul_add(*b, sums[i % LANES]));
-        for width in [8, 4, 2, 1] {
-            (0..width).for_each(|l| sums[l] += sums[l + width]);
-        }
-        sums[0]
+        let stretches = a.chunks(STRETCH).zip(b.chunks(STRETCH));
+        let chain = |(a, b): (&[f32], &[f32])| a.iter().zip(b).fold(0f32, |sum, (a, b)| a.mul_add(*b, sum));
+        stretches.map(chain).fold(0.0, |sum, stretch| sum + stretch)
     }
 
     #[test]
     fn every_shape_and_thread_count_has_the_documented_bits() {
-        for (rows, n, k) in [(1, 1, 1), (2, 3, 16), (5, 100, 37), (3, 49, 288)] {
+        let shapes =
+            [(1, 1, 1), (2, 3, 16), (5, 100, 37), (3, 49, 288), (17, 97, 513), (64, 1, 256), (9, 500, 20)];
+        for (rows, n, k) in shapes {
             let (x, w) = (numbers(1, rows * k), numbers(2, n * k));
             for threads in [1, 3] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -189,18 +271,42 @@ mod tests {
                 }
             }
         }
+        assert_eq!(product(&[], 2, &[], 3, 0), [0.0; 6]);
+        assert!(product(&[], 0, &[1.0], 1, 1).is_empty());
+    }
+
+    #[test]
+    fn a_dot_product_has_the_documented_bits() {
+        for k in [0, 1, 15, 16, 37, 288] {
+            let (a, b) = (numbers(1, k), numbers(2, k));
+            let mut sums = [0f32; LANES];
+            for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+                sums[i % LANES] = a.mul_add(*b, sums[i % LANES]);
+            }
+            for width in [8, 4, 2, 1] {
+                (0..width).for_each(|l| sums[l] += sums[l + width]);
+            }
+            assert_eq!(dot(&a, &b).to_bits(), sums[0].to_bits());
+        }
     }
 
     #[test]
     fn second_moments_are_sums_of_products_of_columns() {
-        let (rows, k) = (37, 21);
-        let x = numbers(3, rows * k);
-        let mut moment = vec![1f32; k * k];
-        add_second_moment(&x, rows, k, &mut moment);
-        for i in 0..k {
-            for j in i..k {
-                let column = |c: usize| (0..rows).map(|r| x[r * k + c]).collect::<Vec<_>>();
-                assert_eq!(moment[i * k + j], 1.0 + plain(&column(i), &column(j)));
+        for (rows, k) in [(37, 21), (300, 70), (2, 131), (0, 3)] {
+            let x = numbers(3, rows * k);
+            for threads in [1, 3] {
+                let mut moment = vec![1f32; k * k];
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| add_second_moment(&x, rows, k, &mut moment));
+                for i in 0..k {
+                    for j in i..k {
+                        let column = |c: usize| (0..rows).map(|r| x[r * k + c]).collect::<Vec<_>>();
+                        let (a, b) = (column(i), column(j));
+                        let stretches = a.chunks(STRETCH).zip(b.chunks(STRETCH));
+                        let expected = stretches.fold(1.0, |sum, (a, b)| sum + plain(a, b));
+                        assert_eq!(moment[i * k + j], expected, "{rows} {k}");
+                    }
+                }
             }
         }
     }

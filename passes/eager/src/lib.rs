@@ -20,3 +20,4 @@ pub use bessemer_ir::exec::{Logits, SequenceRows, Wanted};
 pub use error::EagerError;
 pub use executor::{Eager, EagerOptions, WeightFormat};
 pub use streamed::{Observer, Streamed};
+pub use vector::vectorised;

@@ -15,6 +15,10 @@ use std::ops::Range;
 pub trait Observer: Send {
     /// The input of a linear, rows of `width` elements.
     fn linear(&mut self, _linear: NodeId, _x: &[f32], _width: usize) {}
+    /// A window has gone through a segment. An error stops the run.
+    fn window(&mut self) -> Result<(), String> {
+        Ok(())
+    }
     /// All windows have gone through the linears of a segment. An error stops the run.
     fn segment(&mut self, _done: usize, _of: usize) -> Result<(), String> {
         Ok(())
@@ -93,6 +97,7 @@ impl<'a> Streamed<'a> {
                 for (value, _) in values.iter_mut().zip(nodes).filter(|(_, n)| light(&n.op)) {
                     *value = None;
                 }
+                observer.window().map_err(|why| EagerError::Stopped { why })?;
             }
             let segment = observer.segment(s + 1, self.segments.len());
             segment.map_err(|why| EagerError::Stopped { why })?;

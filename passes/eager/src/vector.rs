@@ -20,7 +20,7 @@ impl<R, F: FnMut() -> R> WithSimd for Loops<F> {
 /// Runs `f` compiled for the vector instructions that this machine has. It and what it calls must be `#[inline(always)]`: whatever stays
 /// a function of its own is compiled for the least machine. So does the `FnOnce` of a closure, which nothing can mark; hence `FnMut`.
 #[inline(always)]
-pub(crate) fn vectorised<R>(f: impl FnMut() -> R) -> R {
+pub fn vectorised<R>(f: impl FnMut() -> R) -> R {
     Arch::new().dispatch(Loops(f))
 }
 

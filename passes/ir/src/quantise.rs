@@ -92,6 +92,36 @@ impl Group {
         }
     }
 
+    /// What rounding to nearest loses of each of some values: `value(nearest(v)) - v`, without a choice of element inside the loop.
+    #[inline(always)]
+    pub fn errors(&self, scheme: &QuantScheme, values: &[f32], out: &mut [f32]) {
+        let (Elem::U(_) | Elem::S(_)) = scheme.elem else {
+            for (o, v) in out.iter_mut().zip(values) {
+                *o = self.value(scheme, self.nearest(scheme, *v)) - v;
+            }
+            return;
+        };
+        let (low, high) = scheme.elem.range();
+        let low = if let Elem::S(_) = scheme.elem { -high } else { low };
+        // Of a value and of its code, so that one loop serves every kind of offset.
+        let (before, between, after) = match scheme.offset {
+            Offset::None => (0.0, 0.0, 0.0),
+            Offset::Const(c) => (0.0, c as f32, 0.0),
+            Offset::Float(_) => (self.offset, 0.0, self.offset),
+            Offset::Zero(_) => (0.0, 0.0, self.offset),
+        };
+        let (scale, shift) = (self.scale, self.shift);
+        if scale == 0.0 {
+            let value = self.value(scheme, shift.clamp(low, high));
+            out.iter_mut().zip(values).for_each(|(o, v)| *o = value - v);
+            return;
+        }
+        for (o, v) in out.iter_mut().zip(values) {
+            let code = (((v - before) / scale).round_ties_even() + shift).clamp(low, high);
+            *o = (code - between) * scale + after - v;
+        }
+    }
+
     /// The value of a code.
     #[inline]
     pub fn value(&self, scheme: &QuantScheme, code: f32) -> f32 {
@@ -258,6 +288,24 @@ mod tests {
                 let nearest = nearest.fold(f32::INFINITY, f32::min);
                 let found = (q.value(i / K, i % K) - x).abs();
                 assert!(found <= nearest * 1.0001 + 1e-6, "{scheme} at {i}: {found} {nearest}");
+            }
+        }
+    }
+
+    #[test]
+    fn errors_are_those_of_the_nearest_codes() {
+        let mut x = numbers();
+        x.truncate(K);
+        for scheme in
+            ["s8:f32x32", "u4:f16x32+f16", "u4:f16x32-8", "u4:f16x32-u8", "iq4:f16x32", "e4m3:f32x0"]
+        {
+            let scheme: QuantScheme = scheme.parse().unwrap();
+            for range in [(-1.0, 1.0), (-0.3, 0.5), (0.0, 0.0)] {
+                let group = Group::of_range(&scheme, range);
+                let mut errors = vec![0.0; K];
+                group.errors(&scheme, &x, &mut errors);
+                let expected = x.iter().map(|v| group.value(&scheme, group.nearest(&scheme, *v)) - v);
+                assert_eq!(errors, expected.collect::<Vec<_>>(), "{scheme} {range:?}");
             }
         }
     }
