@@ -39,6 +39,8 @@ pub enum Amount {
     Bytes(u64),
     /// Pieces of work that take about as long as each other.
     Pieces(usize),
+    /// Multiplications, or whatever else time is in proportion to.
+    Work(u64),
 }
 
 /// Progress that nobody watches.

@@ -76,6 +76,9 @@ pub enum CompileError {
     /// Calibration or the measurement of quality failed.
     #[error("calibration: {0}")]
     Calibration(String),
+    /// A file of statistics cannot be used.
+    #[error(transparent)]
+    Statistics(#[from] crate::calibrate::StatisticsError),
     /// A tuning cache cannot be used.
     #[error(transparent)]
     Tuning(#[from] crate::tuning::TuningError),

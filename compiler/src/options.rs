@@ -1,6 +1,6 @@
 //! Options of a compilation: what shapes the bytes of an engine, and what does not.
 
-use crate::calibrate::{Budget, Corpus};
+use crate::calibrate::{Budget, Corpus, Statistics};
 use crate::tuning::Tuning;
 use bessemer_calibrate::Method;
 use bessemer_format::manifest::Hash;
@@ -9,6 +9,7 @@ use bessemer_passes::{Override, PrecisionPolicy};
 use bessemer_targets::{Tactic, Targets};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Options that shape an engine's bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,8 @@ pub struct CompileOptions {
     pub method: Method,
     /// On what text, where the method needs one.
     pub calibration: Corpus,
+    /// What was gathered on a text before, in place of `calibration`.
+    pub statistics: Option<Arc<Statistics>>,
     /// The text on which the loss by rounding is measured, which the engine's report then holds.
     pub measure: Option<Corpus>,
     /// Compute in f32 even where integer kernels exist: slower, without rounding of activations.
@@ -48,6 +51,7 @@ impl Default for CompileOptions {
             budget: None,
             method: Method::Rtn,
             calibration: Corpus::calibration(),
+            statistics: None,
             measure: None,
             f32_activations: false,
             disable: Vec::new(),
@@ -69,6 +73,7 @@ impl CompileOptions {
             budget,
             method,
             calibration,
+            statistics,
             measure,
             f32_activations,
             disable,
@@ -94,7 +99,10 @@ impl CompileOptions {
         pairs.extend(budget.iter().map(|budget| ("budget".into(), budget.to_string())));
         if method.calibrates() || budget.is_some() {
             pairs.push(("method".into(), method.to_string()));
-            pairs.push(("calibration".into(), calibration.to_string()));
+            pairs.push(match statistics {
+                Some(file) => ("statistics".into(), file.hash().to_string()),
+                None => ("calibration".into(), calibration.to_string()),
+            });
         }
         pairs.extend(measure.iter().map(|corpus| ("measure".into(), corpus.to_string())));
         pairs

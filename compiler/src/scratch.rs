@@ -70,6 +70,11 @@ impl Scratch {
     }
 }
 
+/// A result without the hash that ends it.
+pub(crate) fn body(result: &Bytes) -> &[u8] {
+    result.split_last_chunk::<32>().map_or(&[], |(body, _)| body)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! The bytes of an engine are a function of source, options and version, and of nothing else.
 
-use bessemer_compiler::calibrate::{Corpus, Text};
+use bessemer_compiler::calibrate::{Corpus, Statistics, StatisticsError, Text, gather};
+use bessemer_compiler::import::Checkpoint;
 use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_compiler::{CompileError, Method, Progress, Silent, compile};
 use bessemer_passes::PrecisionPolicy;
@@ -101,6 +102,98 @@ fn verify_weights(engine: &Path) {
     bessemer_runtime::Engine::open(engine).unwrap().verify().unwrap();
 }
 
+/// Statistics of the fixture, by way of a file.
+fn gathered(out: &Path, threads: usize, progress: &dyn Progress) -> Result<Statistics, CompileError> {
+    let checkpoint = Checkpoint::open(fixture("gqa_untied")).unwrap();
+    let run = RunOptions { threads, ..RunOptions::default() };
+    gather(&checkpoint, out, &calibrated(Method::Awq), &run, progress)?;
+    Ok(Statistics::open(out)?)
+}
+
+#[test]
+fn statistics_in_a_file_are_those_of_any_thread_count_and_of_a_run_that_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let one = gathered(&path("one.stats"), 1, &Silent).unwrap();
+    let bytes = std::fs::read(path("one.stats")).unwrap();
+    gathered(&path("three.stats"), 3, &Silent).unwrap();
+    assert!(bytes == std::fs::read(path("three.stats")).unwrap());
+
+    let out = path("killed.stats");
+    let kept = || {
+        let folders = std::fs::read_dir(path("killed.stats.partial")).into_iter().flatten();
+        folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count()).sum::<usize>()
+    };
+    let mut before = 0;
+    // Halves of layers have 32 and 24 pieces.
+    for after in [40, 70, 110] {
+        let killed = Killed { after, done: 0.into() };
+        let stopped = gathered(&out, 2, &killed);
+        assert!(matches!(stopped, Err(CompileError::Interrupted)), "after {after}: {stopped:?}");
+        assert!(!out.exists() && kept() > before, "after {after}: {} results", kept());
+        before = kept();
+    }
+    gathered(&out, 2, &Silent).unwrap();
+    assert!(bytes == std::fs::read(&out).unwrap());
+    assert_eq!(kept(), 0, "what is in the file is not kept beside it");
+
+    let statistics = Some(std::sync::Arc::new(one));
+    for method in [Method::Awq, Method::Gptq, Method::AwqGptq] {
+        let compile = |options: &CompileOptions, name: &str, threads| {
+            let run = RunOptions { threads, ..RunOptions::default() };
+            compile(&fixture("gqa_untied"), &path(name), options, &run, None, &Silent).unwrap()
+        };
+        let text = compile(&calibrated(method), "text.engine", 1);
+        let options = CompileOptions { statistics: statistics.clone(), ..calibrated(method) };
+        let (a, b) = (compile(&options, "a.engine", 1), compile(&options, "b.engine", 3));
+        assert_eq!(a.sha256, b.sha256, "{method}");
+        // The same codes; the manifest names another input.
+        assert_eq!(text.quality, a.quality, "{method}");
+        assert_ne!(text.sha256, a.sha256);
+        let engine = bessemer_runtime::Engine::open(path("a.engine")).unwrap();
+        let hash = statistics.as_ref().unwrap().hash().to_string();
+        assert!(engine.manifest().options.contains(&("statistics".into(), hash)), "{method}");
+    }
+}
+
+#[test]
+fn statistics_that_are_damaged_or_of_another_source_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.stats");
+    let statistics = gathered(&path, 2, &Silent).unwrap();
+    let compile = |source: &str, statistics: Statistics| {
+        let statistics = Some(std::sync::Arc::new(statistics));
+        let options = CompileOptions { statistics, ..calibrated(Method::Gptq) };
+        let out = folder.path().join("m.engine");
+        compile(&fixture(source), &out, &options, &RunOptions::default(), None, &Silent)
+    };
+    let other = compile("gqa_tied", statistics);
+    assert!(matches!(other, Err(CompileError::Statistics(StatisticsError::Source { .. }))), "{other:?}");
+
+    let bytes = std::fs::read(&path).unwrap();
+    let opened = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        Statistics::open(&path)
+    };
+    let flipped = |at: usize| {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    assert!(matches!(opened(&flipped(3)), Err(StatisticsError::Kind { .. })));
+    assert!(matches!(opened(&flipped(8)), Err(StatisticsError::Version { found: 0, .. })));
+    for at in [12, 15, 19, 40, 200] {
+        assert!(matches!(opened(&flipped(at)), Err(StatisticsError::Damaged { .. })), "{at}");
+    }
+    for len in [0, 7, 11, 19, 100] {
+        assert!(opened(&bytes[..len]).is_err(), "{len}");
+    }
+    let moment = compile("gqa_untied", opened(&flipped(bytes.len() - 1)).unwrap());
+    assert!(matches!(moment, Err(CompileError::Statistics(StatisticsError::Damaged { .. }))), "{moment:?}");
+    let cut = compile("gqa_untied", opened(&bytes[..bytes.len() - 1]).unwrap());
+    assert!(matches!(cut, Err(CompileError::Statistics(StatisticsError::Damaged { .. }))), "{cut:?}");
+}
+
 /// Stops after so many pieces of work.
 struct Killed {
     after: i64,
@@ -130,7 +223,8 @@ fn a_killed_calibration_goes_on_where_it_was() {
         files.map(|f| f.unwrap()).map(|f| (f.path(), f.metadata().unwrap().modified().unwrap())).collect()
     };
     let mut kept = files();
-    for after in [4, 12, 22] {
+    // While statistics are gathered, then among the scales, then among the codes.
+    for after in [40, 126, 18] {
         let killed = Killed { after, done: 0.into() };
         let stopped = compile(&fixture("gqa_untied"), &out, &options, &run, None, &killed);
         assert!(matches!(stopped, Err(CompileError::Interrupted)), "after {after}: {stopped:?}");

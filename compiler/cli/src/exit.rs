@@ -159,6 +159,7 @@ impl From<bessemer_compiler::CompileError> for Failure {
             | CompileError::Text(_)
             | CompileError::Vocabulary { .. }
             | CompileError::Calibration(_)
+            | CompileError::Statistics(_)
             | CompileError::Weight { .. } => Code::Source,
             CompileError::Pass(PassError::Unknown { .. })
             | CompileError::Target(TargetError::UnknownTarget { .. } | TargetError::Several { .. }) => {

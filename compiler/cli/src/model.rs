@@ -78,6 +78,36 @@ impl HubArgs {
     }
 }
 
+/// The text that calibration reads.
+#[cfg(feature = "compile")]
+#[derive(Args, Clone, Debug)]
+pub struct CalibrationArgs {
+    /// Text to calibrate on, a file or a folder of files; a sample of stories if nobody names one
+    #[arg(long, value_name = "FILE|DIR")]
+    calib: Option<PathBuf>,
+
+    /// Windows of the calibration text
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    calib_windows: usize,
+
+    /// Tokens of a window of the calibration text
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    calib_window: usize,
+}
+
+#[cfg(feature = "compile")]
+impl CalibrationArgs {
+    /// The text.
+    pub fn corpus(&self) -> Result<bessemer_compiler::calibrate::Corpus, Failure> {
+        use bessemer_compiler::calibrate::Corpus;
+        let (windows, window) = (self.calib_windows, self.calib_window);
+        Ok(match &self.calib {
+            Some(path) => Corpus::read(path, windows, window)?,
+            None => Corpus { windows, window, ..Corpus::calibration() },
+        })
+    }
+}
+
 /// Where compiled engines are kept.
 #[cfg(feature = "compile")]
 #[derive(Args, Clone, Debug, Default)]

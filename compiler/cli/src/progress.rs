@@ -26,6 +26,9 @@ pub enum Unit {
     Bytes,
     /// Anything else.
     Items,
+    /// What only its share of the whole says something about.
+    #[cfg_attr(not(feature = "compile"), expect(dead_code, reason = "only compiling weighs its work"))]
+    Work,
 }
 
 struct State {
@@ -73,11 +76,13 @@ impl Meter {
         } else if state.printed.elapsed() > LINE_EVERY {
             state.printed = Instant::now();
             let percent = 100.0 * state.done as f64 / state.total.max(1) as f64;
+            let left = left(state.started.elapsed(), state.done, state.total);
             let amount = match state.unit {
-                Unit::Bytes => format!("{} of {}", Size(state.done), Size(state.total)),
-                Unit::Items => format!("{} of {}", state.done, state.total),
+                Unit::Bytes => format!("{} of {}, ", Size(state.done), Size(state.total)),
+                Unit::Items => format!("{} of {}, ", state.done, state.total),
+                Unit::Work => String::new(),
             };
-            eprintln!("{}: {percent:.0} % ({amount})", state.what);
+            eprintln!("{}: {percent:.0} % ({amount}{left} left)", state.what);
         }
     }
 
@@ -86,6 +91,7 @@ impl Meter {
         let amount = match state.unit {
             Unit::Bytes => "{binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}",
             Unit::Items => "{pos} of {len}",
+            Unit::Work => "{percent} %",
         };
         // indicatif leaves colours out by itself when NO_COLOR is set.
         let template = format!("{{msg:14}} {{bar:30.cyan/blue}} {amount}, {{eta}} left");
@@ -97,6 +103,16 @@ impl Meter {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// How long the rest takes if it goes on as it went: the mean over all of it, which few slow pieces do not sway.
+fn left(elapsed: Duration, done: u64, total: u64) -> String {
+    let seconds = elapsed.as_secs_f64() * total.saturating_sub(done) as f64 / done.max(1) as f64;
+    match seconds {
+        s if s < 99.5 => format!("{s:.0} s"),
+        s if s < 5970.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
     }
 }
 
@@ -120,6 +136,7 @@ impl bessemer_compiler::Progress for Meter {
         let (total, unit) = match total {
             bessemer_compiler::Amount::Bytes(bytes) => (bytes, Unit::Bytes),
             bessemer_compiler::Amount::Pieces(pieces) => (pieces as u64, Unit::Items),
+            bessemer_compiler::Amount::Work(work) => (work, Unit::Work),
         };
         self.start_in(what, total, unit);
     }
@@ -130,5 +147,18 @@ impl bessemer_compiler::Progress for Meter {
 
     fn cancelled(&self) -> bool {
         crate::interrupt::requested()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_goes_on_as_it_went() {
+        assert_eq!(left(Duration::from_secs(10), 1, 4), "30 s");
+        assert_eq!(left(Duration::from_secs(100), 25, 100), "5 min");
+        assert_eq!(left(Duration::from_secs(3600), 1, 3), "2.0 h");
+        assert_eq!(left(Duration::from_secs(5), 7, 7), "0 s");
     }
 }

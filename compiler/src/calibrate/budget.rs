@@ -2,7 +2,7 @@
 //! every size, and of those the engine gets the smallest that holds on text that nothing was calibrated on.
 
 use super::quality::Base;
-use super::{Calibrate, Codes, Ground, Reading, reading, recipe, result_name};
+use super::{Calibrate, Codes, Ground, Moments, Reading, reading, recipe, result_name};
 use crate::compile::Amount;
 use crate::error::CompileError;
 use bessemer_calibrate::Grid;
@@ -177,7 +177,7 @@ impl Calibrate<'_> {
             matrices.push((recipe.matrix(), recipe.scheme(), self.sample(source, *node, SAMPLED_ROWS)?));
         }
         let prepared = match reading {
-            Some(reading) if ground.statistics.is_some() => {
+            Some(reading) if !matches!(ground.moments, Moments::None) => {
                 Some(self.prepare(source, reading, &[], ground)?)
             }
             _ => None,

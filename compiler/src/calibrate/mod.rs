@@ -5,9 +5,11 @@
 
 mod budget;
 mod quality;
+mod statistics;
 mod text;
 
 pub use budget::Budget;
+pub use statistics::{Channels, Gathered, OUTLIER, Statistics, StatisticsError, gather};
 pub use text::{Corpus, Text};
 
 use crate::compile::{Amount, Progress, source_hash};
@@ -18,7 +20,7 @@ use crate::scratch::Scratch;
 use bessemer_calibrate::awq::{self, Sample};
 use bessemer_calibrate::gptq::Factor;
 use bessemer_calibrate::{Gather, Grid, Moment, grid};
-use bessemer_eager::Streamed;
+use bessemer_eager::{Observer, Streamed};
 use bessemer_format::QuantScheme;
 use bessemer_format::file::Bytes;
 use bessemer_format::manifest::Hash;
@@ -26,13 +28,15 @@ use bessemer_format::rows::Rows;
 use bessemer_ir::{Graph, NodeId, Op, Origin, Recipe, Value, WeightSource, rounded};
 use bessemer_passes::pipeline::{Context, EQUALISE, Refine, apply};
 use bessemer_passes::{Pair, Scale, pairs, scheme_of};
-use std::collections::BTreeMap;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Rows of a weight that stand for it in the search of scales.
-const SAMPLED_ROWS: usize = 256;
-/// Elements of a weight that are rounded at a time.
-const BLOCK: usize = 16 << 20;
+/// Rows of a weight that stand for it in the search of scales and in the report: so many elements, between these numbers of rows.
+const SAMPLED: usize = 1 << 19;
+const SAMPLED_ROWS: std::ops::RangeInclusive<usize> = 64..=256;
+/// Rows of a weight that a thread rounds at a time.
+const ROWS: usize = 64;
 
 /// Codes that calibration has made, by key.
 #[derive(Default)]
@@ -89,9 +93,42 @@ pub(crate) struct Calibrate<'a> {
 /// What rounding stands on: the calibration text, what was gathered of it, and a place for results.
 pub(crate) struct Ground {
     windows: Vec<Vec<u32>>,
-    /// `None` for a method that needs none.
-    statistics: Option<Scratch>,
+    moments: Moments,
     results: Scratch,
+}
+
+/// Where the moments of inputs are.
+enum Moments {
+    /// A method that needs none.
+    None,
+    /// Gathered by this compilation or one before it.
+    Scratch(Scratch),
+    /// Given. Inputs by the weight that the file names them by.
+    File(Arc<Statistics>, BTreeMap<Value, String>),
+}
+
+impl Ground {
+    /// The moment of an input.
+    fn moment(&self, input: Value) -> Result<Moment, CompileError> {
+        if let Moments::File(file, names) = &self.moments {
+            return Ok(file.moment(names.get(&input).map_or("", String::as_str))?);
+        }
+        let moment = self.encoded(input)?;
+        Moment::decode(&moment).map(|(moment, _)| moment).ok_or_else(|| damaged(input))
+    }
+
+    /// The moment of an input, as it was gathered into the scratch.
+    fn encoded(&self, input: Value) -> Result<Bytes, CompileError> {
+        let Moments::Scratch(scratch) = &self.moments else { return Err(damaged(input)) };
+        scratch.get(&moment_name(input))?.ok_or_else(|| damaged(input))
+    }
+}
+
+fn damaged(input: Value) -> CompileError {
+    CompileError::Calibration(format!(
+        "the statistics of input {} are damaged; empty the scratch folder",
+        value_name(input)
+    ))
 }
 
 impl Calibrate<'_> {
@@ -101,18 +138,37 @@ impl Calibrate<'_> {
         if !method.calibrates() && self.options.budget.is_none() {
             return Ok(None);
         }
-        let windows = self.options.calibration.cut(self.checkpoint)?;
-        let source = match self.run.source_hash {
-            Some(known) => known,
-            None => source_hash(self.checkpoint, self.progress)?,
+        self.ground_on(graph, self.source()?, method.calibrates()).map(Some)
+    }
+
+    /// Hash of the source.
+    fn source(&self) -> Result<Hash, CompileError> {
+        self.run.source_hash.map_or_else(|| source_hash(self.checkpoint, self.progress), Ok)
+    }
+
+    /// The calibration text and, if there shall be `moments`, those of every input of a linear.
+    fn ground_on(&self, graph: &Graph, source: Hash, moments: bool) -> Result<Ground, CompileError> {
+        let given = self.options.statistics.as_ref();
+        let windows = match given {
+            Some(file) => {
+                file.check(source)?;
+                file.windows().to_vec()
+            }
+            None => self.options.calibration.cut(self.checkpoint)?,
         };
-        let inputs = format!("{}\n{source}\n{}", bessemer_format::PRODUCER, text::hash_of(&windows));
+        let on = statistics::on(given.map(|file| &**file), &windows);
+        let inputs = format!("{}\n{source}\n{on}", bessemer_format::PRODUCER);
         let scratch = |what: &str| Scratch::new(self.run.scratch.as_deref(), &format!("{what}\n{inputs}"));
-        let statistics = method.calibrates().then(|| scratch("statistics")).transpose()?;
-        if let Some(statistics) = &statistics {
-            self.gather(graph, &windows, statistics)?;
-        }
-        Ok(Some(Ground { windows, statistics, results: scratch(&format!("codes {method}"))? }))
+        let moments = match given {
+            _ if !moments => Moments::None,
+            Some(file) => Moments::File(file.clone(), statistics::names(graph)),
+            None => {
+                let scratch = scratch("statistics")?;
+                self.gather(graph, &windows, &scratch)?;
+                Moments::Scratch(scratch)
+            }
+        };
+        Ok(Ground { windows, moments, results: scratch(&format!("codes {}", self.options.method))? })
     }
 
     /// Scales, then rounds the weights of a canonical graph as the context says. Weights that it leaves alone (tables that are only
@@ -149,30 +205,28 @@ impl Calibrate<'_> {
         if scratch.holds("complete") {
             return Ok(());
         }
-        let streamed = Streamed::new(graph, self.checkpoint, self.run.threads).map_err(eager)?;
+        // What an interrupted run has gathered is not gathered again; its activations are made again.
+        let held = |input: Value| scratch.holds(&moment_name(input));
+        let work = work(graph, &held);
+        let tokens: usize = windows.iter().map(Vec::len).sum();
+        self.progress
+            .start("calibrate: statistics", Amount::Work(tokens as u64 * work.values().sum::<u64>()));
         let mut failure = None;
-        let mut started = false;
-        let progress = self.progress;
-        let mut sink = |done: usize, of: usize, moments: Vec<(Value, Moment)>| {
-            if !std::mem::replace(&mut started, true) {
-                progress.start("calibrate: statistics", Amount::Pieces(of));
-            }
-            let _ = done;
-            progress.advance(1);
+        let mut sink = |_: usize, _: usize, moments: Vec<(Value, Moment)>| {
             let kept =
                 moments.iter().try_for_each(|(input, m)| scratch.put(&moment_name(*input), &m.encode()));
-            let stopped = if progress.cancelled() { Err(CompileError::Interrupted) } else { Ok(()) };
-            kept.and(stopped).map_err(|e| {
+            kept.map_err(|e| {
                 let message = e.to_string();
                 failure = Some(e);
                 message
             })
         };
-        // What an interrupted run has gathered is not gathered again; its activations are made again.
-        let held = |input: Value| scratch.holds(&moment_name(input));
-        let ran = streamed.run(windows, &mut Gather::new(graph, &held, &mut sink));
+        let gather = Gather::new(graph, &held, &mut sink);
+        let streamed = Streamed::new(graph, self.checkpoint, self.run.threads).map_err(eager)?;
+        let ran = streamed.run(windows, &mut Watched { gather, work, progress: self.progress });
         match (failure, ran) {
             (Some(e), _) => Err(e),
+            (None, Err(_)) if self.progress.cancelled() => Err(CompileError::Interrupted),
             (None, ran) => {
                 ran.map_err(eager)?;
                 scratch.put("complete", &[])
@@ -183,10 +237,15 @@ impl Calibrate<'_> {
     /// The scales of every pair whose readers are all rounded.
     fn scales(&self, graph: &Graph, weights: &[Weight], ground: &Ground) -> Result<Vec<Scale>, CompileError> {
         let pairs = pairs(graph);
-        self.progress.start("calibrate: scales", Amount::Pieces(pairs.len()));
+        let work = |pair: &Pair| {
+            let k = graph.ty(pair.input).const_dim(1).unwrap_or(1);
+            k * k * pair.readers.len() as u64
+        };
+        self.progress.start("calibrate: scales", Amount::Work(pairs.iter().map(&work).sum()));
         let mut scales = Vec::new();
         for pair in pairs {
             self.go_on()?;
+            let done = work(&pair);
             let readers: Option<Vec<&Weight>> =
                 pair.readers.iter().map(|r| weights.iter().find(|w| w.node == *r)).collect();
             if let Some(readers) = readers {
@@ -206,7 +265,7 @@ impl Calibrate<'_> {
                     scales.push(Scale { pair, by });
                 }
             }
-            self.progress.advance(1);
+            self.progress.advance(done);
         }
         Ok(scales)
     }
@@ -218,10 +277,11 @@ impl Calibrate<'_> {
         readers: &[&Weight],
         ground: &Ground,
     ) -> Result<Vec<f32>, CompileError> {
-        let moment = moment(ground, pair.input)?;
-        let samples = readers
-            .iter()
-            .map(|w| Ok(Sample { values: self.sample(graph, w.node, SAMPLED_ROWS)?, scheme: w.scheme }));
+        let moment = ground.moment(pair.input)?;
+        let samples = readers.iter().map(|w| {
+            let values = self.sample(graph, w.node, sampled_rows(moment.k))?;
+            Ok(Sample { values, scheme: w.scheme })
+        });
         let samples: Vec<Sample> = samples.collect::<Result<_, CompileError>>()?;
         let share = |i: usize| pair.scale_of(i, moment.k);
         let found = awq::search(&samples, &moment, pair.scales, &share);
@@ -236,7 +296,12 @@ impl Calibrate<'_> {
         scales: &[Scale],
         ground: &Ground,
     ) -> Result<Codes, CompileError> {
-        self.progress.start("calibrate: codes", Amount::Pieces(weights.len()));
+        let work = |graph: &Graph, weight: &Weight| -> Result<u64, CompileError> {
+            let (n, k) = recipe(graph, weight.node)?.matrix();
+            Ok((n * k) as u64)
+        };
+        let all = weights.iter().map(|w| work(graph, w)).sum::<Result<u64, _>>()?;
+        self.progress.start("calibrate: codes", Amount::Work(all));
         let results = &ground.results;
         let mut codes = Codes { _scratch: results.guard(), ..Codes::default() };
         // Weights that share an input follow each other, and share what is made of its moment.
@@ -278,7 +343,7 @@ impl Calibrate<'_> {
             graph
                 .set_op(weight.node, Op::Const { recipe })
                 .map_err(|e| CompileError::Calibration(e.to_string()))?;
-            self.progress.advance(1);
+            self.progress.advance(work(graph, weight)?);
         }
         Ok(codes)
     }
@@ -290,16 +355,17 @@ impl Calibrate<'_> {
         scales: &[Scale],
         ground: &Ground,
     ) -> Result<Prepared, CompileError> {
-        let mut moment = moment(ground, input)?;
+        let mut moment = ground.moment(input)?;
         if let Some(table) = table {
             // Rows are read as they are, too. Of both uses the errors count relative to their sizes.
-            let values = self.sample(graph, table, SAMPLED_ROWS)?;
+            let values = self.sample(graph, table, sampled_rows(moment.k))?;
             let product = awq::squared(&values, &moment.full(), moment.k);
             let rows: f64 = values.iter().map(|v| f64::from(v * v)).sum();
             moment = moment.plus_diagonal(if rows > 0.0 { (product / rows) as f32 } else { 0.0 });
         }
         if let Some(scale) = scales.iter().find(|s| s.pair.input == input) {
-            moment = moment.divided(&scale.pair.expand(&scale.by, moment.k));
+            let by = scale.pair.expand(&scale.by, moment.k);
+            moment = moment.divided(&by);
         }
         let factor = self.options.method.compensates().then(|| Factor::new(&moment)).transpose();
         Ok(Prepared { full: moment.full(), factor: factor.map_err(CompileError::Calibration)?, k: moment.k })
@@ -317,20 +383,29 @@ impl Calibrate<'_> {
         }
     }
 
-    /// The codes of a weight, then the sums of squares of what its outputs lose and of what they are.
+    /// The codes of a weight, then of sampled rows the sums of squares of what outputs lose and of what they are.
     fn codes(&self, graph: &Graph, weight: &Weight, prepared: &Prepared) -> Result<Vec<u8>, CompileError> {
         let (n, k) = recipe(graph, weight.node)?.matrix();
-        let (mut out, mut lost, mut size) = (Vec::new(), 0.0, 0.0);
-        let step = (BLOCK / k.max(1)).max(1);
-        for start in (0..n).step_by(step) {
+        let step = n.div_ceil(sampled_rows(k)).max(1);
+        let pieces = (0..n.div_ceil(ROWS)).into_par_iter().map(|piece| {
             self.go_on()?;
-            let values = self.values(graph, weight.node, start..n.min(start + step))?;
-            let rows = self.rounded(&weight.scheme, &values, prepared);
-            let error: Vec<f32> = rows.values().iter().zip(&values).map(|(q, v)| q - v).collect();
-            lost += awq::squared(&error, &prepared.full, prepared.k);
-            size += awq::squared(&values, &prepared.full, prepared.k);
-            out.extend(rounded::encode(&rows));
-        }
+            let rows = piece * ROWS..n.min((piece + 1) * ROWS);
+            let values = self.values(graph, weight.node, rows.clone())?;
+            let rounded = self.rounded(&weight.scheme, &values, prepared);
+            let sampled = rows.clone().filter(|r| r % step == 0).map(|r| r - rows.start);
+            let (mut errors, mut sizes) = (Vec::new(), Vec::new());
+            for row in sampled {
+                let values = &values[row * k..(row + 1) * k];
+                errors.extend(values.iter().enumerate().map(|(i, v)| rounded.value(row, i) - v));
+                sizes.extend(values);
+            }
+            Ok((rounded::encode(&rounded), errors, sizes))
+        });
+        let pieces = pieces.collect::<Result<Vec<(Vec<u8>, Vec<f32>, Vec<f32>)>, CompileError>>()?;
+        let squared = |values: Vec<f32>| awq::squared(&values, &prepared.full, prepared.k);
+        let lost = squared(pieces.iter().flat_map(|(_, errors, _)| errors).copied().collect());
+        let size = squared(pieces.iter().flat_map(|(.., sizes)| sizes).copied().collect());
+        let mut out = pieces.into_iter().map(|(codes, ..)| codes).collect::<Vec<_>>().concat();
         out.extend(lost.to_le_bytes());
         out.extend(size.to_le_bytes());
         Ok(out)
@@ -360,6 +435,48 @@ impl Calibrate<'_> {
 
     fn go_on(&self) -> Result<(), CompileError> {
         if self.progress.cancelled() { Err(CompileError::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Multiplications a token of every linear: those of its product, and of the moment of its input if it is the first to read one that is not
+/// `held`.
+fn work(graph: &Graph, held: &dyn Fn(Value) -> bool) -> BTreeMap<NodeId, u64> {
+    let mut seen = BTreeSet::new();
+    let linear = |node: NodeId| {
+        let operands = graph.operands(node);
+        let (Op::Linear { .. }, [input, weight, ..]) = (graph.op(node), &operands[..]) else { return None };
+        let Op::Const { recipe } = graph.op(weight.node) else { return None };
+        let (n, k) = recipe.matrix();
+        // The product that makes logits is left out.
+        let last =
+            graph.uses(node.into()).iter().all(|(reader, _)| matches!(graph.op(*reader), Op::Output {}));
+        let product = if last { 0 } else { n * k };
+        let moment = if !held(*input) && seen.insert(*input) { k * k / 2 } else { 0 };
+        Some((node, (product + moment) as u64))
+    };
+    graph.order().into_iter().filter_map(linear).collect()
+}
+
+/// Gathers, and tells how far it is.
+struct Watched<'a> {
+    gather: Gather<'a>,
+    work: BTreeMap<NodeId, u64>,
+    progress: &'a dyn Progress,
+}
+
+impl Observer for Watched<'_> {
+    fn linear(&mut self, linear: NodeId, x: &[f32], width: usize) {
+        self.gather.linear(linear, x, width);
+        let rows = x.len().checked_div(width).unwrap_or(0);
+        self.progress.advance(rows as u64 * self.work.get(&linear).copied().unwrap_or(0));
+    }
+
+    fn window(&mut self) -> Result<(), String> {
+        if self.progress.cancelled() { Err("interrupted".into()) } else { Ok(()) }
+    }
+
+    fn segment(&mut self, done: usize, of: usize) -> Result<(), String> {
+        self.gather.segment(done, of)
     }
 }
 
@@ -393,6 +510,11 @@ fn reading(graph: &Graph, node: NodeId) -> Option<Reading> {
     linears.iter().all(linear).then_some(Reading { input, table: (!tables.is_empty()).then_some(node) })
 }
 
+/// Rows of `k` elements that stand for a weight.
+fn sampled_rows(k: usize) -> usize {
+    (SAMPLED / k.max(1)).clamp(*SAMPLED_ROWS.start(), *SAMPLED_ROWS.end())
+}
+
 /// Node numbers follow from the source, so they name results among those of one source.
 fn value_name(value: Value) -> String {
     format!("{}.{}", value.node.number(), value.result)
@@ -405,17 +527,6 @@ fn moment_name(input: Value) -> String {
 /// A file name for what follows from `inputs`.
 fn result_name(what: &str, inputs: &[&str]) -> String {
     format!("{}.{what}", Hash::of(inputs.join("\n").as_bytes()))
-}
-
-fn moment(ground: &Ground, input: Value) -> Result<Moment, CompileError> {
-    let bytes = ground.statistics.as_ref().map(|s| s.get(&moment_name(input))).transpose()?.flatten();
-    let moment = bytes.and_then(|bytes| Some(Moment::decode(&bytes)?.0));
-    moment.ok_or_else(|| {
-        CompileError::Calibration(format!(
-            "the statistics of input {} are damaged; empty the scratch folder",
-            value_name(input)
-        ))
-    })
 }
 
 fn decode_scales(bytes: &[u8], count: usize) -> Option<Vec<f32>> {

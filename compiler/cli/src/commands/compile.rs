@@ -7,7 +7,7 @@ use crate::progress::{Meter, Unit};
 use crate::size::Size;
 use crate::{interrupt, json, model, paths, quality, trust};
 use bessemer_compiler::Method;
-use bessemer_compiler::calibrate::{Budget, Corpus};
+use bessemer_compiler::calibrate::{Budget, Corpus, Statistics};
 use bessemer_compiler::compile::{key, plan, prepare};
 use bessemer_compiler::import::{Checkpoint, text::text_section};
 use bessemer_compiler::tuning::{Event, TuneOptions, Tuning, TuningCache, tune};
@@ -31,6 +31,7 @@ Examples:
   bessemer compile hf:ORG/MODEL@main -o model.engine              fetch it from the Hugging Face Hub
   bessemer compile model/ -o model.engine --quality balanced      the fewest bits that hold a quality, measured
   bessemer compile model/ -o model.engine --target cpu --target cuda      one file for machines with and without a GPU
+  bessemer compile model/ -o model.engine --precision awq --calib-stats model.stats
   bessemer compile model.gguf --emit plan                         what would run, as text
   bessemer compile model.gguf --stop-after fused --emit dot | dot -Tsvg > graph.svg
   bessemer compile model.gguf --key                               the name under which the cache keeps it
@@ -97,17 +98,12 @@ pub struct Args {
     #[arg(long)]
     symmetric: bool,
 
-    /// Text to calibrate on, a file or a folder of files; a sample of stories if nobody names one
-    #[arg(long, value_name = "FILE|DIR")]
-    calib: Option<PathBuf>,
+    #[command(flatten)]
+    calibration: model::CalibrationArgs,
 
-    /// Windows of the calibration text
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    calib_windows: usize,
-
-    /// Tokens of a window of the calibration text
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    calib_window: usize,
+    /// Statistics that `bessemer calibrate` gathered, in place of a calibration text
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calib", "calib_windows", "calib_window"])]
+    calib_stats: Option<PathBuf>,
 
     /// Folder of results that are dear to compute: an interrupted calibration goes on from there
     #[arg(long, value_name = "DIR")]
@@ -342,12 +338,9 @@ impl Args {
         if method.calibrates() && !rounds && budget.is_none() {
             return Err(integers(&format!("--method {method}")));
         }
-        let calibration = match &self.calib {
-            Some(path) => Corpus::read(path, self.calib_windows, self.calib_window)?,
-            None => {
-                Corpus { windows: self.calib_windows, window: self.calib_window, ..Corpus::calibration() }
-            }
-        };
+        let calibration = self.calibration.corpus()?;
+        let statistics = self.calib_stats.as_deref().map(Statistics::open).transpose();
+        let statistics = statistics.map_err(bessemer_compiler::CompileError::from)?.map(Arc::new);
         let lossy = precision.scheme().is_some_and(|s| s != QuantScheme::F32) || !self.overrides.is_empty();
         let (windows, window) = (self.held_out_windows, self.held_out_window);
         let measure = match &self.held_out {
@@ -365,6 +358,7 @@ impl Args {
             budget,
             method,
             calibration,
+            statistics,
             measure,
             f32_activations: self.f32_activations,
             disable: self.disable.clone(),

@@ -6,6 +6,8 @@ mod bench;
 #[cfg(feature = "compile")]
 mod cache;
 #[cfg(feature = "compile")]
+mod calibrate;
+#[cfg(feature = "compile")]
 mod compile;
 mod completions;
 #[cfg(feature = "compile")]
@@ -49,6 +51,8 @@ pub struct Cli {
 pub enum Command {
     #[cfg(feature = "compile")]
     Compile(compile::Args),
+    #[cfg(feature = "compile")]
+    Calibrate(calibrate::Args),
     Run(run::Args),
     Embed(embed::Args),
     Bench(bench::Args),
@@ -79,6 +83,8 @@ impl Command {
         match self {
             #[cfg(feature = "compile")]
             Self::Compile(args) => args.run(),
+            #[cfg(feature = "compile")]
+            Self::Calibrate(args) => args.run(),
             Self::Run(args) => args.run(),
             Self::Embed(args) => args.run(),
             Self::Bench(args) => args.run(),

@@ -56,7 +56,7 @@ fn options_of(engine: &Engine) -> Result<CompileOptions, Failure> {
             "override" => options.overrides.push(value.parse().map_err(wrong)?),
             // What was measured changes no graph.
             "measure" => {}
-            "method" | "calibration" => {
+            "method" | "calibration" | "statistics" => {
                 return Err(wrong("its codes come from a calibration, which is not repeated here".into()));
             }
             _ => return Err(wrong("is not known to this version".into())),
