@@ -8,6 +8,8 @@ use crate::exec::{Inputs, Profile, Span, StepResult, Watch};
 use crate::state::{Sequence, StatePool};
 use bessemer_format::kv::TOKENS;
 use bessemer_format::manifest::KvElem;
+use bessemer_format::plan::Plan;
+use bessemer_format::variant::DeviceKind;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -133,6 +135,7 @@ impl WorkerOptions {
 pub struct Worker {
     engine: Engine,
     device: Box<dyn Device>,
+    kind: DeviceKind,
     on: String,
     state: Arc<StatePool>,
     max_rows: usize,
@@ -155,12 +158,13 @@ struct Piece {
 impl Worker {
     /// Starts the threads and reserves memory for `engine`. Nothing is committed before it is used.
     pub fn new(engine: &Engine, options: WorkerOptions) -> Result<Self, EngineError> {
-        let Started { device, memory, room, on } = device::start(engine, &options)?;
+        let Started { device, memory, room, kind, on } = device::start(engine, &options)?;
         log::debug!("worker on {on}: {} rows, {} blocks of {TOKENS} tokens", room.rows, room.blocks);
         let state = StatePool::new(engine.plan(), engine.hash(), &room.layout, room.blocks, memory);
         let max_rows = room.rows;
         Ok(Self {
             device,
+            kind,
             on,
             state: Arc::new(state),
             max_rows,
@@ -178,6 +182,16 @@ impl Worker {
     /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What it executes: the engine's plan for the device.
+    pub fn plan(&self) -> &Plan {
+        self.engine.variant(self.kind).map_or(self.engine.plan(), |variant| variant.plan)
+    }
+
+    /// The kind of device that it runs on.
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
     }
 
     /// The device that it runs on, and why that one, for people.

@@ -311,6 +311,15 @@ struct Entry {
     unsigned pointers;
     void (*call)(void**);
 };
+
+// A text as a shared library (module.h).
+struct Module {
+    const char* arch;
+    const Entry* kernels;
+    size_t count;
+    void (*run)(const char* kernel, void (*call)(void**), void** args, Index groups, unsigned threads, bool reverse);
+    void (*catch_faults)();
+};
 #define SHIM_KERNEL(name) {#name, shim::Bind<name>::pointers, shim::Bind<name>::call}
 
 }  // namespace shim

@@ -3,12 +3,13 @@
 use bessemer_format::FormatError;
 use bessemer_runtime::sample::SampleError;
 use bessemer_runtime::text::TextError;
-use bessemer_runtime::{EmbedError, EngineError, GenerateError, RunError};
+use bessemer_runtime::{DeviceError, EmbedError, EngineError, GenerateError, RunError};
 use std::fmt;
 
 /// What `--help` says about exit codes.
 pub const HELP: &str = "Exit codes: 0 ok, 1 internal error, 2 wrong usage, 3 source unsupported or damaged, \
-    4 engine refused (damaged, version, CPU), 5 budget or baseline missed, 6 device or its compiler missing, 130 interrupted.";
+    4 engine refused (damaged, version, CPU), 5 budget, memory or baseline missed, 6 device or its compiler missing, \
+    130 interrupted.";
 
 /// Exit codes. They are part of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,11 @@ impl From<EngineError> for Failure {
     fn from(e: EngineError) -> Self {
         let code = match &e {
             EngineError::Target { .. } => Code::Device,
+            EngineError::Device { why, .. } => match why {
+                DeviceError::Memory { .. } => Code::Budget,
+                DeviceError::Untrusted | DeviceError::Cache { .. } => Code::Usage,
+                _ => Code::Device,
+            },
             EngineError::MemoryLimit { .. } => Code::Budget,
             EngineError::Option { .. } => Code::Usage,
             EngineError::Resource { .. } => Code::Internal,
@@ -106,6 +112,7 @@ impl From<RunError> for Failure {
             | RunError::NoLogits => Code::Usage,
             RunError::Index { .. } => Code::Engine,
             RunError::Cancelled => Code::Interrupted,
+            RunError::Device { .. } => Code::Device,
             _ => Code::Internal,
         };
         Self::new(code, e)

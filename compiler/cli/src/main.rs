@@ -1,6 +1,7 @@
 //! The command line of Bessemer: one file a command under `commands/`, each a thin layer over the libraries.
 
 mod commands;
+mod device;
 mod exit;
 mod generate;
 mod interrupt;

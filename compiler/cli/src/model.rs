@@ -232,7 +232,7 @@ pub fn waiting() {
 }
 
 /// Opens an engine, with its machine code if the user trusts it.
-fn open(path: &Path, trust_once: bool) -> Result<Engine, Failure> {
+pub fn open(path: &Path, trust_once: bool) -> Result<Engine, Failure> {
     let claimed = claimed_hash(path).ok();
     if !trust_once && !claimed.is_some_and(|hash| trust::contains(&hash)) {
         return Ok(Engine::open(path)?);

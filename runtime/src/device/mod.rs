@@ -4,10 +4,12 @@
 //! (sequences, batches, which rows are wanted, sampling) is the worker's and the same everywhere.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod host;
 #[cfg(all(target_os = "macos", feature = "metal"))]
 mod metal;
-#[cfg(all(target_os = "macos", feature = "metal"))]
+#[cfg(any(feature = "cuda", all(target_os = "macos", feature = "metal")))]
 mod program;
 #[cfg(any(test, all(target_os = "macos", feature = "metal")))]
 mod windows;
@@ -19,10 +21,12 @@ use crate::error::{EngineError, RunError};
 use crate::exec::{Inputs, Watch};
 use crate::state::{BlockLayout, BlockMemory};
 use crate::worker::WorkerOptions;
+#[cfg(feature = "cuda")]
+use bessemer_format::header::SectionKind;
 use bessemer_format::kv::TOKENS;
 use bessemer_format::plan::Plan;
 use bessemer_format::variant::DeviceKind;
-#[cfg(all(target_os = "macos", feature = "metal"))]
+#[cfg(any(feature = "cuda", all(target_os = "macos", feature = "metal")))]
 use bessemer_format::{file::VariantRef, gpu::GpuCode, manifest::KvElem};
 use std::fmt;
 use std::str::FromStr;
@@ -240,6 +244,7 @@ pub(crate) struct Started {
     pub(crate) device: Box<dyn Device>,
     pub(crate) memory: Arc<dyn BlockMemory>,
     pub(crate) room: Room,
+    pub(crate) kind: DeviceKind,
     /// Which device, for people.
     pub(crate) on: String,
 }
@@ -260,11 +265,18 @@ pub(crate) fn start(engine: &Engine, options: &WorkerOptions) -> Result<Started,
                         why: DeviceError::NotBuilt { .. } | DeviceError::NoKernels { .. },
                         ..
                     }) => {}
-                    Err(EngineError::Device { device, why }) => refusal = Some(format!("{device}: {why}")),
+                    Err(EngineError::Device { device, why }) => refusal = Some((device, why)),
                     started => return started,
                 }
             }
-            start_cpu(engine, options, refusal)
+            match refusal {
+                Some((device, why)) if engine.variant(DeviceKind::Cpu).is_none() => {
+                    Err(EngineError::Device { device, why })
+                }
+                refusal => {
+                    start_cpu(engine, options, refusal.map(|(device, why)| format!("{device}: {why}")))
+                }
+            }
         }
     }
 }
@@ -281,9 +293,10 @@ fn start_cpu(engine: &Engine, options: &WorkerOptions, why: Option<String>) -> R
         None => format!("cpu ({})", engine.isa().name()),
         Some(why) => format!("cpu ({}), as {why}", engine.isa().name()),
     };
-    Ok(Started { device: Box::new(device), memory, room, on })
+    Ok(Started { device: Box::new(device), memory, room, kind: DeviceKind::Cpu, on })
 }
 
+#[cfg(not(feature = "cuda"))]
 fn start_cuda(_: &Engine, _: &WorkerOptions, ordinal: usize) -> Result<Started, EngineError> {
     let why = DeviceError::NotBuilt { device: "CUDA", remedy: "build it with the feature `cuda`" };
     Err(EngineError::Device { device: DeviceChoice::Cuda(ordinal).to_string(), why })
@@ -311,11 +324,11 @@ fn start_metal(engine: &Engine, options: &WorkerOptions) -> Result<Started, Engi
     let on = gpu.describe();
     let model = metal::Model { engine, plan: held.plan, code, text };
     let (device, memory) = gpu.start(&model, &room, options.kernel_cache.as_deref())?;
-    Ok(Started { device: Box::new(device), memory, room, on })
+    Ok(Started { device: Box::new(device), memory, room, kind: DeviceKind::Metal, on })
 }
 
 /// What a trusted engine holds for a GPU.
-#[cfg(all(target_os = "macos", feature = "metal"))]
+#[cfg(any(feature = "cuda", all(target_os = "macos", feature = "metal")))]
 fn kernels(engine: &Engine, kind: DeviceKind) -> Result<(VariantRef<'_>, &GpuCode), DeviceError> {
     let none = || match kind {
         DeviceKind::Metal => DeviceError::NoKernels { device: "Metal", target: "metal" },
@@ -330,13 +343,41 @@ fn kernels(engine: &Engine, kind: DeviceKind) -> Result<(VariantRef<'_>, &GpuCod
 }
 
 /// The elements of the cache, which are those that the kernels were generated for.
-#[cfg(all(target_os = "macos", feature = "metal"))]
+#[cfg(any(feature = "cuda", all(target_os = "macos", feature = "metal")))]
 fn cache_of(plan: &Plan, code: &GpuCode, options: &WorkerOptions) -> Result<KvElem, DeviceError> {
     // Where nothing outlives a pass, nobody cares what its cache holds.
     if plan.model.whole || options.kv == code.kv {
         return Ok(code.kv);
     }
     Err(DeviceError::Cache { held: code.kv.name(), asked: options.kv.name() })
+}
+
+#[cfg(feature = "cuda")]
+fn start_cuda(engine: &Engine, options: &WorkerOptions, ordinal: usize) -> Result<Started, EngineError> {
+    use bessemer_format::variant::{DeviceCode, best_binary};
+    let no = |why| EngineError::Device { device: DeviceChoice::Cuda(ordinal).to_string(), why };
+    let (held, code) = kernels(engine, DeviceKind::Cuda).map_err(no)?;
+    let DeviceCode::Cuda { driver, binaries } = held.device else {
+        return Err(no(DeviceError::NoKernels { device: "CUDA", target: "cuda" }));
+    };
+    let kv = cache_of(held.plan, code, options).map_err(no)?;
+    let gpu = cuda::open(ordinal, *driver).map_err(no)?;
+    let binary = best_binary(binaries, gpu.capability()).map(|best| &binaries[best]).ok_or_else(|| {
+        let (major, minor) = gpu.capability();
+        let held: Vec<_> = binaries.iter().map(|b| b.arch.to_string()).collect();
+        no(DeviceError::Architecture { found: format!("sm_{major}{minor}"), held: held.join(", ") })
+    })?;
+    let room = Room::of(engine, held.plan, &options.clone().kv(kv))?;
+    let model = cuda::Model {
+        plan: held.plan,
+        code,
+        weights: engine.section(SectionKind::Weights),
+        binary: engine.file().device_code(binary.code),
+        is_ptx: binary.arch.ptx,
+    };
+    let on = format!("{} with kernels for {}", gpu.describe(), binary.arch);
+    let (device, memory) = gpu.start(&model, &room)?;
+    Ok(Started { device: Box::new(device), memory, room, kind: DeviceKind::Cuda, on })
 }
 
 #[cfg(test)]

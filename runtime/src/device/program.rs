@@ -195,3 +195,27 @@ impl<P> Bind<'_, P> {
         Ok(DeviceOutput { at, rows: buffer.rows, row_elems: buffer.row_elems as usize })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_lie_behind_each_other_and_few_words_serve_few_rows() {
+        let mut inputs = Inputs { table_stride: 3, block_table: vec![7, 8, 9], ..Inputs::default() };
+        for (value, array) in
+            [&mut inputs.tokens, &mut inputs.positions, &mut inputs.slots].into_iter().enumerate()
+        {
+            array.extend([value as i32 + 1; 2]);
+        }
+        inputs.logit_rows.push(1);
+        let layout = InputLayout::new(2);
+        let mut words = vec![0; layout.words(3)];
+        let used = layout.fill(&mut words, &inputs, 5);
+        assert_eq!(used, HEAD + 9 * 4 + 3);
+        assert_eq!(words[..PASS_NUMBERS], [2, 1, 0, 3, 5]);
+        assert_eq!(words[layout.at(Input::Slots)..][..3], [3, 3, 0]);
+        assert_eq!(words[layout.at(Input::BlockTable)..used], [7, 8, 9]);
+        assert!(words.len() >= used);
+    }
+}

@@ -56,7 +56,7 @@ impl Profile {
     }
 
     /// Adds the time of a step that one thread, or a device as a whole, was busy with.
-    #[cfg(all(target_os = "macos", feature = "metal"))]
+    #[cfg(any(feature = "cuda", all(target_os = "macos", feature = "metal")))]
     pub(crate) fn add(&mut self, program: usize, step: usize, busy: Duration) {
         if let Some(thread) = self.times.get(program).and_then(|threads| threads.first())
             && let Some(time) = lock(thread).get_mut(step)

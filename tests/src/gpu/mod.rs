@@ -3,10 +3,12 @@
 
 mod case;
 mod clang;
+mod fake;
 mod model;
 mod shim;
 
 pub use case::{Built, Case, Emitted, agree, check, emit, families, schemes};
 pub use clang::Clang;
+pub use fake::FakeCuda;
 pub use model::{GpuModel, Weights};
 pub use shim::{Shim, ShimError, compile, has_compiler};

@@ -1,6 +1,7 @@
 //! `bessemer bench`
 
 use super::run::Kv;
+use crate::device::DeviceArgs;
 use crate::exit::{Code, Failure};
 use crate::json;
 use crate::measure::baseline::{self, Tolerance};
@@ -12,7 +13,7 @@ use crate::measure::profile::Phase;
 use crate::measure::speed::{Load, Speed, Subject, Work};
 use crate::model::ModelArgs;
 use crate::progress::{Meter, Unit};
-use bessemer_runtime::{KvElem, Worker, WorkerOptions};
+use bessemer_runtime::{DeviceKind, KvElem, Worker, WorkerOptions};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -57,6 +58,9 @@ pub struct Args {
     /// Repetitions
     #[arg(short, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     r: u16,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Threads; one for each core by default
     #[arg(short, long, value_name = "N", default_value_t = 0)]
@@ -116,6 +120,8 @@ struct Output {
     hash: String,
     target: String,
     cpu: String,
+    /// What ran the engine.
+    device: String,
     kernels: &'static str,
     /// What ran the loop nests: `generated` or `interpreted`.
     nests: String,
@@ -158,8 +164,9 @@ struct Measured {
     tok_s: f64,
     /// Every repetition.
     samples: Vec<f64>,
-    /// Of memory bandwidth (decode) or of the arithmetic that the plan declares (prefill).
-    share_of_ceiling: f64,
+    /// Of the CPU's memory bandwidth (decode) or of the arithmetic that the plan declares (prefill); a GPU has other ceilings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_ceiling: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -191,7 +198,8 @@ impl Args {
         let before = self.baseline.as_deref().map(baseline::read).transpose()?;
         // Opened and closed again: a mapped page cannot be dropped from the cache.
         let path = self.model.open()?.path;
-        let first_token = first_token::measure(&path, self.model.trust, self.threads, self.r.into());
+        let first_token =
+            first_token::measure(&path, self.model.trust, self.threads, self.device, self.r.into());
 
         let model = ModelArgs::at(&path, self.model.trust).open()?;
         let open_ms = reopen_ms(&path, model.open_ms, self.r);
@@ -201,7 +209,8 @@ impl Args {
         // A sequence takes whole blocks, so that each may have one that is nearly empty.
         let tokens = load.sequences * (load.longest() + bessemer_format::kv::TOKENS);
         let options = WorkerOptions::default().threads(self.threads).kv(kv).max_tokens(tokens);
-        let worker = Worker::new(&model.engine, options)?;
+        let worker = Worker::new(&model.engine, options.device(self.device.device))?;
+        self.device.say(&worker);
         let threads = worker.threads();
         let memory = model.engine.memory(tokens, kv, worker.max_rows());
         let mut engine = Subject::new(worker, load);
@@ -222,9 +231,10 @@ impl Args {
             meter.advance(1);
         }
         drop(meter);
+        let on_cpu = engine.worker().kind() == DeviceKind::Cpu;
         let ceilings = Ceilings::measure(threads);
         let profile = match self.profile {
-            true => Some(phases(&mut engine, &model.engine, kv, self.r.into(), &ceilings)?),
+            true => Some(phases(&mut engine, kv, self.r.into(), &ceilings)?),
             false => None,
         };
         let work = Work::of(&model.engine, kv, load);
@@ -235,6 +245,7 @@ impl Args {
             hash: model.engine.hash().to_string(),
             target: model.engine.variants().map(|v| v.target).collect::<Vec<_>>().join(", "),
             cpu: cpu_name(),
+            device: engine.worker().device().to_string(),
             kernels: model.engine.isa().name(),
             nests: model.engine.nest_path().to_string(),
             threads,
@@ -243,12 +254,13 @@ impl Args {
             prefill: Measured {
                 tok_s: prefill_tok_s,
                 samples: ours.iter().map(|s| s.prefill).collect(),
-                share_of_ceiling: prefill_tok_s * work.seconds_per_prefill_token(&ceilings),
+                share_of_ceiling: on_cpu.then_some(prefill_tok_s * work.seconds_per_prefill_token(&ceilings)),
             },
             decode: Measured {
                 tok_s: median_of(&ours, |s| s.decode),
                 samples: ours.iter().map(|s| s.decode).collect(),
-                share_of_ceiling: decode_steps_s * work.decode_step_bytes as f64 / ceilings.read_bytes_s,
+                share_of_ceiling: on_cpu
+                    .then_some(decode_steps_s * work.decode_step_bytes as f64 / ceilings.read_bytes_s),
             },
             ceilings,
             open_ms,
@@ -317,14 +329,13 @@ impl Args {
 
 fn phases(
     subject: &mut Subject,
-    engine: &bessemer_runtime::Engine,
     kv: KvElem,
     repetitions: usize,
     ceilings: &Ceilings,
 ) -> Result<Phases, Failure> {
     let [prefill, decode] = subject
         .profile(repetitions)?
-        .map(|(profile, passes)| Phase::new(engine.plan(), &profile, kv, passes, ceilings));
+        .map(|(profile, passes)| Phase::new(subject.worker().plan(), &profile, kv, passes, ceilings));
     Ok(Phases { prefill, decode })
 }
 
@@ -368,8 +379,9 @@ impl Output {
         use crate::size::Size;
         let l = &self.load;
         out!(
-            "{}: {} threads, {} kernels, {} nests, {} sequence(s), depth {}\n",
+            "{}: on {}, {} threads, {} kernels, {} nests, {} sequence(s), depth {}\n",
             self.model,
+            self.device,
             self.threads,
             self.kernels,
             self.nests,
@@ -391,11 +403,9 @@ impl Output {
                     if at == 0 { (&i.prefill, i.ratio.prefill) } else { (&i.decode, i.ratio.decode) };
                 format!(" {:.1} | {ratio:.2}x |", rate.tok_s)
             });
-            out!(
-                "| {name} | {:.1} | {:.0} % of {ceiling} |{versus}",
-                measured.tok_s,
-                100.0 * measured.share_of_ceiling
-            )?;
+            let share = measured.share_of_ceiling;
+            let share = share.map_or("–".into(), |share| format!("{:.0} % of {ceiling}", 100.0 * share));
+            out!("| {name} | {:.1} | {share} |{versus}", measured.tok_s)?;
         }
         let c = &self.ceilings;
         out!(

@@ -1,5 +1,6 @@
 //! `bessemer embed`
 
+use crate::device::DeviceArgs;
 use crate::exit::{Code, Failure};
 use crate::json;
 use crate::model::ModelArgs;
@@ -38,6 +39,9 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     query: Option<String>,
 
+    #[command(flatten)]
+    device: DeviceArgs,
+
     /// Threads; one for each core by default. Their number changes no result
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -65,7 +69,9 @@ impl Args {
             None => self.text,
         };
         let model = self.model.open()?;
-        let mut embedder = Embedder::new(&model.engine, WorkerOptions::default().threads(self.threads))?;
+        let options = WorkerOptions::default().threads(self.threads).device(self.device.device);
+        let mut embedder = Embedder::new(&model.engine, options)?;
+        self.device.say(embedder.worker());
         let scores = matches!(model.engine.plan().model.output, ModelOutput::Scores { .. });
         let rows = match &self.query {
             Some(_) if !scores => {

@@ -1,6 +1,7 @@
 //! `bessemer eval`
 
 use super::run;
+use crate::device::DeviceArgs;
 use crate::exit::{Code, Failure};
 use crate::json;
 use crate::measure::quality::{Base, Quality};
@@ -57,6 +58,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
 
+    #[command(flatten)]
+    device: DeviceArgs,
+
     /// Threads; one for each core by default
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -104,7 +108,8 @@ impl Args {
 
         let options =
             WorkerOptions::default().threads(self.threads).kv(KvElem::from(self.kv)).max_tokens(window);
-        let mut worker = Worker::new(&model.engine, options)?;
+        let mut worker = Worker::new(&model.engine, options.device(self.device.device))?;
+        self.device.say(&worker);
         let mut base =
             self.base.as_deref().map(|b| Base::new(b, &model.engine, worker.threads())).transpose()?;
         let mut logits_file = self.logits.as_deref().map(create).transpose()?;

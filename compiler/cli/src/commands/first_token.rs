@@ -1,5 +1,6 @@
 //! `bessemer first-token`, hidden: the process that `bench` starts to see how long a process takes to its first token.
 
+use crate::device::DeviceArgs;
 use crate::exit::Failure;
 use crate::generate::Generator;
 use crate::measure::memory;
@@ -16,6 +17,8 @@ const PROMPT: &str = "The capital of France is";
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Threads
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -25,7 +28,8 @@ impl Args {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
         let model = self.model.open()?;
-        let mut worker = Worker::new(&model.engine, WorkerOptions::default().threads(self.threads))?;
+        let options = WorkerOptions::default().threads(self.threads).device(self.device.device);
+        let mut worker = Worker::new(&model.engine, options)?;
         match super::run::tokenizer(&model) {
             Ok(tokenizer) => {
                 let tokens = super::run::raw_tokens(&tokenizer, PROMPT)?;

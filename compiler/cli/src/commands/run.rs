@@ -1,5 +1,6 @@
 //! `bessemer run`
 
+use crate::device::DeviceArgs;
 use crate::exit::{Code, Failure};
 use crate::generate::{self, Answer, Generator, Timings};
 use crate::model::{Model, ModelArgs};
@@ -73,6 +74,9 @@ pub struct Args {
     /// Refuse to start if more memory than this may be needed (KV and activations), such as 512M
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<Size>,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Threads; one for each core by default. Their number changes no result
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -243,10 +247,12 @@ impl Args {
     ) -> Result<Generator, Failure> {
         let kv = KvElem::from(self.kv);
         let mut options = WorkerOptions::default().threads(self.threads).kv(kv).max_tokens(context);
+        options = options.device(self.device.device);
         if let Some(limit) = self.max_memory {
             options = options.max_memory(limit.0);
         }
         let worker = Worker::new(&model.engine, options)?;
+        self.device.say(&worker);
         let memory = model.engine.memory(context, kv, worker.max_rows());
         eprintln!("KV: at most {} for {context} tokens ({})", Size(memory.cache), kv.name());
         Generator::new(worker, tokenizer.clone(), sampler, self.stop.clone(), context)

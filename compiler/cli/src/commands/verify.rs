@@ -2,16 +2,19 @@
 
 use crate::exit::{Code, Failure};
 use crate::json;
+use crate::measure::devices::{self, Devices};
 use crate::measure::numerics::Numerics;
+use crate::model::open;
 use crate::output::out;
-use bessemer_runtime::Engine;
+use bessemer_runtime::{DeviceChoice, Engine};
 use serde::Serialize;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
   bessemer verify model.engine                                       is every byte what the compiler wrote?
-  bessemer verify model.engine --numerics --source model.gguf        does it compute what its plan declares?";
+  bessemer verify model.engine --numerics --source model.gguf        does it compute what its plan declares?
+  bessemer verify model.engine --device cuda:0 --trust               does the GPU compute what the CPU does?";
 
 /// Relative distance of a step from its meaning on the same operands. Nothing but the order of f32 sums may tell them
 /// apart: n terms in any order differ by about √n·2⁻²⁴ of their norm, which is 1e-5 for the longest rows there are
@@ -22,7 +25,14 @@ const STEP_BOUND: f64 = 1e-4;
 /// value next to a tie may fall on its other side because of the step before.
 const LOGITS_BOUND: f64 = 1e-2;
 
-/// Check every hash of an engine, and with its source, its arithmetic
+/// As [`STEP_BOUND`] and [`LOGITS_BOUND`] between two devices, whose steps follow each other from different operands, over a cache of
+/// bf16: a value next to a tie may fall on its other side, which moves a step by 2⁻⁹ of few elements.
+const DEVICE_BOUND: f64 = 1e-2;
+
+/// Where one of them rounds activations and the other does not, they compute different things, and only nonsense is told.
+const ROUNDED_BOUND: f64 = 0.3;
+
+/// Check every hash of an engine, and with its source or another device, its arithmetic
 ///
 /// Opening an engine checks everything but the weights; this reads those too and names a damaged tensor.
 #[derive(clap::Args, Debug)]
@@ -41,6 +51,14 @@ pub struct Args {
     #[arg(long, value_name = "SRC", requires = "numerics")]
     source: Option<PathBuf>,
 
+    /// Compare each step on this device (cuda or cuda:N), and the logits, with those of the CPU
+    #[arg(long, value_name = "D")]
+    device: Option<DeviceChoice>,
+
+    /// Run the machine code in this engine, this once
+    #[arg(long)]
+    trust: bool,
+
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -53,11 +71,14 @@ struct Output {
     kernels: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     numerics: Option<Numerics>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    devices: Option<Devices>,
 }
 
 impl Output {
     /// Fails if the engine does not compute what its plan declares.
     fn check(&self) -> Result<(), Failure> {
+        self.devices.as_ref().map_or(Ok(()), check_devices)?;
         let Some(numerics) = &self.numerics else { return Ok(()) };
         // A distance that is no number is above every bound, too.
         let above = |error: f64, bound: f64| error.is_nan() || error > bound;
@@ -83,17 +104,38 @@ impl Output {
     }
 }
 
+/// Fails if a device computes something else than the CPU.
+fn check_devices(devices: &Devices) -> Result<(), Failure> {
+    let bound = if devices.exact { DEVICE_BOUND } else { ROUNDED_BOUND };
+    let wrong = |what: String| Err(Failure::new(Code::Budget, format!("{what}; please report this")));
+    let above = |error: f64| error.is_nan() || error > bound;
+    if let Some((step, error)) = devices.steps.iter().find(|(_, error)| above(*error)) {
+        return wrong(format!("step {step} is {error:.2e} from the CPU's, and {bound:.0e} is allowed"));
+    }
+    if let Some((position, error)) = devices.positions.iter().enumerate().find(|(_, error)| above(**error)) {
+        let what = format!("the logits of position {position} are {error:.2e} from the CPU's");
+        return wrong(format!("{what}, and {bound:.0e} is allowed"));
+    }
+    if !devices.replay_is_exact {
+        return wrong(
+            "a pass that was recorded gives other bits than one that was launched step by step".into(),
+        );
+    }
+    Ok(())
+}
+
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
         // Opening checks the format, the plan, the host and all hashes but those of the weights.
-        let engine = Engine::open(&self.engine)?;
+        let engine = open(&self.engine, self.trust)?;
         engine.verify()?;
         let output = Output {
             hash: engine.hash().to_string(),
             tensors: engine.manifest().tensors.len(),
             kernels: engine.isa().name(),
             numerics: self.numerics(&engine)?,
+            devices: self.device.map(|device| devices::compare(&engine, device)).transpose()?,
         };
         if self.json {
             json::print(&output)?;
@@ -111,6 +153,15 @@ impl Args {
                     p.declared,
                     p.exact
                 )?;
+            }
+        }
+        if let Some(devices) = &output.devices {
+            out!("device {}, against the CPU:", devices.device)?;
+            for (step, error) in &devices.steps {
+                out!("step {step}: {error:.2e} from the CPU's")?;
+            }
+            for (position, error) in devices.positions.iter().enumerate() {
+                out!("position {position:>3}: {error:.2e} from the CPU's")?;
             }
         }
         output.check()
@@ -145,12 +196,35 @@ mod tests {
                 steps: vec![Step { node: "l0.down".into(), op: "linear", error: step }],
                 positions: vec![Position { position: 3, declared: logits, exact: 0.0 }],
             }),
+            devices: None,
         };
         assert!(output(1e-6, 1e-5).check().is_ok());
         for (step, logits, named) in
             [(1e-3, 0.0, "l0.down"), (f64::NAN, 0.0, "l0.down"), (0.0, 0.1, "position 3")]
         {
             let failure = format!("{:?}", output(step, logits).check().unwrap_err());
+            assert!(failure.contains(named), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_computes_something_else_fails() {
+        let devices = |exact, step, logits, replay_is_exact| Devices {
+            device: "cuda:0".into(),
+            exact,
+            steps: vec![("l0.down".into(), step)],
+            positions: vec![0.0, logits],
+            replay_is_exact,
+        };
+        assert!(check_devices(&devices(true, 1e-3, 1e-3, true)).is_ok());
+        assert!(check_devices(&devices(false, 0.1, 0.1, true)).is_ok());
+        for (devices, named) in [
+            (devices(true, 0.1, 0.0, true), "l0.down"),
+            (devices(false, f64::NAN, 0.0, true), "l0.down"),
+            (devices(true, 0.0, 0.1, true), "position 1"),
+            (devices(true, 0.0, 0.0, false), "recorded"),
+        ] {
+            let failure = format!("{:?}", check_devices(&devices).unwrap_err());
             assert!(failure.contains(named), "{failure}");
         }
     }

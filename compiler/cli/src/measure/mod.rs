@@ -3,6 +3,7 @@
 pub mod baseline;
 pub mod ceilings;
 pub mod clock;
+pub mod devices;
 pub mod first_token;
 #[cfg(feature = "compile")]
 pub mod graph;

@@ -73,6 +73,11 @@ impl Subject {
         Self { worker, load, tokens }
     }
 
+    /// The worker.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
     /// Measures once. The decoded tokens are given, not sampled: choosing is not what is measured.
     pub fn measure(&mut self) -> Result<Speed, Failure> {
         let Load { prompt, generate, depth, sequences } = self.load;
