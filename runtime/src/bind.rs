@@ -11,7 +11,7 @@ use bessemer_format::file::EngineFile;
 use bessemer_format::header::SectionKind;
 use bessemer_format::nest::MAX_VIEWS;
 use bessemer_format::plan::{
-    self, Arg, BufferId, Home, Plan, Program, RowCount, StepKind, WeightId, WeightLayout,
+    self, Arg, BufferId, Home, Plan, Program, RowCount, StateDecl, StepKind, WeightId, WeightLayout,
 };
 use bessemer_format::{Compute, PanelLayout, kv};
 use bessemer_kernels::linear::{Bf16Form, LinearNative};
@@ -313,8 +313,12 @@ impl Binder<'_> {
 
     /// What a step appends to the cache: rows of the layer that the next attention reads.
     fn appends(&self, program: &Program, index: usize) -> Option<Appends> {
+        let is_cache = |arg: &Arg| match arg {
+            Arg::State(id) => matches!(self.plan.states.get(*id as usize), Some(StateDecl::Blocks { .. })),
+            _ => false,
+        };
         let writes = |step: &plan::Step| match &step.kind {
-            StepKind::Nest { args, .. } => args.iter().any(|arg| matches!(arg, Arg::State(_))),
+            StepKind::Nest { args, .. } => args.iter().any(is_cache),
             _ => false,
         };
         let (step, later) = program.steps.get(index..)?.split_first()?;

@@ -228,7 +228,7 @@ impl Worker {
     ///
     /// The result of an entry does not depend on the others, nor on the number of threads. If it fails before
     /// anything was computed, nothing has changed; if it is cancelled or fails later, sequences hold the tokens of
-    /// the passes that were completed.
+    /// the passes that were completed (of models that carry recurrent state, up to the end of a block of them).
     pub fn forward(&mut self, batch: &mut Batch<'_>) -> Result<Logits<'_>, RunError> {
         self.forward_watched(batch, None)
     }
@@ -345,7 +345,12 @@ impl Worker {
                 return Ok(());
             }
             self.inputs.fill(batch, &self.pieces);
-            self.pass(batch, logits, watch)?;
+            if let Err(error) = self.pass(batch, logits, watch) {
+                for piece in &self.pieces {
+                    batch.entries[piece.entry].sequence.unsettle();
+                }
+                return Err(error);
+            }
             logits += self.inputs.logit_rows.len();
             for piece in &self.pieces {
                 batch.entries[piece.entry].sequence.advance(piece.tokens);
@@ -381,6 +386,7 @@ impl Inputs {
             &mut self.token_types,
             &mut self.first_rows,
             &mut self.last_positions,
+            &mut self.carried_blocks,
         ] {
             array.clear();
         }
@@ -392,6 +398,7 @@ impl Inputs {
             let position = entry.sequence.len();
             let table = blocks(piece);
             let first_row = self.tokens.len();
+            let carried = position.checked_sub(1).map_or(0, |last| table[last / TOKENS]);
             self.spans.push(Span { first_row, rows: piece.tokens, sequence, position });
             for i in 0..piece.tokens {
                 self.last_positions.push((position + piece.tokens - 1) as i32);
@@ -404,6 +411,7 @@ impl Inputs {
                 self.table_starts.push((sequence * self.table_stride) as i32);
                 self.token_types.push(entry.types.get(piece.first + i).copied().unwrap_or(0) as i32);
                 self.first_rows.push(first_row as i32);
+                self.carried_blocks.push(carried as i32);
                 if entry.want.of(piece.first + i, entry.tokens.len()) {
                     self.logit_rows.push((first_row + i) as i32);
                 }

@@ -14,6 +14,7 @@ pub mod lower;
 pub mod memory;
 pub mod metal;
 pub mod schedule;
+pub mod states;
 pub mod tactics;
 pub mod target;
 

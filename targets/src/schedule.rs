@@ -6,19 +6,20 @@
 use crate::error::TargetError;
 use crate::lower::{self, Lowered};
 use crate::memory::{self, Request};
+use crate::states::{Holds, LayerState, States};
 use crate::tactics::{Setting, Tactic, Tactics};
 use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::manifest::Selection;
 use bessemer_format::nest::Nest;
 use bessemer_format::plan::{
     Arg, Attention, Buffer, BufferElem, BufferId, Choice, Epilogue, GroupedLinear, Home, Input, Linear,
-    ModelFacts, Plan, Program, Regime, Route, RowCount, Segment, StateDecl, Step, StepKind, WeightId,
-    WeightLayout, WeightSlice,
+    ModelFacts, Plan, Program, Regime, Route, RowCount, Segment, Step, StepKind, WeightId, WeightLayout,
+    WeightSlice,
 };
-use bessemer_format::{Compute, PanelLayout, QuantScheme, kv, panel};
+use bessemer_format::{Compute, PanelLayout, QuantScheme, panel};
 use bessemer_ir::attr;
 use bessemer_ir::{DType, Dim, Graph, Layout, NodeId, Op, Recipe, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Rows of a program between the few of a decode and a whole chunk. It saves memory where workers take no longer batches; it is no
 /// tactic, as the steps are those of a chunk.
@@ -84,8 +85,7 @@ pub fn schedule_beside(
         let builder = ProgramBuilder::new(graph, facts, options.kernels, &tactics, &mut shared, regime);
         programs.push(builder.build(&order)?);
     }
-    let states =
-        if shared.state_elems == 0 { vec![] } else { vec![StateDecl::Blocks { elems: shared.state_elems }] };
+    let states = shared.states.declared();
     let plan = Plan { model: facts.clone(), weights: shared.slices, states, nests: shared.nests, programs };
     Ok(Scheduled { plan, weights: shared.recipes, selection: shared.selection, tactics })
 }
@@ -114,24 +114,7 @@ struct Shared {
     selection: Vec<Selection>,
     /// Where each node stands in the execution order.
     position: BTreeMap<NodeId, usize>,
-    /// First element of a layer in a block, by layer.
-    layers: BTreeMap<u32, LayerState>,
-    state_elems: u64,
-}
-
-/// Where a layer's cache lies in a block.
-#[derive(Clone, Copy)]
-pub struct LayerState {
-    /// First element of the layer in a block.
-    pub first_elem: u64,
-    /// Key and value heads.
-    pub kv_heads: u32,
-    /// Elements of a head.
-    pub head_dim: u32,
-    /// Whether it holds keys only, of which values are a part.
-    pub latent: bool,
-    /// Elements of a block, all layers.
-    pub block_elems: u64,
+    states: States,
 }
 
 impl Shared {
@@ -143,47 +126,14 @@ impl Shared {
             nests: Vec::new(),
             selection: Vec::new(),
             position: order.iter().enumerate().map(|(i, n)| (*n, i)).collect(),
-            layers: BTreeMap::new(),
-            state_elems: 0,
+            states: States::of(graph, order),
         };
-        let kept = kept_layers(graph);
-        let mut passing = 0;
         for &node in order {
-            match graph.op(node) {
-                Op::Const { recipe } => {
-                    let slice = weight_slice(graph, node, recipe)?;
-                    let id = shared.weight(slice, recipe);
-                    shared.weight_of.insert(node, id);
-                }
-                op @ (Op::State { layer, .. } | Op::Latents { layer, .. }) => {
-                    let (kv_heads, head_dim, latent) = match *op {
-                        Op::State { kv_heads, head_dim, .. } => (kv_heads, head_dim, false),
-                        Op::Latents { width, .. } => (1, width, true),
-                        _ => continue,
-                    };
-                    let elems = match latent {
-                        true => kv::latent_elems(head_dim as usize),
-                        false => kv::layer_elems(kv_heads as usize, head_dim as usize),
-                    } as u64;
-                    let first_elem = shared.state_elems;
-                    let state = LayerState { first_elem, kv_heads, head_dim, latent, block_elems: 0 };
-                    shared.layers.insert(*layer, state);
-                    if kept.contains(layer) {
-                        shared.state_elems += elems;
-                    } else {
-                        passing = elems.max(passing);
-                    }
-                }
-                _ => {}
+            if let Op::Const { recipe } = graph.op(node) {
+                let slice = weight_slice(graph, node, recipe)?;
+                let id = shared.weight(slice, recipe);
+                shared.weight_of.insert(node, id);
             }
-        }
-        // What no pass leaves behind is needed by its own layer only: one place serves all, behind what is kept.
-        for (_, state) in shared.layers.iter_mut().filter(|(layer, _)| !kept.contains(layer)) {
-            state.first_elem = shared.state_elems;
-        }
-        shared.state_elems += passing;
-        for state in shared.layers.values_mut() {
-            state.block_elems = shared.state_elems;
         }
         Ok(shared)
     }
@@ -226,22 +176,6 @@ impl Shared {
         self.nests.push(nest);
         self.nests.len() as u32 - 1
     }
-}
-
-/// The layers whose state is an operand of the output: what a pass leaves behind.
-fn kept_layers(graph: &Graph) -> BTreeSet<u32> {
-    let mut kept = BTreeSet::new();
-    let outputs = graph.output().map(|output| graph.operands(output)).unwrap_or_default();
-    for value in outputs.into_iter().filter(|v| graph.ty(*v).dtype == DType::State) {
-        let mut value = Some(value);
-        while let Some(v) = value {
-            if let Op::State { layer, .. } | Op::Latents { layer, .. } = graph.op(v.node) {
-                kept.insert(*layer);
-            }
-            value = graph.operands(v.node).into_iter().find(|o| graph.ty(*o).dtype == DType::State);
-        }
-    }
-    kept
 }
 
 /// How a constant's bytes lie, wherever they do.
@@ -404,7 +338,7 @@ impl<'a> ProgramBuilder<'a> {
                 self.of_value.insert(node.into(), id);
                 Ok(())
             }
-            Op::State { layer, .. } | Op::Latents { layer, .. } => {
+            Op::State { layer, .. } | Op::Latents { layer, .. } | Op::Carried { layer, .. } => {
                 self.state_of.insert(node.into(), *layer);
                 Ok(())
             }
@@ -624,7 +558,8 @@ impl<'a> ProgramBuilder<'a> {
         let layer = self.layer(operands[1])?;
         let name = self.graph.name(node).to_string();
         if layer.kv_heads != kv_heads
-            || layer.latent != latent.is_some()
+            || layer.latent() != latent.is_some()
+            || layer.holds == Holds::Carried
             || self.buffers[query as usize].row_elems != u64::from(heads * layer.head_dim)
         {
             return Err(TargetError::node(name, "query and cache disagree on heads"));
@@ -633,7 +568,7 @@ impl<'a> ProgramBuilder<'a> {
         let mut step = Attention {
             query,
             query_column: 0,
-            state: 0,
+            state: layer.state,
             layer_elems: layer.first_elem,
             out,
             heads,
@@ -677,7 +612,7 @@ impl<'a> ProgramBuilder<'a> {
     fn layer(&self, state: Value) -> Result<LayerState, TargetError> {
         self.state_of
             .get(&state)
-            .and_then(|l| self.shared.layers.get(l))
+            .and_then(|l| self.shared.states.layers.get(l))
             .copied()
             .ok_or_else(|| TargetError::node(self.graph.name(state.node), "a layer's state is expected here"))
     }
@@ -724,7 +659,7 @@ impl<'a> ProgramBuilder<'a> {
                 lower::NestArg::State => {
                     // Later rows of the batch read what earlier rows append.
                     by_row = None;
-                    Arg::State(0)
+                    Arg::State(layer.map_or(0, |layer| layer.state))
                 }
             });
         }

@@ -21,6 +21,8 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("cohere.f32.gguf", "cohere"),
     ("cohere2", "cohere2"),
     ("cohere2.f32.gguf", "cohere2"),
+    ("lfm2", "lfm2"),
+    ("lfm2.f32.gguf", "lfm2"),
     ("starcoder2", "starcoder2"),
     ("starcoder2.f32.gguf", "starcoder2"),
     ("qwen3", "qwen3"),

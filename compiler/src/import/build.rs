@@ -322,6 +322,28 @@ impl<'a> Builder<'a> {
         self.add(name, op, &[q, state])
     }
 
+    /// What a recurrent layer carries on from token to token.
+    pub fn carried(&mut self, layer: usize, width: usize) -> Result<Value, ImportError> {
+        self.add(format!("carried.{layer}"), Op::Carried { layer: layer as u32, width: width as u32 }, &[])
+    }
+
+    /// A causal convolution of each column by itself, with the rows of tensor `weight` (`[columns, taps]`) as weights. Gives the result
+    /// and the next version of the state, which carries the inputs of the `taps - 1` last tokens.
+    pub fn short_conv(
+        &mut self,
+        name: String,
+        x: Value,
+        state: Value,
+        weight: &str,
+        [columns, taps]: [usize; 2],
+    ) -> Result<(Value, Value), ImportError> {
+        let w = self.part(weight, Part::Whole, &[columns, taps], weight)?;
+        let history = self.add(format!("{name}.history"), Op::History { taps: taps as u32 }, &[x, state])?;
+        let carry = Op::Carry { width: ((taps - 1) * columns) as u32 };
+        let state = self.add(format!("{name}.carry"), carry, &[state, history])?;
+        Ok((self.add(name, Op::Depthwise {}, &[history, w])?, state))
+    }
+
     /// RMSNorm with tensor `weight`, to which `offset` is added.
     pub fn rms_norm(&mut self, x: Value, weight: &str, eps: f64, offset: f32) -> Result<Value, ImportError> {
         let w = match offset {

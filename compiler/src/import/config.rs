@@ -243,6 +243,14 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// A list of whole numbers that may be 0.
+    pub fn wholes(&self, key: &str) -> Result<Option<Vec<usize>>, ImportError> {
+        self.typed(key, "a list of whole numbers from 0 to 2147483647", |value| {
+            let whole = |v: &Value| v.as_u64().filter(|n| *n <= 0x7fff_ffff)?.try_into().ok();
+            value.as_array()?.iter().map(whole).collect()
+        })
+    }
+
     /// A choice among words.
     pub fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, ImportError> {
         let Some(found) = self.value(key) else { return Ok(None) };
@@ -323,6 +331,9 @@ pub fn gguf_fields(metadata: &GgufMetadata, architecture: &str) -> Map<String, V
     below.map(|(key, value)| (key.to_owned(), gguf_value(value))).collect()
 }
 
+/// Most numbers of an array that says something about each layer.
+const SHORT: usize = 1024;
+
 /// What JSON cannot say (an infinity, a long array) becomes a text, which no reader of numbers accepts and which
 /// an error can show.
 fn gguf_value(value: &gguf::Value) -> Value {
@@ -335,6 +346,8 @@ fn gguf_value(value: &gguf::Value) -> Value {
         gguf::Value::F64(x) => float(*x),
         gguf::Value::Bool(b) => Value::from(*b),
         gguf::Value::String(text) => Value::from(text.as_str()),
+        gguf::Value::Array(gguf::Array::I32(v)) if v.len() <= SHORT => Value::from(v.as_slice()),
+        gguf::Value::Array(gguf::Array::U32(v)) if v.len() <= SHORT => Value::from(v.as_slice()),
         gguf::Value::Array(array) => Value::from(format!("an array of {}", array.len())),
     }
 }

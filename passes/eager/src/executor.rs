@@ -7,6 +7,7 @@ use crate::experts;
 use crate::kv::Caches;
 use crate::linear::{Linear, linear};
 use crate::ops;
+use crate::recurrent;
 use crate::weights::Matrix;
 use bessemer_format::manifest::KvElem;
 use bessemer_ir::attr::Epilogue;
@@ -265,7 +266,18 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
             let rows = batch.input(*input).ok_or("this input speaks of memory that only a plan has")?;
             return Ok(Value::Index(rows.to_vec()));
         }
-        Op::State { layer, .. } | Op::Latents { layer, .. } => return Ok(Value::State(*layer)),
+        Op::State { layer, .. } | Op::Latents { layer, .. } | Op::Carried { layer, .. } => {
+            return Ok(Value::State(*layer));
+        }
+        Op::Carry { width } => {
+            let layer = at.state(0)?;
+            recurrent::carry(layer, *width as usize, at.tensor(1)?, batch, caches);
+            return Ok(Value::State(layer));
+        }
+        Op::History { taps } => {
+            recurrent::history(*taps as usize, at.tensor(0)?, at.state(1)?, batch, caches)?
+        }
+        Op::Depthwise {} => recurrent::depthwise(at.tensor(0)?, at.constant(1)?),
         op @ (Op::Append { .. } | Op::AppendLatent {}) => {
             let (layer, k) = (at.state(0)?, at.tensor(1)?);
             let (kv_heads, v) = match op {

@@ -12,6 +12,7 @@ mod experts;
 mod kv;
 mod linear;
 mod ops;
+mod recurrent;
 mod streamed;
 mod vector;
 mod weights;

@@ -122,7 +122,7 @@ impl<'a> Streamed<'a> {
 
 /// Whether a step costs nothing and depends on no weight, so that every segment runs it again.
 fn light(op: &Op) -> bool {
-    matches!(op, Op::Input { .. } | Op::State { .. } | Op::Latents { .. } | Op::RopeTable { .. })
+    matches!(op, Op::Input { .. } | Op::RopeTable { .. }) || op.state_of().is_some()
 }
 
 /// Ranges of steps, each with a linear, after which at most one value goes on.

@@ -210,7 +210,7 @@ words!(Input {
     "tokens" => Input::Tokens, "positions" => Input::Positions, "slots" => Input::Slots,
     "sequences" => Input::Sequences, "logit_rows" => Input::LogitRows, "block_table" => Input::BlockTable,
     "table_starts" => Input::TableStarts, "token_types" => Input::TokenTypes, "first_rows" => Input::FirstRows,
-    "last_positions" => Input::LastPositions,
+    "last_positions" => Input::LastPositions, "carried_blocks" => Input::CarriedBlocks,
 });
 /// The name that containers use.
 impl Attr for Stored {

@@ -129,7 +129,8 @@ impl Batch {
             | Input::BlockTable
             | Input::TableStarts
             | Input::FirstRows
-            | Input::LastPositions => None,
+            | Input::LastPositions
+            | Input::CarriedBlocks => None,
         }
     }
 }

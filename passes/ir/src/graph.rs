@@ -230,14 +230,17 @@ impl Graph {
         self.all().into_iter().find(|n| matches!(self.op(*n), Op::Output {}))
     }
 
-    /// The nodes that the output needs, operands before readers, depth first in operand order: the natural execution order, and the
-    /// order in which weights are first used. Nodes on a cycle are left out (the verifier reports them).
+    /// The nodes that the output needs, operands before readers, depth first in operand order (the output's carried states before
+    /// the others): the natural execution order, and the order in which weights are first used. Nodes on a cycle are left out (the verifier reports them).
     pub fn order(&self) -> Vec<NodeId> {
         let mut order = Vec::new();
         let mut seen = BTreeSet::new();
         let Some(output) = self.output() else { return order };
+        let mut wanted = self.operands(output);
+        // What is carried on is wanted by the output alone. Stored at once, its rows take no memory until the end.
+        wanted.sort_by_key(|v| !matches!(self.op(v.node), Op::Carry { .. }));
         // An explicit stack: graphs are deeper than a thread's stack may be.
-        let mut stack = vec![(output, self.operands(output), 0usize)];
+        let mut stack = vec![(output, wanted, 0usize)];
         seen.insert(output);
         while let Some((node, operands, next)) = stack.pop() {
             match operands.get(next) {

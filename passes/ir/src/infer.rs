@@ -5,6 +5,9 @@ use crate::op::Op;
 use crate::types::{DType, Dim, Layout, TensorType};
 use bessemer_format::plan::Input;
 
+/// Rows that an [`Op::History`] may hold side by side.
+pub const MAX_TAPS: u32 = 8;
+
 /// The types that `op` gives for operands of these types, or what is wrong.
 pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String> {
     let arity = |n: usize| match operands.len() {
@@ -19,7 +22,7 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
                 Input::Tokens | Input::Positions | Input::Slots | Input::Sequences | Input::TokenTypes => {
                     Ok(vec![TensorType::i32([Dim::Rows])])
                 }
-                Input::BlockTable | Input::TableStarts => {
+                Input::BlockTable | Input::TableStarts | Input::CarriedBlocks => {
                     Err("the block table is no value of the graph; states stand for it".into())
                 }
                 Input::FirstRows | Input::LastPositions => {
@@ -205,6 +208,42 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
                 return Err(format!("values of {value} elements of keys of {key}, scale {scale}"));
             }
             Ok(vec![TensorType::f32([rows, Dim::Const(heads * value)])])
+        }
+        Op::Carried { width, .. } => {
+            arity(0)?;
+            if *width == 0 {
+                return Err("carries nothing".into());
+            }
+            Ok(vec![TensorType::state()])
+        }
+        Op::History { taps } => {
+            arity(2)?;
+            let (rows, width) = activation(&operands[0], "x")?;
+            state(&operands[1])?;
+            if !(2..=MAX_TAPS).contains(taps) {
+                return Err(format!("{taps} taps, where 2 to {MAX_TAPS} are possible"));
+            }
+            let width = width.checked_mul(u64::from(*taps)).ok_or("too wide")?;
+            Ok(vec![TensorType::f32([rows, Dim::Const(width)])])
+        }
+        Op::Carry { width } => {
+            arity(2)?;
+            state(&operands[0])?;
+            let (_, found) = activation(&operands[1], "x")?;
+            if *width == 0 || found < u64::from(*width) {
+                return Err(format!("carries {width} of {found} numbers"));
+            }
+            Ok(vec![TensorType::state()])
+        }
+        Op::Depthwise {} => {
+            arity(2)?;
+            let (rows, width) = activation(&operands[0], "x")?;
+            let (columns, taps) = matrix(&operands[1], "w")?;
+            let dense = operands[1].encoding.layout == Layout::Dense && operands[1].scheme().elem.is_float();
+            if !dense || columns.checked_mul(taps) != Some(width) {
+                return Err(format!("w is {}, expected dense floats for {width} elements", operands[1]));
+            }
+            Ok(vec![TensorType::f32([rows, Dim::Const(columns)])])
         }
         Op::FullAttention { heads, kv_heads, scale, .. } => {
             arity(2)?;

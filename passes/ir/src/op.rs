@@ -199,6 +199,27 @@ ops! {
         /// Factor of the scores.
         scale: f32,
     }
+    /// `carried() -> state`: what a recurrent layer carries on from token to token, before this forward pass.
+    Carried = "carried" {
+        /// Which layer.
+        layer: u32,
+        /// Numbers that it carries.
+        width: u32,
+    }
+    /// `history(x f32[R, n], state) -> f32[R, taps * n]`: each row, and behind it those of the `taps - 1` tokens before it, the latest
+    /// first; zeros stand for tokens before the first one. The state carries `(taps - 1) * n` numbers, in the same order.
+    History = "history" {
+        /// Rows that stand side by side.
+        taps: u32,
+    }
+    /// `carry(state, x f32[R, m]) -> state`: what is carried on from a row are its first `width` numbers.
+    Carry = "carry" {
+        /// Numbers that the state carries.
+        width: u32,
+    }
+    /// `depthwise(x f32[R, taps * n], w f32[n, taps]) -> f32[R, n]`: a sum over the taps for each of the n columns. As convolutions
+    /// store it, the last weight of a column is that of the first tap.
+    Depthwise = "depthwise" {}
     /// `full_attention(q f32[R, heads * d], state) -> f32[R, heads * d]`: softmax attention of each row over its whole sequence, which
     /// this pass must hold from the first token to the last.
     FullAttention = "full_attention" {
@@ -249,5 +270,20 @@ ops! {
     Pointwise = "pointwise" {
         /// Instructions in order.
         body: Vec<Scalar>,
+    }
+}
+
+impl Op {
+    /// The layer whose state this is, before the forward pass.
+    pub fn state_of(&self) -> Option<u32> {
+        match self {
+            Op::State { layer, .. } | Op::Latents { layer, .. } | Op::Carried { layer, .. } => Some(*layer),
+            _ => None,
+        }
+    }
+
+    /// Whether it gives the next version of a state.
+    pub fn advances_state(&self) -> bool {
+        matches!(self, Op::Append { .. } | Op::RopeAppend { .. } | Op::AppendLatent {} | Op::Carry { .. })
     }
 }

@@ -46,19 +46,23 @@ pub fn verify(graph: &Graph) -> Result<(), GraphError> {
         if !graph.phase.allows(graph.op(node)) {
             return error(node, format!("is not legal in phase {}", graph.phase));
         }
-        if let Op::State { layer, .. } | Op::Latents { layer, .. } = graph.op(node)
-            && let Some(other) = layers.insert(*layer, node)
+        if let Some(layer) = graph.op(node).state_of()
+            && let Some(other) = layers.insert(layer, node)
         {
             return error(node, format!("layer {layer} has another state, {}", graph.name(other)));
         }
         // Appending writes in place: whoever reads the old version must not run later, so nobody may.
-        let appends = |op: &Op| matches!(op, Op::Append { .. } | Op::RopeAppend { .. } | Op::AppendLatent {});
+        // The exception is a reader whose result is what the append takes: it comes first.
         let op = graph.op(node);
-        if matches!(op, Op::State { .. } | Op::Latents { .. }) || appends(op) {
+        if op.state_of().is_some() || op.advances_state() {
             let state = node.result(graph.types(node).len() as u16 - 1);
             let uses = graph.uses(state);
-            let appends = uses.iter().filter(|(n, _)| appends(graph.op(*n))).count();
-            if appends > 1 || (appends == 1 && uses.len() > 1) {
+            let (appends, readers): (Vec<NodeId>, Vec<NodeId>) =
+                uses.iter().map(|(n, _)| *n).partition(|n| graph.op(*n).advances_state());
+            let comes_first = |reader: &NodeId| {
+                appends.iter().all(|a| graph.operands(*a).iter().any(|v| v.node == *reader))
+            };
+            if appends.len() > 1 || !readers.iter().all(comes_first) {
                 return error(node, "a state that is appended to has another reader".into());
             }
         }

@@ -240,6 +240,28 @@ fn by_hand(name: &str) {
             let p = 1.0 / (1.0 + f64::exp(1.0));
             assert_near(&out[0], &[1.0, 1.0, p + 5.0 * (1.0 - p), 3.0]);
         }
+        "carried" => {
+            assert_eq!(run(1, Op::Carried { layer: 7, width: 2 }, &[]), [Val::State(7)]);
+        }
+        "history" | "carry" => {
+            let mut caches = Caches::default();
+            let x = tensor(1, &[1.0, 2.0]);
+            let first = run_in(Reading::Exact, &mut caches, 2, Op::History { taps: 3 }, &[&x, &state]);
+            assert_near(&first[0], &[1.0, 0.0, 0.0, 2.0, 1.0, 0.0]);
+            run_in(Reading::Exact, &mut caches, 2, Op::Carry { width: 2 }, &[&state, &first[0]]);
+            assert_eq!(caches.get(0, 0).unwrap().keys, [[1.0, 0.0], [2.0, 1.0]]);
+            // The third token follows in a pass of its own.
+            let batch = Batch { positions: vec![2], ..batch(1) };
+            let mut cx = Context { reading: Reading::Exact, batch: &batch, caches: &mut caches };
+            let next = run_node(&Op::History { taps: 3 }, &[&tensor(1, &[3.0]), &state], &mut cx).unwrap();
+            assert_near(&next[0], &[3.0, 2.0, 1.0]);
+        }
+        "depthwise" => {
+            // Two columns, three taps: the last weight of a column is that of the row itself, which comes first.
+            let x = tensor(6, &[5.0, 6.0, 3.0, 4.0, 1.0, 2.0]);
+            let w = weight(2, &[1.0, 2.0, 3.0, 10.0, 20.0, 30.0]);
+            assert_near(&run(1, Op::Depthwise {}, &[&x, &w])[0], &[22.0, 280.0]);
+        }
         "full_attention" => {
             let mut caches = Caches::default();
             let k = tensor(2, &[0.0, 0.0, 2.0, 0.0, 0.0, 9.0]);

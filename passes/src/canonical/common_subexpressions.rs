@@ -14,7 +14,7 @@ pub fn run(graph: &mut Graph, _: &Context<'_>) -> Result<u32, Cause> {
     let mut rewrites = 0;
     for node in graph.order() {
         // A layer has one state; two would be an error, which merging would hide from the verifier.
-        if let Op::State { .. } | Op::Latents { .. } | Op::Output {} = graph.op(node) {
+        if graph.op(node).state_of().is_some() || matches!(graph.op(node), Op::Output {}) {
             continue;
         }
         let mut attrs = String::new();

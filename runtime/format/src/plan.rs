@@ -111,6 +111,12 @@ pub enum StateDecl {
         /// Elements of a block; their type is chosen at run time.
         elems: u64,
     },
+    /// Numbers (f32) that each block of a sequence holds beside its tokens: what recurrent layers carry on from the block's last token. So
+    /// a sequence knows them at its end and at the end of every block before, and can go back to there.
+    Recurrent {
+        /// Numbers of a block.
+        elems: u64,
+    },
 }
 
 /// Which numbers of rows a program serves, both ends included.
@@ -218,6 +224,9 @@ pub enum Input {
     FirstRows,
     /// `i32[R]`: the last position that the row's sequence holds after this pass.
     LastPositions,
+    /// `i32[R]`: the block of the last token that the row's sequence held before this pass, where it finds what recurrent layers
+    /// carry; 0 where it held none.
+    CarriedBlocks,
 }
 
 /// One step of a program.

@@ -7,7 +7,7 @@ use bessemer_format::plan::{BufferId, Home, Input, Plan, Program, RowCount, Stat
 /// Words in front of the arrays: the numbers of the pass.
 const HEAD: usize = PASS_NUMBERS.next_multiple_of(4);
 /// Arrays with a number a row, in the order in which they lie. The block table follows them.
-const ARRAYS: [Input; 9] = [
+const ARRAYS: [Input; 10] = [
     Input::Tokens,
     Input::Positions,
     Input::Slots,
@@ -17,6 +17,7 @@ const ARRAYS: [Input; 9] = [
     Input::TokenTypes,
     Input::FirstRows,
     Input::LastPositions,
+    Input::CarriedBlocks,
 ];
 
 /// Where the arrays of a pass of up to `rows` rows lie, in words of 32 bits. Few of them are used by a pass of few rows.

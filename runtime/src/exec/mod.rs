@@ -53,6 +53,7 @@ pub(crate) struct Inputs {
     pub(crate) token_types: Vec<i32>,
     pub(crate) first_rows: Vec<i32>,
     pub(crate) last_positions: Vec<i32>,
+    pub(crate) carried_blocks: Vec<i32>,
     pub(crate) table_stride: usize,
     pub(crate) spans: Vec<Span>,
 }
@@ -76,6 +77,7 @@ impl Inputs {
             Input::TokenTypes => &self.token_types,
             Input::FirstRows => &self.first_rows,
             Input::LastPositions => &self.last_positions,
+            Input::CarriedBlocks => &self.carried_blocks,
         }
     }
 }

@@ -79,17 +79,16 @@ impl BlockLayout {
     /// Of the plan's states, in `elem`. The error says why the plan has no cache of this type.
     pub(crate) fn new(plan: &Plan, elem: KvElem) -> Result<Self, String> {
         let layers = CacheLayer::all(plan);
-        let elems = |StateDecl::Blocks { elems }: &StateDecl| *elems as usize;
+        let bytes = |elems: usize| elems * elem.bits() / 8;
         if !elem.is_scaled() {
-            let bytes = |elems: usize| elems * elem.bits() / 8;
             return Ok(Self {
                 kv: elem,
-                block_bytes: plan.states.iter().map(|state| bytes(elems(state))).collect(),
+                block_bytes: states(plan, bytes),
                 layer_at: layers.iter().map(|layer| bytes(layer.elems)).collect(),
                 layers,
             });
         }
-        let mut block_bytes = vec![0; plan.states.len()];
+        let mut block_bytes = states(plan, |_| 0);
         let mut known = vec![0; plan.states.len()];
         let mut layer_at = Vec::with_capacity(layers.len());
         for layer in &layers {
@@ -101,8 +100,11 @@ impl BlockLayout {
             *bytes += layer.bytes(elem);
             *known += layer.len();
         }
-        if known.iter().zip(&plan.states).any(|(known, state)| *known != elems(state)) || read_by_nests(plan)
-        {
+        let is_known = |(known, state): (&usize, &StateDecl)| match state {
+            StateDecl::Blocks { elems } => *known == *elems as usize,
+            StateDecl::Recurrent { .. } => true,
+        };
+        if !known.iter().zip(&plan.states).all(is_known) || read_by_nests(plan) {
             return Err(format!(
                 "this model's cache is read by loop nests, which know no scales; run it with {} or {}",
                 KvElem::Bf16.name(),
@@ -113,7 +115,16 @@ impl BlockLayout {
     }
 }
 
-/// Whether a nest reads a state, rather than only writing it.
+/// Bytes of a block of each state: those of a cache as `cache` says for its elements.
+fn states(plan: &Plan, cache: impl Fn(usize) -> usize) -> Vec<usize> {
+    let bytes = |state: &StateDecl| match state {
+        StateDecl::Blocks { elems } => cache(*elems as usize),
+        StateDecl::Recurrent { elems } => *elems as usize * size_of::<f32>(),
+    };
+    plan.states.iter().map(bytes).collect()
+}
+
+/// Whether a nest reads a cache, rather than only writing it.
 fn read_by_nests(plan: &Plan) -> bool {
     let steps = plan.programs.iter().flat_map(|p| &p.steps);
     steps.into_iter().any(|step| match &step.kind {

@@ -3,7 +3,7 @@
 use super::BlockLayout;
 use crate::error::RunError;
 use bessemer_format::manifest::{Hash, KvElem};
-use bessemer_format::plan::Plan;
+use bessemer_format::plan::{Plan, StateDecl};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The memory that blocks lie in, on the device that reads them. A block is one piece of every state.
@@ -30,6 +30,8 @@ pub(crate) struct StatePool {
     pub(crate) kv: KvElem,
     /// Longest sequence.
     pub(crate) context: usize,
+    /// Whether some layer carries state from token to token, which is known at the end of blocks and of sequences only.
+    pub(crate) recurrent: bool,
     total: usize,
     /// Bytes of a block, all states together.
     pub(crate) block_bytes: usize,
@@ -58,6 +60,7 @@ impl StatePool {
             engine,
             kv: layout.kv,
             context: plan.model.context as usize,
+            recurrent: plan.states.iter().any(|state| matches!(state, StateDecl::Recurrent { .. })),
             total,
             block_bytes: layout.block_bytes.iter().sum(),
             memory,

@@ -75,9 +75,21 @@ impl Sequence {
     }
 
     /// Forgets the tokens after the first `len`. Nothing happens if there are no more.
+    ///
+    /// A model that carries recurrent state has it at the end of each block of tokens: its sequences go back to there, which forgets up
+    /// to 31 tokens more. [`Sequence::len`] tells, and they can be processed again.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        if len < self.len {
+            self.len = if self.pool.recurrent { len / TOKENS * TOKENS } else { len };
+        }
         self.trim();
+    }
+
+    /// After a pass that may have written beyond the length: what was carried from there is lost.
+    pub(crate) fn unsettle(&mut self) {
+        if self.pool.recurrent {
+            self.len = self.len / TOKENS * TOKENS;
+        }
     }
 
     /// Frees the blocks beyond the length: what a [`Sequence::reserve`] took for tokens that did not come.

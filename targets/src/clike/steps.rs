@@ -293,7 +293,7 @@ impl Context<'_> {
         let context = self.plan.model.context;
         let elems = match self.plan.states.get(a.state as usize) {
             Some(StateDecl::Blocks { elems }) => *elems,
-            None => return Err("a state that does not exist".into()),
+            _ => return Err("a state that holds no keys and values".into()),
         };
         let head_elems = kv::head_elems(dim as usize) as u64;
         let mut p = Pointers::default();

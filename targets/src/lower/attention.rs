@@ -4,7 +4,7 @@
 //! meaning that they can be compared with, and the way of devices that have none.
 
 use super::{Lowered, NestArg, activation, builder::NestBuilder, vector_elem};
-use crate::schedule::LayerState;
+use crate::states::LayerState;
 use bessemer_format::kv;
 use bessemer_format::nest::{Base, Extent, Index, Int, Op as NestOp, ReduceKind, Reg, Sym, ViewElem, ViewId};
 use bessemer_format::plan::{Input, ModelFacts};
@@ -117,7 +117,7 @@ impl Scores {
                     }
                     score = b.add(score, penalty);
                 }
-                let value = match self.layer.latent {
+                let value = match self.layer.latent() {
                     true => ValueAt::Key(base(0) + token),
                     false => {
                         let t = Index::div(Base::Axis(t), 2) * (2 * head_dim) + Index::rem(Base::Axis(t), 2);
@@ -139,7 +139,7 @@ pub fn attention(
 ) -> Result<Lowered, String> {
     let mut value_dim = i64::from(layer.head_dim);
     let (heads, scale, window, softcap, causal) = match *op {
-        Op::LatentAttention { heads, value, scale } if layer.latent => {
+        Op::LatentAttention { heads, value, scale } if layer.latent() => {
             value_dim = i64::from(value);
             (heads, scale, None, None, true)
         }

@@ -9,10 +9,11 @@ mod experts;
 mod linear;
 mod norm;
 mod pointwise;
+mod recurrent;
 mod rope;
 mod rows;
 
-use crate::schedule::LayerState;
+use crate::states::LayerState;
 use bessemer_format::nest::{Index, Nest, ViewElem};
 use bessemer_format::plan::{Input, ModelFacts, RowCount};
 use bessemer_format::{Compute, Elem};
@@ -53,9 +54,12 @@ pub fn lower(
 ) -> Result<Lowered, String> {
     let layer = || layer.ok_or_else(|| "has no state operand".to_string());
     match op {
-        Op::Input { .. } | Op::State { .. } | Op::Latents { .. } | Op::Const { .. } | Op::Output {} => {
-            Err("is a place, not a computation".into())
-        }
+        Op::Input { .. }
+        | Op::State { .. }
+        | Op::Latents { .. }
+        | Op::Carried { .. }
+        | Op::Const { .. }
+        | Op::Output {} => Err("is a place, not a computation".into()),
         Op::Embed {} => rows::embed(&operands[0], &operands[1]),
         Op::RmsNorm { eps } => norm::rms_norm(*eps, &operands[0], &operands[1], false),
         Op::LayerNorm { eps } => norm::layer_norm(*eps, &operands[0], &operands[1], operands.get(2)),
@@ -90,6 +94,9 @@ pub fn lower(
         Op::Attention { .. } | Op::FullAttention { .. } | Op::LatentAttention { .. } => {
             attention::attention(op, operands, layer()?, facts)
         }
+        Op::History { taps } => recurrent::history(*taps, &operands[0], layer()?, facts),
+        Op::Carry { width } => recurrent::carry(*width, &operands[1], layer()?, facts),
+        Op::Depthwise {} => recurrent::depthwise(&operands[0], &operands[1]),
         Op::Unary { kind } => pointwise::unary(*kind, &operands[0]),
         Op::Binary { kind } => pointwise::binary(*kind, &operands[0]),
         Op::Pointwise { body } => pointwise::cluster(body, operands),

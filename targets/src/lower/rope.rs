@@ -1,7 +1,7 @@
 //! Rotary embedding and the KV append.
 
 use super::{Lowered, NestArg, activation, builder::NestBuilder, row_count};
-use crate::schedule::LayerState;
+use crate::states::LayerState;
 use bessemer_format::kv;
 use bessemer_format::nest::{Base, Extent, Index, Int, Op as NestOp, Reg, ViewElem, ViewId};
 use bessemer_format::plan::{Input, ModelFacts};
@@ -170,7 +170,7 @@ fn append_keys(b: &mut NestBuilder, state: ViewId, slot: &Slot, keys: ViewId, wi
 /// Each row's vector enters the cache at the row's slot.
 pub fn append_latent(x: &TensorType, layer: LayerState) -> Result<Lowered, String> {
     let (rows, width) = activation(x)?;
-    if !layer.latent || width != i64::from(layer.head_dim) {
+    if !layer.latent() || width != i64::from(layer.head_dim) {
         return Err(format!("vectors of {width} elements for a layer of {}", layer.head_dim));
     }
     let mut b = NestBuilder::new("append_latent");

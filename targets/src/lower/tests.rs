@@ -1,6 +1,7 @@
 //! Every op of the table has a nest, is a place, or says why it needs none.
 
 use super::*;
+use crate::states::Holds;
 use bessemer_format::plan::{Output, Score};
 use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
 
@@ -9,7 +10,8 @@ fn facts() -> ModelFacts {
 }
 
 fn layer() -> LayerState {
-    LayerState { first_elem: 0, kv_heads: 1, head_dim: 8, latent: false, block_elems: 512 }
+    let holds = Holds::KeysAndValues;
+    LayerState { state: 0, holds, first_elem: 0, kv_heads: 1, head_dim: 8, block_elems: 512 }
 }
 
 fn examples() -> Vec<(Op, Vec<TensorType>)> {
@@ -49,6 +51,12 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
         ),
         (Op::AppendLatent {}, vec![TensorType::state(), rows(8)]),
         (Op::LatentAttention { heads: 2, value: 6, scale: 0.5 }, vec![rows(16), TensorType::state()]),
+        (Op::History { taps: 3 }, vec![rows(4), TensorType::state()]),
+        (Op::Carry { width: 8 }, vec![TensorType::state(), rows(12)]),
+        (
+            Op::Depthwise {},
+            vec![rows(12), TensorType::weight(&[4, 3], bessemer_format::QuantScheme::F32, Layout::Dense)],
+        ),
         (
             Op::FullAttention { heads: 2, kv_heads: 1, scale: 0.5, reach: Some(3) },
             vec![rows(16), TensorType::state()],
@@ -69,7 +77,7 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
 #[test]
 fn every_op_has_a_lowering() {
     // An argmax is no nest; its kernel runs everywhere.
-    let places = ["input", "state", "latents", "const", "output", "route"];
+    let places = ["input", "state", "latents", "carried", "const", "output", "route"];
     let examples = examples();
     for name in Op::NAMES {
         if places.contains(name) {
@@ -79,7 +87,12 @@ fn every_op_has_a_lowering() {
             .iter()
             .find(|(op, _)| op.name() == *name)
             .unwrap_or_else(|| panic!("`{name}` has no example here: add one, and a lowering"));
-        let layer = LayerState { latent: name.contains("latent"), ..layer() };
+        let holds = match *name {
+            "append_latent" | "latent_attention" => Holds::Latents,
+            "history" | "carry" => Holds::Carried,
+            _ => Holds::KeysAndValues,
+        };
+        let layer = LayerState { holds, ..layer() };
         let lowered =
             lower(op, operands, Some(layer), &facts()).unwrap_or_else(|why| panic!("{name}: {why}"));
         assert_eq!(lowered.args.len(), lowered.nest.views.len(), "{name}");

@@ -59,8 +59,11 @@ impl<'a> GpuModel<'a> {
         // One more than is needed: the first block is never used.
         let blocks = tokens.div_ceil(TOKENS) + 1;
         for (at, state) in plan.states.iter().enumerate() {
-            let StateDecl::Blocks { elems } = state;
-            device.alloc(STATES + at as u32, blocks * *elems as usize * kv.bits() / 8)?;
+            let (elems, bits) = match state {
+                StateDecl::Blocks { elems } => (*elems, kv.bits()),
+                StateDecl::Recurrent { elems } => (*elems, 32),
+            };
+            device.alloc(STATES + at as u32, blocks * elems as usize * bits / 8)?;
         }
         let apart = matches!(weights, Weights::Apart(_));
         Ok(Self { plan, kernels, programs, device, apart, blocks, len: 0, widest: false })
@@ -124,6 +127,7 @@ impl<'a> GpuModel<'a> {
             (Input::TokenTypes, of_row(&|r| types.get(r).copied().unwrap_or(0).into())),
             (Input::FirstRows, of_row(&|_| 0)),
             (Input::LastPositions, of_row(&|_| (len + rows - 1) as i32)),
+            (Input::CarriedBlocks, of_row(&|_| len.checked_sub(1).map_or(0, |last| table[last / TOKENS]))),
         ]
         .into();
         let bytes = |values: &[i32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();

@@ -88,7 +88,7 @@ impl Subject {
         self.step(&mut all, depth..depth + prompt)?;
         let prefill = (prompt * sequences) as f64 / started.elapsed().as_secs_f64();
 
-        all.iter_mut().for_each(|s| s.truncate(depth));
+        self.rewind(&mut all, &deep);
         let started = Instant::now();
         for at in depth..depth + generate {
             self.step(&mut all, at..at + 1)?;
@@ -108,7 +108,7 @@ impl Subject {
             let started = Instant::now();
             self.step_with(&mut all, depth..depth + prompt, Some(&mut prefill))?;
             walls[0] += started.elapsed();
-            all.iter_mut().for_each(|s| s.truncate(depth));
+            self.rewind(&mut all, &deep);
             let started = Instant::now();
             for at in depth..depth + generate {
                 self.step_with(&mut all, at..at + 1, Some(&mut decode))?;
@@ -123,6 +123,12 @@ impl Subject {
             (prefill, passes(prompt, depth + prompt.div_ceil(2), walls[0])),
             (decode, passes(1, depth + generate.div_ceil(2), walls[1])),
         ])
+    }
+
+    /// Every sequence as `deep` is: memory of the old ones is free before the new ones need it.
+    fn rewind(&self, all: &mut Vec<Sequence>, deep: &Sequence) {
+        all.clear();
+        all.extend((0..self.load.sequences).map(|_| deep.fork()));
     }
 
     /// A sequence that holds as many tokens as the load asks for.

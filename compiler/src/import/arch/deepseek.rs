@@ -179,7 +179,8 @@ fn from_gguf(checkpoint: &Checkpoint, fields: &Fields) -> Result<Decoder, Import
     })?;
     let q_rank = fields.count("attention.q_lora_rank")?;
     let latent = Latent { q_rank, kv_rank, plain, turning, value, split };
-    let mut decoder = Decoder::from_gguf_of(checkpoint, fields, RopePairing::Interleaved, turning)?;
+    let heads = (turning, keys::gguf_kv_heads(fields)?);
+    let mut decoder = Decoder::from_gguf_of(checkpoint, fields, RopePairing::Interleaved, heads)?;
     let log_multiplier = fields.positive("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
     let mut mscale = 1.0;
     for rope in &mut decoder.ropes {

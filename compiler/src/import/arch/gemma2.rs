@@ -57,8 +57,8 @@ pub(super) const DEFAULTS: HfDefaults = HfDefaults {
     kv_heads: Some(4),
     tied: true,
     theta: 10000.0,
-    partial: None,
     activation: ("hidden_activation", &[("gelu_pytorch_tanh", Gate::GeluTanh), ("gelu", Gate::Gelu)]),
+    ..HfDefaults::PLAIN
 };
 
 /// Old files name the activation twice, and `hidden_activation` is the one that counts.

@@ -11,6 +11,7 @@ pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_oss;
 pub mod granite;
+pub mod lfm2;
 pub mod llama;
 pub mod mistral;
 pub mod mixtral;
@@ -63,6 +64,7 @@ pub const ARCHITECTURES: &[&Architecture] = &[
     &gpt_neox::ARCHITECTURE,
     &gpt_oss::ARCHITECTURE,
     &granite::ARCHITECTURE,
+    &lfm2::ARCHITECTURE,
     &llama::ARCHITECTURE,
     &mistral::ARCHITECTURE,
     &mixtral::ARCHITECTURE,

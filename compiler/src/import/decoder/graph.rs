@@ -125,6 +125,9 @@ impl Blocks<'_> {
         let d = self.decoder;
         let name = |what: &str| format!("layer.{layer}.{what}");
         let h = self.norm(layer, Role::AttentionNorm, x)?;
+        if let Some(conv) = d.conv_of(layer) {
+            return self.short_conv(conv, layer, h);
+        }
         if let Some(latent) = &d.latent {
             let a = self.latent_attention(latent, layer, how.rope.unwrap_or(0), h)?;
             return self.project(layer, Role::AttentionOut, a);

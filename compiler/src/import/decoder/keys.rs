@@ -22,6 +22,10 @@ pub struct HfDefaults {
     pub theta: f64,
     /// `partial_rotary_factor`, where the family has it; elsewhere it must be 1.
     pub partial: Option<f64>,
+    /// The keys of the width of the network, of which the first that is there counts.
+    pub ffn: &'static [&'static str],
+    /// The key of what norms add to the mean square.
+    pub eps: &'static str,
     /// The key that names the activation, with what it may say.
     pub activation: (&'static str, &'static [(&'static str, Gate)]),
 }
@@ -37,6 +41,8 @@ impl HfDefaults {
         tied: false,
         theta: 10000.0,
         partial: None,
+        ffn: &["intermediate_size"],
+        eps: "rms_norm_eps",
         activation: SILU,
     };
 }
@@ -64,6 +70,7 @@ impl Decoder {
             can_be_partial: defaults.partial.is_some(),
         };
         let (activation, gates) = defaults.activation;
+        let ffn = defaults.ffn.iter().find(|key| fields.has(key)).or(defaults.ffn.last()).unwrap_or(&"");
         let kv_heads = fields.count("num_key_value_heads")?.or(defaults.kv_heads).unwrap_or(heads);
         check_heads(fields, heads, kv_heads, head_dim, HF_HEADS)?;
         let (global, local) = rope::by_layer_kind(fields, of_rope)?;
@@ -72,13 +79,13 @@ impl Decoder {
             heads,
             kv_heads,
             head_dim,
-            ffn: fields.required_count("intermediate_size")?,
+            ffn: fields.required_count(ffn)?,
             vocab: fields.required_count("vocab_size")?,
             context,
             layers: Layers::plain(fields.required_count("num_hidden_layers")?),
             ropes: vec![global],
             tied: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
-            rms_norm_eps: fields.required_positive("rms_norm_eps")?,
+            rms_norm_eps: fields.required_positive(defaults.eps)?,
             gate: fields.choice(activation, gates)?.unwrap_or(gates[0].1),
             ..Decoder::plain(head_dim, Naming::HuggingFace)
         };
@@ -107,20 +114,19 @@ impl Decoder {
         fields.neutral("attention.value_length", &format!("the head size {head_dim}"), |value| {
             value.as_u64() == Some(head_dim as u64)
         })?;
-        Self::from_gguf_of(checkpoint, fields, pairing, head_dim)
+        Self::from_gguf_of(checkpoint, fields, pairing, (head_dim, gguf_kv_heads(fields)?))
     }
 
-    /// As [`Decoder::from_gguf`] for heads whose width the family has read.
+    /// As [`Decoder::from_gguf`] for heads whose width and number of keys the family has read.
     pub fn from_gguf_of(
         checkpoint: &Checkpoint,
         fields: &Fields,
         pairing: RopePairing,
-        head_dim: usize,
+        (head_dim, kv_heads): (usize, usize),
     ) -> Result<Decoder, ImportError> {
         let hidden = fields.required_count("embedding_length")?;
         let heads = fields.required_count("attention.head_count")?;
         let context = fields.required_count("context_length")?;
-        let kv_heads = fields.count("attention.head_count_kv")?.unwrap_or(heads);
         check_heads(fields, heads, kv_heads, head_dim, GGUF_HEADS)?;
         let of_rope =
             rope::Defaults { head_dim, context, theta: 10000.0, partial: 1.0, can_be_partial: true };
@@ -158,6 +164,7 @@ impl Decoder {
             kv_heads: 0,
             head_dim,
             latent: None,
+            conv: None,
             ffn: 0,
             experts: None,
             vocab: 0,
@@ -189,6 +196,14 @@ impl Decoder {
 
 const HF_HEADS: [&str; 3] = ["num_attention_heads", "num_key_value_heads", "head_dim"];
 const GGUF_HEADS: [&str; 3] = ["attention.head_count", "attention.head_count_kv", "attention.key_length"];
+
+/// Key and value heads of a GGUF file that says one number for all layers.
+pub fn gguf_kv_heads(fields: &Fields) -> Result<usize, ImportError> {
+    match fields.count("attention.head_count_kv")? {
+        Some(kv_heads) => Ok(kv_heads),
+        None => fields.required_count("attention.head_count"),
+    }
+}
 
 /// What both containers leave to check: the relations between the sizes.
 fn check_heads(

@@ -3,12 +3,14 @@
 //! A family's file reads its configuration into a [`Decoder`]; whatever families differ in is a field of it. Then
 //! [`Decoder::model`] holds the checkpoint's tensors against it and builds the graph.
 
+mod conv;
 mod experts;
 mod graph;
 pub mod keys;
 mod latent;
 mod tensors;
 
+pub use conv::ShortConv;
 pub use experts::{ClampedGate, ExpertNames, Experts};
 pub use latent::Latent;
 pub use tensors::Role;
@@ -35,6 +37,8 @@ pub struct Decoder {
     pub head_dim: usize,
     /// How keys and values are compressed, where they are.
     pub latent: Option<Latent>,
+    /// What stands in place of attention in some of the blocks, where something does.
+    pub conv: Option<ShortConv>,
     /// Width of the feed-forward network.
     pub ffn: usize,
     /// What stands in place of the feed-forward network, where something does.
@@ -209,6 +213,11 @@ impl Decoder {
     /// The experts of a block, where it has some.
     pub(super) fn experts_of(&self, layer: usize) -> Option<&Experts> {
         self.experts.as_ref().filter(|experts| layer >= experts.first_layer)
+    }
+
+    /// The convolution that stands in place of a block's attention.
+    pub(super) fn conv_of(&self, layer: usize) -> Option<&ShortConv> {
+        self.conv.as_ref().filter(|conv| !conv.attending.contains(&layer))
     }
 
     /// Gives sliding layers a rope of their own.

@@ -6,6 +6,7 @@ use crate::import::names::Naming;
 use crate::import::rope;
 use crate::import::source::Checkpoint;
 use crate::import::tensors;
+use std::ops::Range;
 
 /// The place of a weight in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +112,12 @@ impl Decoder {
     /// Shape of a weight; none where the model has no such weight.
     fn shape(&self, role: Role, layer: usize) -> Option<Vec<usize>> {
         let (q, kv, hidden, ffn) = (self.q_rows(), self.kv_rows(), self.hidden, self.ffn);
-        let (dense, apart) = (self.experts_of(layer).is_none(), !self.joint_qkv && self.latent.is_none());
+        let (dense, attends) = (self.experts_of(layer).is_none(), self.conv_of(layer).is_none());
+        let apart = attends && !self.joint_qkv && self.latent.is_none();
         let norm = |there: bool, width: usize| there.then(|| vec![width]);
         let matrix = |there: bool, rows: usize, columns: usize| there.then(|| vec![rows, columns]);
         let qk_norm = |rows: usize| match self.qk_norm {
+            _ if !attends => None,
             QkNorm::None => None,
             QkNorm::Head => Some(vec![self.head_dim]),
             QkNorm::Row => Some(vec![rows]),
@@ -129,11 +132,11 @@ impl Decoder {
             FfnOutNorm => norm(self.norms.ffn_out.is_some(), hidden),
             Query => matrix(apart, q, hidden),
             Key | Value => matrix(apart, kv, hidden),
-            JointQkv => matrix(self.joint_qkv, q + 2 * kv, hidden),
+            JointQkv => matrix(attends && self.joint_qkv, q + 2 * kv, hidden),
             QueryNorm => qk_norm(q),
             KeyNorm => qk_norm(kv),
-            Sinks => norm(self.sinks, self.heads),
-            AttentionOut => matrix(true, hidden, self.latent.map_or(q, |l| self.heads * l.value)),
+            Sinks => norm(attends && self.sinks, self.heads),
+            AttentionOut => matrix(attends, hidden, self.latent.map_or(q, |l| self.heads * l.value)),
             Gate | Up => matrix(dense && !self.joint_gate_up, ffn, hidden),
             JointGateUp => matrix(dense && self.joint_gate_up, 2 * ffn, hidden),
             Down => matrix(dense, hidden, ffn),
@@ -158,15 +161,13 @@ impl Decoder {
         let block = |layer| {
             let experts = self.experts_of(layer).into_iter();
             let latent = self.latent.iter().flat_map(move |latent| latent.tensors(self, layer));
+            let conv = self.conv_of(layer).into_iter().flat_map(move |conv| conv.tensors(self, layer));
             of(&BLOCK, layer)
                 .chain(latent)
+                .chain(conv)
                 .chain(experts.flat_map(move |e| e.tensors(self.hidden, self.naming, layer)))
         };
-        // Blocks of a kind are counted together, as a configuration may ask for absurdly many.
-        let dense = self.experts.as_ref().map_or(self.layers.count, |e| e.first_layer.min(self.layers.count));
-        let kinds = [(0, dense), (dense, self.layers.count - dense)];
-        let blocks = kinds.iter().filter(|(_, layers)| *layers > 0).map(|(l, n)| n * block(*l).count());
-        let count = of(&GLOBAL, 0).count() + blocks.sum::<usize>();
+        let count = of(&GLOBAL, 0).count() + self.count_in_blocks(|layer| block(layer).count());
         let expected = of(&GLOBAL, 0).chain((0..self.layers.count).flat_map(block));
 
         let head = self.tensor_name(Output, 0);
@@ -182,6 +183,24 @@ impl Decoder {
                 || self.spare.iter().any(|layer| name.starts_with(&format!("model.layers.{layer}.")))
         })?;
         if stored_tie { self.check_stored_tie(checkpoint) } else { Ok(()) }
+    }
+
+    /// What all blocks have of a thing. Blocks of a kind are counted together, as a configuration may ask for absurdly many.
+    fn count_in_blocks(&self, of: impl Fn(usize) -> usize) -> usize {
+        let layers = self.layers.count;
+        let first_mixed = self.experts.as_ref().map_or(layers, |e| e.first_layer.min(layers));
+        let runs = [0..first_mixed, first_mixed..layers];
+        let count = |run: Range<usize>| match &self.conv {
+            None => run.clone().next().map_or(0, |layer| run.len() * of(layer)),
+            Some(conv) => {
+                let attending = conv.attending.iter().filter(|layer| run.contains(layer));
+                let (some, attend) = (attending.clone().next(), attending.count());
+                let convolving = run.clone().find(|layer| !conv.attending.contains(layer));
+                some.map_or(0, |layer| attend * of(*layer))
+                    + convolving.map_or(0, |layer| (run.len() - attend) * of(layer))
+            }
+        };
+        runs.into_iter().map(count).sum()
     }
 
     /// A tied head that is stored all the same is harmless only as an exact copy.

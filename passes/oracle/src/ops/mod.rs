@@ -5,6 +5,7 @@ pub mod elementwise;
 pub mod experts;
 pub mod linear;
 pub mod norm;
+pub mod recurrent;
 pub mod rope;
 pub mod rows;
 
@@ -35,7 +36,9 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
             let rows = cx.batch.input(*input).ok_or("this input speaks of memory that only a plan has")?;
             return Ok(vec![Val::Index(rows.to_vec())]);
         }
-        Op::State { layer, .. } | Op::Latents { layer, .. } => return Ok(vec![Val::State(*layer)]),
+        Op::State { layer, .. } | Op::Latents { layer, .. } | Op::Carried { layer, .. } => {
+            return Ok(vec![Val::State(*layer)]);
+        }
         Op::Const { .. } => return Err("a constant is run by its recipe".into()),
         Op::Output {} => return Ok(Vec::new()),
         Op::Append { kv_heads } => {
@@ -43,6 +46,13 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
             attention::append(layer, *kv_heads, tensor(1)?, tensor(2)?, cx)?;
             return Ok(vec![Val::State(layer)]);
         }
+        Op::Carry { width } => {
+            let layer = at(0)?.state()?;
+            recurrent::carry(layer, *width, tensor(1)?, cx)?;
+            return Ok(vec![Val::State(layer)]);
+        }
+        Op::History { taps } => one(recurrent::history(*taps, tensor(0)?, at(1)?.state()?, cx)?),
+        Op::Depthwise {} => one(recurrent::depthwise(tensor(0)?, weight(1)?)?),
         Op::AppendLatent {} => {
             let layer = at(0)?.state()?;
             attention::append_latent(layer, tensor(1)?, cx)?;

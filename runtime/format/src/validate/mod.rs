@@ -115,7 +115,7 @@ pub fn validate(
 fn plan(plan: &Plan) -> Result<(), FormatError> {
     model(plan).at(|| "model".into())?;
     for (id, state) in plan.states.iter().enumerate() {
-        let StateDecl::Blocks { elems } = state;
+        let (StateDecl::Blocks { elems } | StateDecl::Recurrent { elems }) = state;
         (1..=MAX_STATE_ELEMS)
             .contains(elems)
             .then_some(())

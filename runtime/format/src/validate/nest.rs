@@ -337,6 +337,10 @@ impl Prover<'_> {
             Bound::Rows { count, elems, .. } => {
                 let own = |_: &Self, t: &Term| is_plain(t, elems) && t.base == Base::Axis(0);
                 let own_rest = self.without(index, own).filter(|_| self.own_row_in(count));
+                let back = match &own_rest {
+                    Some(rest) if !store => self.rows_back(rest, elems)?,
+                    _ => 0,
+                };
                 let rest = match &own_rest {
                     Some(rest) => Some(rest.clone()),
                     None if store => None,
@@ -346,9 +350,9 @@ impl Prover<'_> {
                     }
                 };
                 let rest = rest.ok_or("the index has no term that picks a row of the buffer")?;
-                let (low, high) = self.inside(&rest, elems)?;
+                let (low, high) = self.inside_from(&rest, back * elems, elems)?;
                 let touched = &mut self.touched[view.0 as usize];
-                touched.other_rows |= own_rest.is_none();
+                touched.other_rows |= own_rest.is_none() || back > 0;
                 if store {
                     touched.stored.push((low as u64, high as u64 + 1));
                 }
@@ -363,6 +367,26 @@ impl Prover<'_> {
         let mut rest = index.clone();
         rest.terms.remove(at);
         Some(rest)
+    }
+
+    /// How many rows before its own an access lies, where `rest` is what is left without the own row. There must be so many: a loop around
+    /// it runs only where `row - n + 1 - back`, with a loaded integer n, is above 0.
+    fn rows_back(&mut self, rest: &Index, elems: i128) -> Check<i128> {
+        let (low, _) = self.range(rest)?;
+        let back = if low < 0 && elems > 0 { (elems - 1 - low) / elems } else { 0 };
+        let are_there = |bound: &Index| match &bound.terms[..] {
+            [row, first] => {
+                is_plain(row, 1)
+                    && row.base == Base::Axis(0)
+                    && is_plain(first, -1)
+                    && self.loaded(first).is_some()
+                    && i128::from(bound.constant) == 1 - back
+            }
+            _ => false,
+        };
+        let guarded = || self.axes.iter().any(|axis| axis.extent.0.iter().any(are_there));
+        ensure!(back == 0 || guarded(), "reads {back} rows before its own, which may not be there");
+        Ok(back)
     }
 
     /// `index` without two terms that pick a row together: a row of the batch, and an axis that counts on from it up to the last one.
@@ -410,6 +434,7 @@ impl Prover<'_> {
     fn picks_block(&self, term: &Term, elems: i128) -> bool {
         let of_slot = Term { div: 1, ..*term };
         self.is_from(term, Input::BlockTable, elems)
+            || self.is_from(term, Input::CarriedBlocks, elems)
             || (term.div as usize == kv::TOKENS && self.is_from(&of_slot, Input::Slots, elems))
     }
 
@@ -430,7 +455,13 @@ impl Prover<'_> {
 
     /// Requires `index` to lie in `0..len` and returns its range.
     fn inside(&mut self, index: &Index, len: i128) -> Check<(i128, i128)> {
+        self.inside_from(index, 0, len)
+    }
+
+    /// As [`Prover::inside`] for the index plus `start`.
+    fn inside_from(&mut self, index: &Index, start: i128, len: i128) -> Check<(i128, i128)> {
         let (low, high) = self.range(index)?;
+        let (low, high) = (low + start, high + start);
         ensure!(low >= 0 && high < len, "the index ranges over {low}..={high} and must lie in 0..{len}");
         Ok((low, high))
     }

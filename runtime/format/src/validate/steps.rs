@@ -81,12 +81,9 @@ impl<'a> Checker<'a> {
         PanelLayout::new(&w.scheme, w.n as usize, w.k as usize)
     }
 
-    fn state(&self, id: StateId) -> Check<u64> {
+    fn state(&self, id: StateId) -> Check<&'a StateDecl> {
         let states = &self.plan.states;
-        match states.get(id as usize) {
-            Some(StateDecl::Blocks { elems }) => Ok(*elems),
-            None => Err(format!("state {id} of {}", states.len())),
-        }
+        states.get(id as usize).ok_or_else(|| format!("state {id} of {}", states.len()))
     }
 
     fn embed(&self, tokens: BufferId, table: WeightId, out: BufferId) -> Check<Effects> {
@@ -280,7 +277,9 @@ impl<'a> Checker<'a> {
         }
         let chunk_fits = a.chunk > 0 && (a.chunk as usize).is_multiple_of(kv::TOKENS);
         ensure!(chunk_fits, "chunk {} is no multiple of {}", a.chunk, kv::TOKENS);
-        let state = self.state(a.state)?;
+        let StateDecl::Blocks { elems: state } = *self.state(a.state)? else {
+            return Err(format!("state {} holds no keys and values", a.state));
+        };
         let latent_fits = a.latent.is_none_or(|value| a.kv_heads == 1 && (1..=a.head_dim).contains(&value));
         ensure!(latent_fits, "values of {:?} elements of {} heads of {}", a.latent, a.kv_heads, a.head_dim);
         let layer = match a.latent {
@@ -384,8 +383,12 @@ impl<'a> Checker<'a> {
                 Ok(Bound::Weight { n: i128::from(w.n), k: i128::from(w.k) })
             }
             Arg::State(id) => {
-                ensure!(elem == ViewElem::Kv, "is {elem:?} and is bound to a state");
-                Ok(Bound::State { elems: i128::from(self.state(id)?) })
+                let (holds, elems) = match *self.state(id)? {
+                    StateDecl::Blocks { elems } => (ViewElem::Kv, elems),
+                    StateDecl::Recurrent { elems } => (ViewElem::F32, elems),
+                };
+                ensure!(elem == holds, "is {elem:?} and is bound to a state of {holds:?}");
+                Ok(Bound::State { elems: i128::from(elems) })
             }
         }
     }
