@@ -30,6 +30,8 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("qwen2", "qwen2"),
     ("qwen2_tied", "qwen2_tied"),
     ("mistral", "mistral"),
+    ("mistral_nemo", "mistral_nemo"),
+    ("mistral_nemo.f32.gguf", "mistral_nemo"),
     ("gemma2", "gemma2"),
     ("gemma2_gguf", "gemma2_gguf"),
     ("gemma3", "gemma3"),
@@ -40,6 +42,7 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("granite", "granite"),
     ("olmo2", "olmo2"),
     ("olmo3", "olmo3"),
+    ("olmo3.f32.gguf", "olmo3"),
     ("glm4", "glm4"),
     ("exaone4", "exaone4"),
     ("exaone4.f32.gguf", "exaone4"),
@@ -75,6 +78,7 @@ pub const ENCODERS: &[(&str, &str)] = &[
     ("bert.f32.gguf", "bert"),
     ("bert_scores", "bert_scores"),
     ("modernbert", "modernbert"),
+    ("modernbert.f32.gguf", "modernbert"),
 ];
 
 /// A fixture model: a directory or a `.gguf` file.

@@ -717,3 +717,18 @@ fn a_quality_is_asked_for_in_one_way_and_refused_with_what_can_be_had() {
     fails(&["--target-bpw", "1", "--method", "rtn"], 5, &["1 bits a weight", "best reachable"]);
     assert!(!Path::new(&out).exists());
 }
+
+#[test]
+fn bench_of_an_encoder_measures_texts_alone() {
+    let user = User::new();
+    let args = ["bench", &fixture("bert"), "-p", "24", "-r", "2", "-b", "3", "--vs", "interpreted"];
+    let json = user.json(&[&args[..], &["-o", "json"]].concat());
+    for path in ["/prefill/tok_s", "/interpreted/prefill/tok_s", "/interpreted/ratio/prefill"] {
+        assert!(json.pointer(path).and_then(Value::as_f64).is_some_and(|v| v > 0.0), "{path}: {json}");
+    }
+    assert!(json.get("decode").is_none() && json["interpreted"].get("decode").is_none(), "{json}");
+    assert_eq!(json["load"]["generate"], 0);
+    let table = user.ok(&args);
+    assert!(table.contains("| prefill 24 |") && !table.contains("| decode"), "{table}");
+    user.fails(&["bench", &fixture("bert"), "-p", "24", "-d", "8"], 2, &["-d"]);
+}

@@ -346,6 +346,7 @@ fn gguf_value(value: &gguf::Value) -> Value {
         gguf::Value::F64(x) => float(*x),
         gguf::Value::Bool(b) => Value::from(*b),
         gguf::Value::String(text) => Value::from(text.as_str()),
+        gguf::Value::Array(gguf::Array::Bool(v)) if v.len() <= SHORT => Value::from(v.as_slice()),
         gguf::Value::Array(gguf::Array::I32(v)) if v.len() <= SHORT => Value::from(v.as_slice()),
         gguf::Value::Array(gguf::Array::U32(v)) if v.len() <= SHORT => Value::from(v.as_slice()),
         gguf::Value::Array(array) => Value::from(format!("an array of {}", array.len())),

@@ -129,7 +129,9 @@ struct Output {
     load: Load,
     repetitions: u16,
     prefill: Measured,
-    decode: Measured,
+    /// Absent where the model reads whole texts, and generates none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode: Option<Measured>,
     ceilings: Ceilings,
     open_ms: f64,
     /// From process start to the first token, the file in the operating system's cache.
@@ -174,7 +176,8 @@ struct Interpreted {
     /// What its weights are held in.
     weights: &'static str,
     prefill: Rate,
-    decode: Rate,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode: Option<Rate>,
     /// How many times faster the engine is.
     ratio: Ratio,
 }
@@ -188,7 +191,8 @@ struct Rate {
 #[derive(Serialize)]
 struct Ratio {
     prefill: f64,
-    decode: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode: Option<f64>,
 }
 
 impl Args {
@@ -203,8 +207,7 @@ impl Args {
 
         let model = ModelArgs::at(&path, self.model.trust).open()?;
         let open_ms = reopen_ms(&path, model.open_ms, self.r);
-        let context = model.engine.plan().model.context as usize;
-        load.check(context)?;
+        let load = load.on(&model.engine.plan().model)?;
         let kv = KvElem::from(self.kv);
         // A sequence takes whole blocks, so that each may have one that is nearly empty.
         let tokens = load.sequences * (load.longest() + bessemer_format::kv::TOKENS);
@@ -238,7 +241,11 @@ impl Args {
             false => None,
         };
         let work = Work::of(&model.engine, kv, load);
-        let decode_steps_s = median_of(&ours, |s| s.decode) / load.sequences as f64;
+        let decode = |tok_s: f64, samples| {
+            let steps_s = tok_s / load.sequences as f64;
+            let share = steps_s * work.decode_step_bytes as f64 / ceilings.read_bytes_s;
+            Measured { tok_s, samples, share_of_ceiling: on_cpu.then_some(share) }
+        };
         let prefill_tok_s = median_of(&ours, |s| s.prefill);
         let mut output = Output {
             model: self.model.path.display().to_string(),
@@ -256,12 +263,7 @@ impl Args {
                 samples: ours.iter().map(|s| s.prefill).collect(),
                 share_of_ceiling: on_cpu.then_some(prefill_tok_s * work.seconds_per_prefill_token(&ceilings)),
             },
-            decode: Measured {
-                tok_s: median_of(&ours, |s| s.decode),
-                samples: ours.iter().map(|s| s.decode).collect(),
-                share_of_ceiling: on_cpu
-                    .then_some(decode_steps_s * work.decode_step_bytes as f64 / ceilings.read_bytes_s),
-            },
+            decode: decoded(&ours).map(|samples| decode(median(&samples), samples)),
             ceilings,
             open_ms,
             first_token_ms: first_token.warm_ms,
@@ -343,6 +345,11 @@ fn median_of(speeds: &[Speed], of: impl Fn(&Speed) -> f64) -> f64 {
     median(&speeds.iter().map(of).collect::<Vec<_>>())
 }
 
+/// What every repetition decoded a second, if they did.
+fn decoded(speeds: &[Speed]) -> Option<Vec<f64>> {
+    speeds.iter().map(|s| s.decode).collect()
+}
+
 /// The median of opening the engine again and again, its pages in memory.
 fn reopen_ms(path: &std::path::Path, first: f64, repetitions: u16) -> f64 {
     let again = (1..repetitions).filter_map(|_| {
@@ -357,19 +364,20 @@ fn interpreted(ours: &[Speed], theirs: &[Speed]) -> Option<Interpreted> {
     if theirs.is_empty() {
         return None;
     }
-    let rate = |of: fn(&Speed) -> f64| Rate {
-        tok_s: median_of(theirs, of),
-        samples: theirs.iter().map(of).collect(),
+    let prefill = |speeds: &[Speed]| speeds.iter().map(|s| s.prefill).collect::<Vec<_>>();
+    let rate = |samples: Vec<f64>| Rate { tok_s: median(&samples), samples };
+    let ratio = |ours: &[f64], theirs: &[f64]| {
+        median(&ours.iter().zip(theirs).map(|(a, b)| a / b).collect::<Vec<_>>())
     };
-    let ratio = |of: fn(&Speed) -> f64| {
-        let pairs: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| of(a) / of(b)).collect();
-        median(&pairs)
-    };
+    let decode = decoded(ours).zip(decoded(theirs));
     Some(Interpreted {
         weights: "f32",
-        prefill: rate(|s| s.prefill),
-        decode: rate(|s| s.decode),
-        ratio: Ratio { prefill: ratio(|s| s.prefill), decode: ratio(|s| s.decode) },
+        ratio: Ratio {
+            prefill: ratio(&prefill(ours), &prefill(theirs)),
+            decode: decode.as_ref().map(|(ours, theirs)| ratio(ours, theirs)),
+        },
+        prefill: rate(prefill(theirs)),
+        decode: decode.map(|(_, theirs)| rate(theirs)),
     })
 }
 
@@ -393,16 +401,17 @@ impl Output {
             if self.interpreted.is_some() { " interpreted tok/s | ratio |" } else { "" }
         )?;
         out!("|---|---|---|{}", if self.interpreted.is_some() { "---|---|" } else { "" })?;
+        let versus = self.interpreted.as_ref();
+        let prefill = versus.map(|i| (&i.prefill, i.ratio.prefill));
+        let decode = versus.and_then(|i| i.decode.as_ref().zip(i.ratio.decode));
         let rows = [
-            (format!("prefill {}", l.prompt), &self.prefill, "arithmetic"),
-            (format!("decode {}", l.generate), &self.decode, "bandwidth"),
+            (format!("prefill {}", l.prompt), Some(&self.prefill), "arithmetic", prefill),
+            (format!("decode {}", l.generate), self.decode.as_ref(), "bandwidth", decode),
         ];
-        for (at, (name, measured, ceiling)) in rows.iter().enumerate() {
-            let versus = self.interpreted.as_ref().map_or(String::new(), |i| {
-                let (rate, ratio) =
-                    if at == 0 { (&i.prefill, i.ratio.prefill) } else { (&i.decode, i.ratio.decode) };
-                format!(" {:.1} | {ratio:.2}x |", rate.tok_s)
-            });
+        for (name, measured, ceiling, versus) in &rows {
+            let Some(measured) = measured else { continue };
+            let versus =
+                versus.map_or(String::new(), |(rate, ratio)| format!(" {:.1} | {ratio:.2}x |", rate.tok_s));
             let share = measured.share_of_ceiling;
             let share = share.map_or("–".into(), |share| format!("{:.0} % of {ceiling}", 100.0 * share));
             out!("| {name} | {:.1} | {share} |{versus}", measured.tok_s)?;
@@ -450,9 +459,9 @@ impl Output {
             ("depth", self.load.depth.to_string()),
             ("sequences", self.load.sequences.to_string()),
             ("prefill.tok_s", self.prefill.tok_s.to_string()),
-            ("decode.tok_s", self.decode.tok_s.to_string()),
+            ("decode.tok_s", number(self.decode.as_ref().map(|d| d.tok_s))),
             ("interpreted.prefill.tok_s", number(i.map(|i| i.prefill.tok_s))),
-            ("interpreted.decode.tok_s", number(i.map(|i| i.decode.tok_s))),
+            ("interpreted.decode.tok_s", number(i.and_then(|i| Some(i.decode.as_ref()?.tok_s)))),
             ("open_ms", self.open_ms.to_string()),
             ("first_token_ms", number(self.first_token_ms)),
             ("peak_anon_bytes", self.peak_anon_bytes.map_or(String::new(), |b| b.to_string())),

@@ -45,7 +45,7 @@ impl Interpreter {
         }
         let decode = (generate * sequences) as f64 / started.elapsed().as_secs_f64();
         self.rewind();
-        Ok(Speed { prefill, decode })
+        Ok(Speed { prefill, decode: (generate > 0).then_some(decode) })
     }
 
     fn rewind(&mut self) {

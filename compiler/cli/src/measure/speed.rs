@@ -3,7 +3,7 @@
 use super::ceilings::{Ceilings, MultiplyAdds};
 use super::profile::Passes;
 use crate::exit::Failure;
-use bessemer_format::plan::{Linear, Plan, Program, RowCount, StepKind};
+use bessemer_format::plan::{Linear, ModelFacts, Plan, Program, RowCount, StepKind};
 use bessemer_runtime::sample::Pcg32;
 use bessemer_runtime::{Batch, Engine, KvElem, Profile, Sequence, Want, Worker};
 use serde::Serialize;
@@ -15,7 +15,7 @@ use std::time::Instant;
 pub struct Load {
     /// Tokens of each prompt.
     pub prompt: usize,
-    /// Tokens that each sequence generates.
+    /// Tokens that each sequence generates; none where the model reads whole texts.
     pub generate: usize,
     /// Tokens that each sequence holds before.
     pub depth: usize,
@@ -28,8 +28,8 @@ pub struct Load {
 pub struct Speed {
     /// Processing prompts.
     pub prefill: f64,
-    /// Generating.
-    pub decode: f64,
+    /// Generating, where the load does.
+    pub decode: Option<f64>,
 }
 
 impl Load {
@@ -38,11 +38,20 @@ impl Load {
         self.depth + self.prompt.max(self.generate)
     }
 
-    /// Whether a sequence fits into the context.
-    pub fn check(&self, context: usize) -> Result<(), Failure> {
+    /// What of the load there is for `model`; an error if a sequence does not fit into its context.
+    pub fn on(self, model: &ModelFacts) -> Result<Self, Failure> {
         if self.prompt == 0 || self.generate == 0 {
             return Err(Failure::usage("-p and -n must be 1 or more"));
         }
+        if model.whole && self.depth > 0 {
+            return Err(Failure::usage("this model reads whole texts, to which -d can add nothing"));
+        }
+        let load = Self { generate: if model.whole { 0 } else { self.generate }, ..self };
+        load.fits(model.context as usize)?;
+        Ok(load)
+    }
+
+    fn fits(&self, context: usize) -> Result<(), Failure> {
         if self.longest() <= context {
             return Ok(());
         }
@@ -94,7 +103,7 @@ impl Subject {
             self.step(&mut all, at..at + 1)?;
         }
         let decode = (generate * sequences) as f64 / started.elapsed().as_secs_f64();
-        Ok(Speed { prefill, decode })
+        Ok(Speed { prefill, decode: (generate > 0).then_some(decode) })
     }
 
     /// The same work, its steps timed: `repetitions` prefills, and as many decodes.

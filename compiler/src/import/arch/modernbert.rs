@@ -8,8 +8,9 @@ use serde_json::{Map, Value as Json};
 
 use super::Architecture;
 use crate::import::build::{Builder, Model};
-use crate::import::config::{Fields, HARMLESS_HF, Harmless};
+use crate::import::config::{Fields, HARMLESS_HF, Harmless, gguf_fields};
 use crate::import::error::ImportError;
+use crate::import::gguf::GgufMetadata;
 use crate::import::names::{Names, Naming};
 use crate::import::pooling::Pooling;
 use crate::import::rope::{Rope, RopePairing, RopeScaling};
@@ -20,11 +21,12 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     models: "ModernBERT",
     features: "encoder, GeGLU, local and global attention",
     hf: &[("modernbert", "ModernBertModel")],
-    gguf: &[],
+    gguf: &["modern-bert"],
     build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
 };
 
 struct Config {
+    naming: Naming,
     hidden: usize,
     layers: usize,
     heads: usize,
@@ -48,26 +50,26 @@ const FIRST_NORM: &str = "attn_norm.weight";
 const NAMES: Names<Config> = Names {
     blocks: "layers.",
     whole: &[
-        ("embeddings.tok_embeddings.weight", "", |c| vec![c.vocab, c.hidden]),
-        ("embeddings.norm.weight", "", |c| vec![c.hidden]),
-        ("final_norm.weight", "", |c| vec![c.hidden]),
+        ("embeddings.tok_embeddings.weight", "token_embd.weight", |c| vec![c.vocab, c.hidden]),
+        ("embeddings.norm.weight", "token_embd_norm.weight", |c| vec![c.hidden]),
+        ("final_norm.weight", "output_norm.weight", |c| vec![c.hidden]),
     ],
     block: &[
-        (FIRST_NORM, "", |c| vec![c.hidden]),
-        ("attn.Wqkv.weight", "", |c| vec![3 * c.hidden, c.hidden]),
-        ("attn.Wo.weight", "", |c| vec![c.hidden, c.hidden]),
-        ("mlp_norm.weight", "", |c| vec![c.hidden]),
-        ("mlp.Wi.weight", "", |c| vec![2 * c.ffn, c.hidden]),
-        ("mlp.Wo.weight", "", |c| vec![c.hidden, c.ffn]),
+        (FIRST_NORM, "attn_norm.weight", |c| vec![c.hidden]),
+        ("attn.Wqkv.weight", "attn_qkv.weight", |c| vec![3 * c.hidden, c.hidden]),
+        ("attn.Wo.weight", "attn_output.weight", |c| vec![c.hidden, c.hidden]),
+        ("mlp_norm.weight", "ffn_norm.weight", |c| vec![c.hidden]),
+        ("mlp.Wi.weight", "ffn_up.weight", |c| vec![2 * c.ffn, c.hidden]),
+        ("mlp.Wo.weight", "ffn_down.weight", |c| vec![c.hidden, c.ffn]),
     ],
 };
 
 impl Config {
     fn read(checkpoint: &Checkpoint) -> Result<Config, ImportError> {
-        let Metadata::HuggingFace(config) = checkpoint.config() else {
-            unreachable!("no GGUF architecture is named");
+        let config = match checkpoint.config() {
+            Metadata::HuggingFace(config) => Config::from_hf(checkpoint, config)?,
+            Metadata::Gguf(metadata) => Config::from_gguf(checkpoint, metadata)?,
         };
-        let config = Config::from_hf(checkpoint, config)?;
         NAMES.check(
             checkpoint,
             &config,
@@ -97,6 +99,7 @@ impl Config {
             rope.finish()?;
         }
         let read = Config {
+            naming: Naming::HuggingFace,
             hidden: fields.required_count("hidden_size")?,
             layers: fields.required_count("num_hidden_layers")?,
             heads: fields.required_count("num_attention_heads")?,
@@ -162,10 +165,39 @@ impl Config {
             Harmless { reason: "positions are rotary whatever it says", keys: &["position_embedding_type"] },
             Harmless { reason: "an older name of norm_eps, which decides", keys: &["layer_norm_eps"] },
         ]);
-        if !read.hidden.is_multiple_of(read.heads) || !(read.hidden / read.heads).is_multiple_of(2) {
-            let expected = format!("a divisor of hidden_size {}, with heads of an even size", read.hidden);
-            return Err(fields.error("num_attention_heads", expected, "correct the value"));
-        }
+        fields.shared_heads("num_attention_heads", read.hidden, read.heads, read.heads)?;
+        fields.finish()?;
+        Ok(read)
+    }
+
+    fn from_gguf(checkpoint: &Checkpoint, metadata: &GgufMetadata) -> Result<Config, ImportError> {
+        let map = gguf_fields(metadata, "modern-bert");
+        let fields = Fields::new(checkpoint.config_path(), "modern-bert.", &map);
+        let table =
+            checkpoint.tensors().get("token_embd.weight").and_then(|info| info.shape.first().copied());
+        let window = fields.whole("attention.sliding_window")?.filter(|window| *window > 0);
+        let every = fields.count("attention.sliding_window_pattern")?.unwrap_or(3);
+        let read = Config {
+            naming: Naming::Gguf,
+            hidden: fields.required_count("embedding_length")?,
+            layers: fields.required_count("block_count")?,
+            heads: fields.required_count("attention.head_count")?,
+            ffn: fields.required_count("feed_forward_length")?,
+            vocab: fields.count("vocab_size")?.or(table).unwrap_or(1),
+            context: fields.required_count("context_length")?,
+            eps: fields.required_positive("attention.layer_norm_epsilon")?,
+            global_every: if window.is_some() { every } else { 1 },
+            reach: window.unwrap_or(0) / 2,
+            global_theta: fields.positive_or("rope.freq_base", 10_000.0)?,
+            local_theta: fields.positive_or("rope.freq_base_swa", 10_000.0)?,
+            pooling: Pooling::from_gguf(&fields)?,
+        };
+        let heads = read.heads as u64;
+        fields.neutral("attention.head_count_kv", "the number of heads", |v| v.as_u64() == Some(heads))?;
+        fields.neutral("attention.causal", "false", |value| value == false)?;
+        fields.neutral("rope.scaling.type", "none", |value| value == "none")?;
+        fields.neutral("hidden_act", "gelu", |value| value == "gelu")?;
+        fields.shared_heads("attention.head_count", read.hidden, read.heads, read.heads)?;
         fields.finish()?;
         Ok(read)
     }
@@ -176,7 +208,7 @@ impl Config {
 
     fn build(&self, checkpoint: &Checkpoint) -> Result<Model, ImportError> {
         let mut b = Builder::new(checkpoint);
-        let whole = |hf: &str| NAMES.whole(Naming::HuggingFace, hf);
+        let whole = |hf: &str| NAMES.whole(self.naming, hf);
         let (hidden, head_dim) = (self.hidden, self.hidden / self.heads);
         let rope = |theta| Rope {
             theta,
@@ -196,7 +228,7 @@ impl Config {
         let mut x = b.layer_norm(x, &whole("embeddings.norm.weight"), None, self.eps)?;
         for layer in 0..self.layers {
             let name = |what: &str| format!("layer.{layer}.{what}");
-            let tensor = |hf: &str| NAMES.block(Naming::HuggingFace, layer, hf);
+            let tensor = |hf: &str| NAMES.block(self.naming, layer, hf);
             // Rows of a fused projection.
             let part = |b: &mut Builder, x, hf: &str, what: &str, i: usize, rows: usize| {
                 let name = format!("{}.{what}", tensor(hf));

@@ -1,6 +1,6 @@
 //! OLMo 2: norms only behind each half of a block, and of all query and key heads together.
 
-use super::Architecture;
+use super::{Architecture, olmo3};
 use crate::import::config::Fields;
 use crate::import::decoder::keys::{self, HfDefaults};
 use crate::import::decoder::{Biases, Decoder, Norms, QkNorm};
@@ -13,6 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     models: "OLMo 2",
     features: "norms behind attention and network, q/k norm of whole rows",
     hf: &[("olmo2", "Olmo2ForCausalLM")],
+    // OLMo 3 comes under this name too; a window tells it.
     gguf: &["olmo2"],
     build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
 };
@@ -30,7 +31,11 @@ fn from_hf(fields: &Fields) -> Result<Decoder, ImportError> {
 }
 
 fn from_gguf(checkpoint: &Checkpoint, fields: &Fields) -> Result<Decoder, ImportError> {
-    Ok(normed_behind(Decoder::from_gguf(checkpoint, fields, RopePairing::HalfSplit)?))
+    let decoder = Decoder::from_gguf(checkpoint, fields, RopePairing::HalfSplit)?;
+    match fields.whole("attention.sliding_window")?.filter(|window| *window > 0) {
+        Some(window) => olmo3::sliding(decoder, fields, window),
+        None => Ok(normed_behind(decoder)),
+    }
 }
 
 /// Norms behind each half of a block, and of all heads of queries and of keys together.

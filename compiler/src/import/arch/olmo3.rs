@@ -20,7 +20,10 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 /// Base of both ropes where `config.json` is silent, and of sliding layers wherever it has no object for them.
 const THETA: f64 = 500_000.0;
 
-/// Reads the configuration.
+/// Every so-many-th layer sees everything.
+const PATTERN: usize = 4;
+
+/// Reads the configuration. GGUF files of this family say that they are an OLMo 2.
 pub fn read(checkpoint: &Checkpoint) -> Result<Decoder, ImportError> {
     keys::read_hf(checkpoint, from_hf)
 }
@@ -31,10 +34,21 @@ fn from_hf(fields: &Fields) -> Result<Decoder, ImportError> {
     decoder.biases = Biases { qkv: attention, out: attention, ffn: false };
     decoder.layers.window =
         if fields.has("sliding_window") { fields.count("sliding_window")? } else { Some(4096) };
-    decoder.layers.sliding = sliding_layers(fields, decoder.layers.count, Which::AllButEvery(4))?;
+    decoder.layers.sliding = sliding_layers(fields, decoder.layers.count, Which::AllButEvery(PATTERN))?;
     if decoder.ropes.len() == 1 {
         let global = decoder.ropes[0].clone();
         decoder.local_rope(Rope { theta: THETA, scaling: RopeScaling::None, ..global });
     }
+    Ok(olmo2::normed_behind(decoder))
+}
+
+/// What the keys of a GGUF file add to an OLMo 2 whose layers slide.
+pub(super) fn sliding(mut decoder: Decoder, fields: &Fields, window: usize) -> Result<Decoder, ImportError> {
+    let pattern = fields.switches("attention.sliding_window_pattern", decoder.layers.count)?;
+    decoder.layers.window = Some(window);
+    decoder.layers.sliding = pattern.map_or(Which::AllButEvery(PATTERN), Which::Listed);
+    let global = decoder.ropes[0].clone();
+    let theta = fields.positive_or("rope.freq_base_swa", global.theta)?;
+    decoder.local_rope(Rope { theta, scaling: RopeScaling::None, ..global });
     Ok(olmo2::normed_behind(decoder))
 }
