@@ -3,8 +3,8 @@
 
     python3 tests/quality/same_size.py NAME    -> tests/quality/results/NAME.json, and a table on stdout
 
-llama.cpp's tools quantise the f32 model by an importance matrix; Bessemer is given the bytes of each file that comes out
-(`compile --max-size`). Both are calibrated on the same stories that the model itself sampled, and judged by the logits of what they
+llama.cpp's tools quantise the f32 model by an importance matrix; Bessemer is given the bits a weight of each file that comes out
+(`compile --target-bpw`): beside its weights a file of ours holds programs and one of theirs none, and this model is small. Both are calibrated on the same stories that the model itself sampled, and judged by the logits of what they
 run (rounded activations included) on other samples and on a story in the public domain, against the same logits of the f32 model.
 llama.cpp's own tool states its divergence too, over the second halves of windows.
 
@@ -105,7 +105,7 @@ def own_tool(perplexity: Path, model: Path, text: Path, base: Path, first: bool)
     return float(found[1]) if found else None
 
 
-def compare(args: argparse.Namespace, work: Path) -> list:
+def compare(args: argparse.Namespace, work: Path) -> None:
     built = llama_cpp.build(CACHE, args.jobs, targets=TARGETS)
     tools, logits = built["programs"], llama_cpp.build_logits(built)
     interpreter = environment(CACHE / "gguf-venv", GGUF_PACKAGES)
@@ -142,13 +142,20 @@ def compare(args: argparse.Namespace, work: Path) -> list:
         theirs |= {text: judge.llama_cpp(file) for text, judge in judges.items()}
         theirs["own_tool"] = own_tool(tools["llama-perplexity"], file, judged, base, first=False)
         ours = work / "ours.engine"
-        asked = ["--max-size", theirs["bytes"], "--method", "awq+gptq", "--calib", calib, "--held-out", STORY]
+        asked = ["--target-bpw", theirs["bits"], "--method", "awq+gptq", "--calib", calib, "--held-out", STORY]
         made = json.loads(run([args.program, "compile", MODEL, "-o", ours, "--json", "--scratch", work / "scratch", *asked]))
         mine = {"bytes": made["bytes"], "bits": made["bits_per_weight"]}
         mine |= {text: judge.bessemer(args.program, ours) for text, judge in judges.items()}
         rows.append({"recipe": name, "llama.cpp": theirs, "bessemer": mine})
         print(line(rows[-1]), flush=True)
-    return rows
+        save(args.name, rows)
+
+
+def save(name: str, rows: list) -> None:
+    out = HERE / "results" / f"{name}.json"
+    out.parent.mkdir(exist_ok=True)
+    result = {"model": MODEL.name, "bessemer": bessemer.version(), "llama.cpp": llama_cpp.VERSION, "machine": machine()}
+    out.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
 
 
 def line(row: dict) -> str:
@@ -174,15 +181,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             work = args.work or Path(folder)
             os.environ["XDG_DATA_HOME"] = folder
-            rows = compare(args, work)
-        version = bessemer.version()
+            compare(args, work)
     except PeerError as error:
         print(f"same_size: {error}", file=sys.stderr)
         return error.exit_code
-    out = HERE / "results" / f"{args.name}.json"
-    out.parent.mkdir(exist_ok=True)
-    result = {"model": MODEL.name, "bessemer": version, "llama.cpp": llama_cpp.VERSION, "machine": machine(), "rows": rows}
-    out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

@@ -472,6 +472,32 @@ fn eval_measures_quality() {
 }
 
 #[test]
+fn eval_draws_size_against_quality() {
+    let user = User::new();
+    let corpus = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/text/corpus.txt"));
+    let (picture, peers) = (user.path("sizes.svg"), text(&user.path("peers.csv")));
+    fs::write(&peers, "series,name,bits_per_weight,mean_kl\nother,Q4_X,4.5,0.25\n").unwrap();
+    let precisions = "int8,u4:s8x32*f16x0-8,int2";
+    let args =
+        ["eval", &model(), "--text", &corpus, "--ctx", "64", "--precisions", precisions, "--peers", &peers];
+    let found = user.json(&[&args[..], &["--pareto", &text(&picture), "--json"]].concat());
+    let points = found.as_array().unwrap();
+    assert_eq!(points.len(), 4);
+    let kl = |i: usize| points[i]["mean_kl"].as_f64().unwrap();
+    assert!(0.0 < kl(0) && kl(0) < kl(1) && kl(1) < kl(2), "{found}");
+    assert_eq!((&points[3]["series"], &points[3]["name"]), (&"other".into(), &"Q4_X".into()));
+    let drawn = fs::read_to_string(&picture).unwrap();
+    for words in ["<svg", "bits a weight", "u4:s8x32*f16x0-8", "Q4_X", "bessemer rtn"] {
+        assert!(drawn.contains(words), "no `{words}` in the picture");
+    }
+    let table = fs::read_to_string(picture.with_extension("csv")).unwrap();
+    assert_eq!(table.lines().count(), 5, "{table}");
+    user.fails(&[&args[..], &["--pareto", "sizes.png"]].concat(), 2, &["SVG"]);
+    fs::write(&peers, "name\n").unwrap();
+    user.fails(&[&args[..], &["--pareto", &text(&picture)]].concat(), 2, &["the first line must be"]);
+}
+
+#[test]
 fn verify_holds_an_engine_to_its_source() {
     let user = User::new();
     for precision in ["source", "int8", "int4:16"] {

@@ -18,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   bessemer eval model.engine --text book.txt
   bessemer eval small.engine --text book.txt --base model.gguf      how far from the base, run in f32
+  bessemer eval model.gguf --text book.txt --pareto sizes.svg         what each precision costs, drawn
 
 The text is cut into windows of --ctx tokens, each of which begins with BOS where the tokeniser asks for it. Every token but the first of
 a window is predicted from those before it.";
@@ -65,6 +66,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 
+    #[cfg(feature = "plot")]
+    #[command(flatten)]
+    pareto: super::pareto::ParetoArgs,
+
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -89,6 +94,11 @@ struct Output {
 impl Args {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
+        #[cfg(feature = "plot")]
+        if let Some(out) = self.pareto.out() {
+            let window = self.ctx.unwrap_or(256);
+            return self.pareto.run(out, &self.model.path, &self.text, window, self.json);
+        }
         let text = std::fs::read_to_string(&self.text)
             .map_err(|e| Failure::usage(format!("{}: {e}", self.text.display())))?;
         let model = self.model.open()?;

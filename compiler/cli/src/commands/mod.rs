@@ -18,6 +18,8 @@ mod embed;
 mod eval;
 mod first_token;
 mod inspect;
+#[cfg(feature = "plot")]
+mod pareto;
 mod run;
 #[cfg(feature = "compile")]
 mod toolchain;
