@@ -53,9 +53,10 @@ pub(super) struct Cuda {
     stream: Arc<CudaStream>,
     /// Launches are recorded here. It runs nothing.
     recorder: Arc<CudaStream>,
+    // Before the kernels, which its launches refer to.
+    graphs: Graphs,
     functions: Vec<Option<CudaFunction>>,
     programs: Vec<DeviceProgram<u64>>,
-    graphs: Graphs,
     inputs: CudaSlice<i32>,
     results: CudaSlice<f32>,
     /// Pages that the driver copies from and to without a detour.

@@ -1,0 +1,197 @@
+//! The command line on a machine with NVIDIA's GPUs, and on machines that lack something. No GPU is used: the driver is the shim's.
+#![cfg(all(unix, feature = "compile", feature = "cuda"))]
+
+use bessemer_compiler::options::CompileOptions;
+use bessemer_passes::PrecisionPolicy;
+use bessemer_runtime::KvElem;
+use bessemer_tests::gpu::FakeCuda;
+use bessemer_tests::models::{fixture, root};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// A machine, and an engine for CPU and CUDA.
+struct Machine {
+    folder: TempDir,
+    fake: FakeCuda,
+    engine: PathBuf,
+}
+
+/// Whether programs find the driver.
+#[derive(Clone, Copy, PartialEq)]
+enum Driver {
+    Fake,
+    None,
+}
+
+impl Machine {
+    fn new() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let fake = FakeCuda::build(folder.path())?;
+        let options = CompileOptions { precision: PrecisionPolicy::Bf16, ..CompileOptions::default() };
+        let engine = fake.engine(&fixture("bf16"), &options, KvElem::Bf16, &["sm_80"]);
+        // Where `toolchain install cuda` would have put the compiler.
+        let toolchains = folder.path().join("home/cache/bessemer/toolchain");
+        std::fs::create_dir_all(&toolchains).unwrap();
+        let (package, version) = bessemer_targets::cuda::NVRTC_PACKAGE;
+        std::os::unix::fs::symlink(fake.toolchain(), toolchains.join(format!("{package}-{version}")))
+            .unwrap();
+        Some(Self { folder, fake, engine })
+    }
+
+    fn command(&self, program: &str, driver: Driver) -> Command {
+        let mut command = Command::new(program);
+        // Lists of trust and caches of whoever runs the tests stay out of it.
+        let home = self.folder.path().join("home");
+        command
+            .env("HOME", &home)
+            .env("XDG_DATA_HOME", home.join("data"))
+            .env("XDG_CACHE_HOME", home.join("cache"));
+        match driver {
+            Driver::Fake => command.env("LD_LIBRARY_PATH", self.fake.driver()),
+            Driver::None => command.env_remove("LD_LIBRARY_PATH"),
+        };
+        command
+    }
+
+    /// Generates eight tokens.
+    fn run(&self, driver: Driver, machine: &[(&str, &str)], args: &[&str]) -> Output {
+        let mut command = self.command(env!("CARGO_BIN_EXE_bessemer"), driver);
+        command.arg("run").arg(&self.engine).args(["--raw", "-p", "Once upon a time", "-n", "8"]);
+        command.args(args).envs(machine.iter().copied()).output().unwrap()
+    }
+}
+
+fn texts(out: &Output) -> (String, String) {
+    (String::from_utf8_lossy(&out.stdout).into(), String::from_utf8_lossy(&out.stderr).into())
+}
+
+#[test]
+fn run_takes_the_device_that_is_asked_for() {
+    let Some(machine) = Machine::new() else { return };
+    let log = machine.folder.path().join("log");
+    let counting = [("FAKE_CUDA_LOG", log.to_str().unwrap())];
+    let on_gpu = machine.run(Driver::Fake, &counting, &["--trust", "--device", "cuda:0"]);
+    let (gpu, said) = texts(&on_gpu);
+    assert!(
+        on_gpu.status.success() && said.contains("device: cuda:0 (fibers on a CPU) with kernels for sm_80"),
+        "{said}"
+    );
+    // Eight tokens are seven passes of one row: one graph, and one more for the prompt if it is short.
+    let counts = std::fs::read_to_string(&log).unwrap();
+    let count = |what: &str| -> u64 {
+        let found = counts.lines().find_map(|l| l.strip_prefix(what)?.strip_prefix(' '));
+        found.unwrap_or_else(|| panic!("no {what} in\n{counts}")).parse().unwrap()
+    };
+    assert!(count("graphs") <= 2 && count("graphs_launched") >= 7, "{counts}");
+    assert_eq!(count("bytes_left"), 0, "{counts}");
+    // The CPU computes in f32 here, too, so it finds the same words.
+    let (cpu, said) = texts(&machine.run(Driver::Fake, &[], &["--trust", "--device", "cpu"]));
+    assert!(said.contains("device: cpu (") && cpu == gpu && !gpu.is_empty(), "{said}: {cpu:?} and {gpu:?}");
+    // Left to choose, it takes the GPU, unless nobody trusts the kernels or there is no driver.
+    let (_, said) = texts(&machine.run(Driver::Fake, &[], &["--trust"]));
+    assert!(said.contains("device: cuda:0 ("), "{said}");
+    let (_, said) = texts(&machine.run(Driver::Fake, &[], &[]));
+    assert!(said.contains("device: cpu (") && said.contains("--trust"), "{said}");
+    let (_, said) = texts(&machine.run(Driver::None, &[], &["--trust"]));
+    assert!(said.contains("device: cpu (") && said.contains("no NVIDIA driver"), "{said}");
+}
+
+#[test]
+fn what_is_missing_is_said_in_one_sentence() {
+    let Some(machine) = Machine::new() else { return };
+    let cuda = ["--trust", "--device", "cuda:0"];
+    for (driver, variables, args, code, words) in [
+        (Driver::None, &[][..], &cuda[..], 6, "no NVIDIA driver"),
+        (Driver::Fake, &[("FAKE_CUDA_DEVICES", "0")], &cuda, 6, "finds no GPU"),
+        (
+            Driver::Fake,
+            &[("FAKE_CUDA_VERSION", "12040")],
+            &cuda,
+            6,
+            "up to 12.4, and the engine's kernels need 13.0",
+        ),
+        (Driver::Fake, &[("FAKE_CUDA_MEMORY", "100000")], &cuda, 5, "bytes are needed"),
+        (Driver::Fake, &[("FAKE_CUDA_CAPABILITY", "75")], &cuda, 6, "--target cuda:sm_75"),
+        (Driver::Fake, &[], &["--trust", "--device", "cuda:3"], 6, "no GPU 3"),
+        (Driver::Fake, &[], &["--trust", "--device", "cuda:0", "--kv", "f32"], 2, "bf16 cache"),
+        (Driver::Fake, &[], &["--device", "cuda:0"], 2, "--trust"),
+        (Driver::Fake, &[], &["--trust", "--device", "gpu"], 2, "cuda:N"),
+    ] {
+        let out = machine.run(driver, variables, args);
+        let (text, said) = texts(&out);
+        assert_eq!(out.status.code(), Some(code), "{said}");
+        assert!(said.contains(words) && text.is_empty(), "{words}: {said}");
+        let sentence = said.lines().find(|l| l.contains(words)).unwrap();
+        println!("exit code {code}: {sentence}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
+#[test]
+fn verify_and_bench_on_a_device() {
+    let Some(machine) = Machine::new() else { return };
+    let bessemer = |args: &[&str]| {
+        let mut command = machine.command(env!("CARGO_BIN_EXE_bessemer"), Driver::Fake);
+        let out = command.args(args).output().unwrap();
+        let (text, said) = texts(&out);
+        assert!(out.status.success(), "{said}");
+        text
+    };
+    let engine = machine.engine.to_str().unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&bessemer(&["verify", engine, "--trust", "--device", "cuda:0", "--json"]))
+            .unwrap();
+    let devices = &json["devices"];
+    assert!(devices["steps"].as_array().unwrap().len() > 10, "{devices}");
+    assert_eq!((&devices["exact"], &devices["replay_is_exact"]), (&true.into(), &true.into()));
+    let load = ["-p", "8", "-n", "4", "-r", "1"];
+    let args =
+        [&["bench", engine, "--trust", "--device", "cuda", "--profile", "-o", "json"][..], &load].concat();
+    let json: serde_json::Value = serde_json::from_str(&bessemer(&args)).unwrap();
+    assert!(json["device"].as_str().unwrap().starts_with("cuda:0"), "{json}");
+    assert!(
+        json["decode"]["tok_s"].as_f64().unwrap() > 0.0 && json["decode"]["share_of_ceiling"].is_null(),
+        "{json}"
+    );
+}
+
+/// The script for machines with a GPU, as far as a machine without one can run it.
+#[test]
+fn the_script_for_hardware_checks_and_measures() {
+    let Some(machine) = Machine::new() else { return };
+    let out = machine.folder.path().join("results");
+    let mut python = machine.command("python3", Driver::Fake);
+    python
+        .arg(root().join("tests/hardware/cuda/check.py"))
+        .arg("--bessemer")
+        .arg(env!("CARGO_BIN_EXE_bessemer"));
+    python
+        .arg("--out")
+        .arg(&out)
+        .arg(&machine.engine)
+        .args(["--shape", "tiny", "-p", "8", "-n", "4", "-r", "1"]);
+    let done = python.output().unwrap();
+    let (text, said) = texts(&done);
+    assert!(done.status.success() && text.contains("ALL GREEN"), "{text}{said}");
+    let results: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("results.json")).unwrap()).unwrap();
+    assert_eq!(results["machine"]["gpu"], "fibers on a CPU");
+    assert!(results["ceilings"]["copy_bytes_s"].as_f64().unwrap() > 0.0);
+    assert_eq!(
+        (results["speed"].as_array().unwrap().len(), results["checks"].as_object().unwrap().len()),
+        (2, 3)
+    );
+    let table = std::fs::read_to_string(out.join("table.md")).unwrap();
+    assert!(table.contains("steps checked") && table.contains("| tiny int4:64 |"), "{table}");
+    // A kernel that computes something else is found.
+    let mut broken = machine.command("python3", Driver::Fake);
+    broken
+        .arg(root().join("tests/hardware/cuda/check.py"))
+        .arg("--bessemer")
+        .arg(env!("CARGO_BIN_EXE_bessemer"));
+    broken.arg("--out").arg(&out).arg(&machine.engine).env("FAKE_CUDA_BROKEN", "1");
+    let done = broken.output().unwrap();
+    let (text, said) = texts(&done);
+    assert!(done.status.code() == Some(1) && text.contains("1 FAILED"), "{text}{said}");
+}
