@@ -19,7 +19,7 @@ use crate::options::{CompileOptions, RunOptions};
 use crate::scratch::Scratch;
 use bessemer_calibrate::awq::{self, Sample};
 use bessemer_calibrate::gptq::Factor;
-use bessemer_calibrate::{Gather, Grid, Moment, grid};
+use bessemer_calibrate::{Gather, Grid, Method, Moment, grid, smooth};
 use bessemer_eager::{Observer, Streamed};
 use bessemer_format::QuantScheme;
 use bessemer_format::file::Bytes;
@@ -35,6 +35,9 @@ use std::sync::Arc;
 /// Rows of a weight that stand for it in the search of scales and in the report: so many elements, between these numbers of rows.
 const SAMPLED: usize = 1 << 19;
 const SAMPLED_ROWS: std::ops::RangeInclusive<usize> = 64..=256;
+/// How much more an error of a table counts where it is read than where it makes logits. A table of four bits of stories15M lost 0.94 of
+/// what rounding to nearest loses on a story with as much power beside the moment as its mean diagonal, and 0.84 with three times as much.
+const READING: f32 = 4.0;
 /// Rows of a weight that a thread rounds at a time.
 const ROWS: usize = 64;
 
@@ -278,14 +281,34 @@ impl Calibrate<'_> {
         ground: &Ground,
     ) -> Result<Vec<f32>, CompileError> {
         let moment = ground.moment(pair.input)?;
+        let share = |i: usize| pair.scale_of(i, moment.k);
+        if self.options.method == Method::Smooth {
+            let weights = self.column_maxima(graph, readers)?;
+            return Ok(smooth::scales(&moment.maxima, &weights, pair.scales, &share));
+        }
         let samples = readers.iter().map(|w| {
             let values = self.sample(graph, w.node, sampled_rows(moment.k))?;
             Ok(Sample { values, scheme: w.scheme })
         });
         let samples: Vec<Sample> = samples.collect::<Result<_, CompileError>>()?;
-        let share = |i: usize| pair.scale_of(i, moment.k);
         let found = awq::search(&samples, &moment, pair.scales, &share);
         Ok(found.unwrap_or_else(|| vec![1.0; pair.scales]))
+    }
+
+    /// The largest magnitude of each column over several weights.
+    fn column_maxima(&self, graph: &Graph, weights: &[&Weight]) -> Result<Vec<f32>, CompileError> {
+        let mut maxima = Vec::new();
+        for weight in weights {
+            let (n, k) = recipe(graph, weight.node)?.matrix();
+            maxima.resize(k, 0f32);
+            for start in (0..n).step_by(ROWS) {
+                let values = self.values(graph, weight.node, start..n.min(start + ROWS))?;
+                for row in values.chunks_exact(k.max(1)) {
+                    maxima.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
+                }
+            }
+        }
+        Ok(maxima)
     }
 
     /// Rounds every weight and lets the graph read the codes.
@@ -357,11 +380,12 @@ impl Calibrate<'_> {
     ) -> Result<Prepared, CompileError> {
         let mut moment = ground.moment(input)?;
         if let Some(table) = table {
-            // Rows are read as they are, too. Of both uses the errors count relative to their sizes.
+            // Rows are read as they are, too. Of both uses the errors count relative to their sizes, those of reading more: they go
+            // through the whole model.
             let values = self.sample(graph, table, sampled_rows(moment.k))?;
             let product = awq::squared(&values, &moment.full(), moment.k);
             let rows: f64 = values.iter().map(|v| f64::from(v * v)).sum();
-            moment = moment.plus_diagonal(if rows > 0.0 { (product / rows) as f32 } else { 0.0 });
+            moment = moment.plus_diagonal(if rows > 0.0 { READING * (product / rows) as f32 } else { 0.0 });
         }
         if let Some(scale) = scales.iter().find(|s| s.pair.input == input) {
             let by = scale.pair.expand(&scale.by, moment.k);
@@ -373,7 +397,7 @@ impl Calibrate<'_> {
 
     /// Rows of a weight, rounded by the method.
     fn rounded(&self, scheme: &QuantScheme, values: &[f32], prepared: &Prepared) -> Rows {
-        let grid = match self.options.method.scales() {
+        let grid = match self.options.method.shrinks() {
             true => Grid::shrunk(scheme, prepared.k, values, &prepared.full),
             false => Grid::whole(scheme, prepared.k, values),
         };

@@ -14,6 +14,8 @@ pub struct Moment {
     pub rows: u64,
     /// Mean magnitude of each element. A sum while rows are added.
     pub magnitudes: Vec<f32>,
+    /// Largest magnitude of each element.
+    pub maxima: Vec<f32>,
     /// `[k][k]`, of which the upper triangle is kept.
     products: Vec<f32>,
 }
@@ -21,7 +23,7 @@ pub struct Moment {
 impl Moment {
     /// Of no row.
     pub fn new(k: usize) -> Self {
-        Self { k, rows: 0, magnitudes: vec![0.0; k], products: vec![0.0; k * k] }
+        Self { k, rows: 0, magnitudes: vec![0.0; k], maxima: vec![0.0; k], products: vec![0.0; k * k] }
     }
 
     /// Adds rows.
@@ -34,6 +36,7 @@ impl Moment {
         let mut sums = vec![0f32; self.k];
         for row in x.chunks_exact(self.k.max(1)) {
             sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.abs());
+            self.maxima.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
         }
         self.magnitudes.iter_mut().zip(sums).for_each(|(mean, sum)| *mean = (*mean * before + sum) / after);
     }
@@ -52,7 +55,9 @@ impl Moment {
 
     /// The moment of the input divided by `scales`.
     pub fn divided(mut self, scales: &[f32]) -> Self {
-        self.magnitudes.iter_mut().zip(scales).for_each(|(m, s)| *m /= s);
+        for of in [&mut self.magnitudes, &mut self.maxima] {
+            of.iter_mut().zip(scales).for_each(|(m, s)| *m /= s);
+        }
         self.products.par_chunks_mut(self.k.max(1)).zip(scales).for_each(|(row, s)| {
             row.iter_mut().zip(scales).for_each(|(v, t)| *v /= s * t);
         });
@@ -66,12 +71,12 @@ impl Moment {
         self
     }
 
-    /// As bytes: width, rows, magnitudes, and the upper triangle of the products.
+    /// As bytes: width, rows, magnitudes, maxima, and the upper triangle of the products.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(16 + 4 * self.k + 2 * self.k * (self.k + 1));
+        let mut out = Vec::with_capacity(16 + 8 * self.k + 2 * self.k * (self.k + 1));
         out.extend((self.k as u64).to_le_bytes());
         out.extend(self.rows.to_le_bytes());
-        self.magnitudes.iter().for_each(|v| out.extend(v.to_le_bytes()));
+        self.magnitudes.iter().chain(&self.maxima).for_each(|v| out.extend(v.to_le_bytes()));
         for i in 0..self.k {
             self.products[i * self.k + i..(i + 1) * self.k].iter().for_each(|v| out.extend(v.to_le_bytes()));
         }
@@ -82,13 +87,13 @@ impl Moment {
     pub fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let number = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (k, rows) = (usize::try_from(number(0)?).ok()?, number(8)?);
-        let floats = k.checked_mul(k.checked_add(1)?)?.checked_div(2)?.checked_add(k)?;
+        let floats = k.checked_mul(k.checked_add(1)?)?.checked_div(2)?.checked_add(k.checked_mul(2)?)?;
         let rest = bytes.get(16..)?;
         let (numbers, rest) = rest.split_at_checked(floats.checked_mul(4)?)?;
         let mut numbers = numbers.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let mut moment = Self::new(k);
         moment.rows = rows;
-        moment.magnitudes.iter_mut().zip(&mut numbers).for_each(|(m, v)| *m = v);
+        moment.magnitudes.iter_mut().chain(&mut moment.maxima).zip(&mut numbers).for_each(|(m, v)| *m = v);
         for i in 0..k {
             moment.products[i * k + i..(i + 1) * k].iter_mut().zip(&mut numbers).for_each(|(p, v)| *p = v);
         }
@@ -143,6 +148,7 @@ mod tests {
         let (back, rest) = Moment::decode(&bytes).unwrap();
         assert!(rest.is_empty());
         assert_eq!((back.full(), &back.magnitudes, back.rows), (moment.full(), &moment.magnitudes, 2));
+        assert_eq!(back.maxima, [2.0, 2.0, 3.0, 4.0, 0.25]);
         assert!(Moment::decode(&bytes[..bytes.len() - 1]).is_none());
     }
 }

@@ -90,7 +90,8 @@ pub struct Args {
     #[arg(long = "override", value_name = "REGEX=P")]
     overrides: Vec<Override>,
 
-    /// How weights are rounded: rtn (to nearest), awq, gptq or awq+gptq; awq+gptq where a quality or a size is asked for
+    /// How weights are rounded: rtn (to nearest), weighted (to nearest, in ranges that suit the inputs), awq, gptq, awq+gptq, or smoothquant
+    /// (for activations that are rounded too); awq+gptq where a quality or a size is asked for
     #[arg(long, value_name = "M")]
     method: Option<Method>,
 
