@@ -213,7 +213,7 @@ mod tests {
         let layout = InputLayout::new(2);
         let mut words = vec![0; layout.words(3)];
         let used = layout.fill(&mut words, &inputs, 5);
-        assert_eq!(used, HEAD + 9 * 4 + 3);
+        assert_eq!(used, HEAD + ARRAYS.len() * 4 + 3);
         assert_eq!(words[..PASS_NUMBERS], [2, 1, 0, 3, 5]);
         assert_eq!(words[layout.at(Input::Slots)..][..3], [3, 3, 0]);
         assert_eq!(words[layout.at(Input::BlockTable)..used], [7, 8, 9]);
