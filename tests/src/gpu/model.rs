@@ -1,10 +1,11 @@
 //! A plan's launches on the shim: what a runtime does with them.
 
 use super::shim::{Shim, ShimError};
+use crate::models::Trace;
 use bessemer_format::gpu::{GpuArg, GpuKernel, Launch, PASS_NUMBERS};
 use bessemer_format::kv::TOKENS;
 use bessemer_format::manifest::KvElem;
-use bessemer_format::plan::{Home, Input, Plan, Program, RowCount, StateDecl};
+use bessemer_format::plan::{Arg, BufferId, Home, Input, Plan, Program, RowCount, StateDecl, StepKind};
 use std::collections::BTreeMap;
 
 /// Memories are numbered: weights (or their section), then states, inputs and buffers.
@@ -97,15 +98,40 @@ impl<'a> GpuModel<'a> {
             let args: Vec<_> = launch.args.iter().map(|arg| self.place(program, *arg)).collect();
             self.device.launch(&self.kernels[launch.kernel as usize], grid, &args)?;
         }
-        if self.device.read(FAULT, 4)? != [0; 4] {
+        if self.device.read(FAULT, 0, 4)? != [0; 4] {
             return Err(ShimError("an index out of memory is out of bounds".into()));
         }
         self.len += rows;
-        let read = self.device.read(logits, bytes)?;
-        let floats: Vec<f32> =
-            read.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let floats = floats(&self.device.read(logits, 0, bytes)?);
         let width = plan.model.output_width() as usize;
         Ok(floats.chunks_exact(width).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Appends tokens, step by step until a step's name is one to stop at: what each step made, as [`crate::models::traced`] gives it.
+    /// The sequence is of no use afterwards.
+    pub fn traced(&mut self, tokens: &[u32], stop: impl Fn(&str) -> bool) -> Result<Trace, ShimError> {
+        let (plan, rows) = (self.plan, tokens.len());
+        let wanted: Vec<usize> = (0..rows).collect();
+        let index = plan.programs.iter().position(|p| rows <= p.regime.max_rows as usize).unwrap_or(0);
+        let program = &plan.programs[index];
+        self.upload_inputs(tokens, &[], &wanted)?;
+        self.make_buffers(program, rows, rows)?;
+        let mut trace = Trace::new();
+        for (at, step) in program.steps.iter().enumerate().take_while(|(_, step)| !stop(&step.source)) {
+            for launch in self.programs[index].iter().filter(|launch| launch.step as usize == at) {
+                let grid = launch.grid.map(|groups| groups.count(rows as u64, rows as u64));
+                let args: Vec<_> = launch.args.iter().map(|arg| self.place(program, *arg)).collect();
+                self.device.launch(&self.kernels[launch.kernel as usize], grid, &args)?;
+            }
+            let mut results = Vec::new();
+            for id in outputs(plan, &step.kind) {
+                let (memory, offset) = self.place(program, GpuArg::Buffer(id));
+                let elems = rows * program.buffers[id as usize].row_elems as usize;
+                results.push(floats(&self.device.read(memory, offset, 4 * elems)?));
+            }
+            trace.push((step.source.clone(), results));
+        }
+        Ok(trace)
     }
 
     /// The arrays of a pass over `tokens`.
@@ -178,5 +204,24 @@ impl<'a> GpuModel<'a> {
                 Home::Arena { .. } | Home::Logits => (BUFFERS + id, 0),
             },
         }
+    }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Buffers of activations that a step writes.
+fn outputs(plan: &Plan, kind: &StepKind) -> Vec<BufferId> {
+    match kind {
+        StepKind::Embed { out, .. } => vec![*out],
+        StepKind::Linear(linear) => vec![linear.out],
+        StepKind::GroupedLinear(grouped) => vec![grouped.linear.out],
+        StepKind::Attention(attention) => vec![attention.out],
+        StepKind::Nest { nest, args, .. } => {
+            let stored = args.iter().zip(&plan.nests[*nest as usize].views).filter(|(_, view)| view.store);
+            stored.filter_map(|(arg, _)| if let Arg::Buffer(id) = arg { Some(*id) } else { None }).collect()
+        }
+        StepKind::Route(_) | StepKind::Copy { .. } => Vec::new(),
     }
 }

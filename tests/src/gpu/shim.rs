@@ -120,9 +120,9 @@ impl Shim {
         self.command(&format!("write {id} 0 {}", bytes.len()), bytes, 0).map(drop)
     }
 
-    /// The first `len` bytes of a memory.
-    pub fn read(&mut self, id: u32, len: usize) -> Result<Vec<u8>, ShimError> {
-        self.command(&format!("read {id} 0 {len}"), &[], len)
+    /// `len` bytes of a memory from `offset` on.
+    pub fn read(&mut self, id: u32, offset: usize, len: usize) -> Result<Vec<u8>, ShimError> {
+        self.command(&format!("read {id} {offset} {len}"), &[], len)
     }
 
     /// Runs a kernel over a grid with a memory and an offset in it for each pointer.
