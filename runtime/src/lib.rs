@@ -37,7 +37,7 @@ pub use bessemer_format::manifest::{Hash, KvElem, Manifest};
 pub use bessemer_format::plan::{Output, Plan};
 pub use bessemer_format::variant::{DeviceCode, DeviceKind};
 pub use bessemer_kernels::{Isa, KernelSet};
-pub use device::{DeviceChoice, DeviceError};
+pub use device::{DeviceChoice, DeviceError, MetalGpu};
 pub use embed::{EmbedError, EmbedInput, Embedder};
 pub use engine::{Engine, MemoryEstimate, NestPath};
 pub use error::{EngineError, RunError, SnapshotError};

@@ -9,7 +9,6 @@ fn strategy() -> Result<impl BaseStrategy, Failure> {
 }
 
 /// Folder of compiled engines, unless `--cache-dir` names another.
-#[cfg(feature = "compile")]
 pub fn cache() -> Result<PathBuf, Failure> {
     Ok(strategy()?.cache_dir().join("bessemer"))
 }
@@ -21,8 +20,7 @@ pub fn toolchain() -> Result<PathBuf, Failure> {
     Ok(cache()?.join("toolchain").join(format!("{package}-{version}")))
 }
 
-/// Folder of compiled CUDA kernels.
-#[cfg(feature = "compile")]
+/// Folder of compiled kernels.
 pub fn kernels() -> Result<PathBuf, Failure> {
     Ok(cache()?.join("kernels"))
 }

@@ -132,6 +132,36 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// The GPU of a Mac, and what it could do at best.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MetalGpu {
+    /// What it is called.
+    pub name: String,
+    /// Bytes that it should use at most.
+    pub memory: u64,
+    /// Bytes a second that it reads and writes when it copies memory, if that could be measured.
+    pub copy: Option<f64>,
+}
+
+impl MetalGpu {
+    /// Measures the system's GPU, which takes a second.
+    #[cfg(all(target_os = "macos", feature = "metal"))]
+    pub fn measure() -> Result<Self, DeviceError> {
+        metal::measure()
+    }
+
+    /// There is none in this build.
+    #[cfg(not(all(target_os = "macos", feature = "metal")))]
+    pub fn measure() -> Result<Self, DeviceError> {
+        Err(NO_METAL)
+    }
+}
+
+/// What a build without Metal says.
+#[cfg(not(all(target_os = "macos", feature = "metal")))]
+const NO_METAL: DeviceError =
+    DeviceError::NotBuilt { device: "Metal", remedy: "take one for macOS that has the feature `metal`" };
+
 /// Why a device does not run an engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -304,9 +334,7 @@ fn start_cuda(_: &Engine, _: &WorkerOptions, ordinal: usize) -> Result<Started, 
 
 #[cfg(not(all(target_os = "macos", feature = "metal")))]
 fn start_metal(_: &Engine, _: &WorkerOptions) -> Result<Started, EngineError> {
-    let remedy = "take one for macOS that has the feature `metal`";
-    let why = DeviceError::NotBuilt { device: "Metal", remedy };
-    Err(EngineError::Device { device: DeviceChoice::Metal.to_string(), why })
+    Err(EngineError::Device { device: DeviceChoice::Metal.to_string(), why: NO_METAL })
 }
 
 #[cfg(all(target_os = "macos", feature = "metal"))]

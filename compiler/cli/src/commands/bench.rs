@@ -212,7 +212,7 @@ impl Args {
         // A sequence takes whole blocks, so that each may have one that is nearly empty.
         let tokens = load.sequences * (load.longest() + bessemer_format::kv::TOKENS);
         let options = WorkerOptions::default().threads(self.threads).kv(kv).max_tokens(tokens);
-        let worker = Worker::new(&model.engine, options.device(self.device.device))?;
+        let worker = Worker::new(&model.engine, self.device.options(options))?;
         self.device.say(&worker);
         let threads = worker.threads();
         let memory = model.engine.memory(tokens, kv, worker.max_rows());

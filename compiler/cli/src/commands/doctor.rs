@@ -6,7 +6,7 @@ use crate::output::out;
 use crate::size::Size;
 use crate::{json, paths};
 use bessemer_kernels::{Isa, KernelSet};
-use bessemer_runtime::allowed_cores;
+use bessemer_runtime::{MetalGpu, allowed_cores};
 use serde::Serialize;
 use std::process::{Command, Stdio};
 
@@ -32,6 +32,8 @@ struct Report {
     memory_available: Option<u64>,
     cache: Option<String>,
     trust_list: Option<String>,
+    /// The GPU that Metal uses, and bytes a second that it copies (read and written).
+    metal: Option<(String, Option<f64>)>,
     /// Where the compiler of CUDA kernels is installed.
     nvrtc: Option<String>,
     /// Programs that fetching the demo's model needs, with their versions.
@@ -60,6 +62,10 @@ impl Args {
         out!("memory     {}, {} available", size(report.memory), size(report.memory_available))?;
         out!("engines    {}", report.cache.as_deref().unwrap_or("not built in"))?;
         out!("trust list {}", report.trust_list.as_deref().unwrap_or("no home folder"))?;
+        if let Some((name, copy)) = &report.metal {
+            let copy = copy.map_or("an unknown rate".into(), |rate| format!("{:.0} GB/s", rate / 1e9));
+            out!("metal      {name}, copies at {copy}")?;
+        }
         out!(
             "nvrtc      {}",
             report
@@ -102,6 +108,7 @@ impl Report {
             memory_available: memory::available(),
             cache,
             trust_list: paths::trust_list().ok().map(|p| p.display().to_string()),
+            metal: MetalGpu::measure().ok().map(|gpu| (gpu.name, gpu.copy)),
             nvrtc: nvrtc.map(|p| p.display().to_string()),
             tools: tools.map(|(name, program, args)| (name, version(program, args))).into(),
         }

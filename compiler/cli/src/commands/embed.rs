@@ -69,7 +69,7 @@ impl Args {
             None => self.text,
         };
         let model = self.model.open()?;
-        let options = WorkerOptions::default().threads(self.threads).device(self.device.device);
+        let options = self.device.options(WorkerOptions::default().threads(self.threads));
         let mut embedder = Embedder::new(&model.engine, options)?;
         self.device.say(embedder.worker());
         let scores = matches!(model.engine.plan().model.output, ModelOutput::Scores { .. });

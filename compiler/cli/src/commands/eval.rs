@@ -118,7 +118,7 @@ impl Args {
 
         let options =
             WorkerOptions::default().threads(self.threads).kv(KvElem::from(self.kv)).max_tokens(window);
-        let mut worker = Worker::new(&model.engine, options.device(self.device.device))?;
+        let mut worker = Worker::new(&model.engine, self.device.options(options))?;
         self.device.say(&worker);
         let mut base =
             self.base.as_deref().map(|b| Base::new(b, &model.engine, worker.threads())).transpose()?;

@@ -28,7 +28,7 @@ impl Args {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
         let model = self.model.open()?;
-        let options = WorkerOptions::default().threads(self.threads).device(self.device.device);
+        let options = self.device.options(WorkerOptions::default().threads(self.threads));
         let mut worker = Worker::new(&model.engine, options)?;
         match super::run::tokenizer(&model) {
             Ok(tokenizer) => {

@@ -247,7 +247,7 @@ impl Args {
     ) -> Result<Generator, Failure> {
         let kv = KvElem::from(self.kv);
         let mut options = WorkerOptions::default().threads(self.threads).kv(kv).max_tokens(context);
-        options = options.device(self.device.device);
+        options = self.device.options(options);
         if let Some(limit) = self.max_memory {
             options = options.max_memory(limit.0);
         }

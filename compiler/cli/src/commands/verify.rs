@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "SRC", requires = "numerics")]
     source: Option<PathBuf>,
 
-    /// Compare each step on this device (cuda or cuda:N), and the logits, with those of the CPU
+    /// Compare each step on this device (cuda, cuda:N or metal), and the logits, with those of the CPU
     #[arg(long, value_name = "D")]
     device: Option<DeviceChoice>,
 

@@ -4,6 +4,7 @@
 //! A pass is one command buffer with one encoder, whose launches run in order; the caller waits for its end and reads the results where
 //! the kernels have put them.
 
+mod ceiling;
 mod memory;
 mod pipelines;
 
@@ -17,6 +18,7 @@ use bessemer_format::gpu::GpuCode;
 use bessemer_format::header::SectionKind;
 use bessemer_format::kv::TOKENS;
 use bessemer_format::plan::{Plan, StateId, WeightId};
+pub(super) use ceiling::measure;
 use memory::{Buffer, Gpu, Pages, page, wrap};
 use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::ProtocolObject;
