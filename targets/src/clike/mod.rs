@@ -40,6 +40,16 @@ pub enum Dialect {
     Metal,
 }
 
+impl Dialect {
+    /// Bytes of memory that a workgroup has on every device of the kind, and that a kernel may declare.
+    const fn workgroup_memory(self) -> u64 {
+        match self {
+            Self::Cuda => 48 << 10,
+            Self::Metal => 32 << 10,
+        }
+    }
+}
+
 /// Kernels of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emitted {
@@ -155,10 +165,14 @@ impl Module {
         source: &str,
         threads: u32,
         params: Vec<Param>,
-        body: String,
+        body: Block,
     ) -> Result<u32, String> {
         if params.len() > MAX_PARAMS {
             return Err(format!("a kernel takes {MAX_PARAMS} pointers, this one has {}", params.len()));
+        }
+        let (room, Block { text: body, shared, .. }) = (self.dialect.workgroup_memory(), body);
+        if shared > room {
+            return Err(format!("a workgroup has {room} bytes of memory, and {op} needs {shared}"));
         }
         let same = |k: &Kernel| k.threads == threads && k.params == params && k.body == body;
         if let Some(at) = self.kernels.iter().position(same) {
@@ -226,16 +240,24 @@ impl Module {
 struct Block {
     text: String,
     depth: usize,
+    /// Bytes of workgroup memory that it declares.
+    shared: u64,
 }
 
 impl Block {
     /// The body of a kernel or member.
     fn body(depth: usize) -> Self {
-        Self { text: String::new(), depth }
+        Self { depth, ..Self::default() }
     }
 
     fn line(&mut self, line: impl AsRef<str>) {
         let _ = writeln!(self.text, "{:1$}{2}", "", self.depth * 4, line.as_ref());
+    }
+
+    /// Declares `floats` numbers of workgroup memory, written as `count`.
+    fn shared(&mut self, name: &str, count: impl std::fmt::Display, floats: u64) {
+        self.shared += 4 * floats;
+        self.line(format!("SHARED_ARRAY(float, {name}, {count});"));
     }
 
     /// `head {`
@@ -258,5 +280,23 @@ fn float(value: f32) -> String {
         if value > 0.0 { "INF".into() } else { "-INF".into() }
     } else {
         format!("{value:?}f")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workgroup_memory_that_no_device_has_is_refused() {
+        let mut module = Module { dialect: Dialect::Metal, layouts: Vec::new(), kernels: Vec::new() };
+        let mut kernel = |floats: u64| {
+            let mut body = Block::body(1);
+            body.shared("states", floats, floats);
+            module.kernel("attention", "l0", LANES, Vec::new(), body)
+        };
+        assert_eq!(kernel(8192), Ok(0));
+        let error = kernel(8193).unwrap_err();
+        assert!(error.contains("32768") && error.contains("attention needs 32772"), "{error}");
     }
 }

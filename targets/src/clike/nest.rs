@@ -27,15 +27,16 @@ struct Emitter<'a> {
 }
 
 /// A kernel's threads, parameters (views, then pass and fault) and body.
-pub(super) fn kernel(nest: &Nest, layouts: &[Option<String>]) -> Result<(u32, Vec<Param>, String), String> {
+pub(super) fn kernel(nest: &Nest, layouts: &[Option<String>]) -> Result<(u32, Vec<Param>, Block), String> {
     let ends = nest.loop_ends().ok_or("loops are not closed")?.into_iter().collect();
     let mut emitter = Emitter { nest, ends, layouts, threads: LANES, partial: false, out: Block::body(1) };
     emitter.threads = emitter.width(0, nest.body.len());
     emitter.out.line("const int i0 = gx;");
     emitter.block(0, nest.body.len(), Team::Group, 1)?;
-    let mut body = String::new();
+    let mut body = Block::body(1);
     if emitter.partial {
-        body.push_str(&format!("    SHARED_ARRAY(float, partial, {});\n", emitter.threads / LANES));
+        let warps = emitter.threads / LANES;
+        body.shared("partial", warps, warps.into());
     }
     let mut used = emitter.out.text;
     for (name, text) in [("lane", "tid % LANES"), ("warp", "tid / LANES")] {
@@ -43,7 +44,7 @@ pub(super) fn kernel(nest: &Nest, layouts: &[Option<String>]) -> Result<(u32, Ve
             used = format!("    const int {name} = {text};\n{used}");
         }
     }
-    body.push_str(&used);
+    body.text.push_str(&used);
     let mut params: Vec<Param> = nest
         .views
         .iter()

@@ -17,6 +17,8 @@ const WARPS: u32 = THREADS / super::LANES;
 const FEW_ROWS: u32 = 8;
 /// Columns of a tile of products.
 const TILE_COLUMNS: u32 = 64;
+/// Elements along k that workgroup memory holds of a tile: as in the text.
+const TILE_K: u32 = 32;
 
 /// The launches of one step.
 pub(super) fn step(
@@ -129,7 +131,7 @@ impl Context<'_> {
         b.line(format!("if (k < {layout}::K) out[(idx)gx * {layout}::K + k] = pick(w[j], id % 4);"));
         b.close();
         b.close();
-        let kernel = module.kernel("embed", self.source, THREADS, p.params, b.text)?;
+        let kernel = module.kernel("embed", self.source, THREADS, p.params, b)?;
         let grid = [Groups::of_rows(RowCount::Tokens, 1), Groups::fixed(1), Groups::fixed(1)];
         Ok(vec![(kernel, grid, p.args)])
     }
@@ -191,13 +193,13 @@ impl Context<'_> {
             rows_of(linear.rows)
         ));
         if few {
-            b.line(format!(
-                "SHARED_ARRAY(float, parts, {});",
-                sides.iter().map(|s| s.len()).max().unwrap_or(1) as u32 * WARPS * rows * 16
-            ));
+            let segments = sides.iter().map(|s| s.len()).max().unwrap_or(1) as u32;
+            let floats = segments * WARPS * rows * 16;
+            b.shared("parts", floats, floats.into());
         } else {
-            b.line(format!("SHARED_ARRAY(float, weights, TILE_K * {TILE_COLUMNS});"));
-            b.line(format!("SHARED_ARRAY(float, inputs, TILE_K * {rows});"));
+            for (name, width) in [("weights", TILE_COLUMNS), ("inputs", rows)] {
+                b.shared(name, format!("TILE_K * {width}"), u64::from(TILE_K * width));
+            }
         }
         b.line("int tile = gy;");
         let mut tiles = 0;
@@ -217,7 +219,7 @@ impl Context<'_> {
             at += side.len();
         }
         let op = if few { "linear" } else { "linear_tiled" };
-        let kernel = module.kernel(op, self.source, THREADS, p.params, b.text)?;
+        let kernel = module.kernel(op, self.source, THREADS, p.params, b)?;
         let grid = [Groups::of_rows(linear.rows, rows), Groups::fixed(tiles), Groups::fixed(1)];
         Ok(vec![(kernel, grid, p.args)])
     }
@@ -243,7 +245,8 @@ impl Context<'_> {
             Some(_) => format!("const int expert = checked(chosen[gx], {}, fault);", grouped.groups),
             None => "const int expert = slot;".into(),
         });
-        b.line(format!("SHARED_ARRAY(float, parts, {});", if gated { 2 } else { 1 } * WARPS * 16));
+        let floats = if gated { 2 } else { 1 } * WARPS * 16;
+        b.shared("parts", floats, floats.into());
         b.line("int tile = gy;");
         let mut tiles = 0;
         let mut at = 0;
@@ -279,7 +282,7 @@ impl Context<'_> {
             tiles += of_side;
             at += side.len();
         }
-        let kernel = module.kernel("grouped_linear", self.source, THREADS, p.params, b.text)?;
+        let kernel = module.kernel("grouped_linear", self.source, THREADS, p.params, b)?;
         let grid = [
             Groups { rows: Some(linear.rows), per: 1, times: slots },
             Groups::fixed(tiles),
@@ -336,7 +339,7 @@ impl Context<'_> {
             b.line("if (from >= to) return;");
         }
         let numbers = dim + 2;
-        b.line(format!("SHARED_ARRAY(float, states, {});", WARPS * numbers));
+        b.shared("states", WARPS * numbers, u64::from(WARPS * numbers));
         let query = self.row_elems(a.query)?;
         b.line(format!(
             "Softmax<{dim}, {WARPS}>::run(q + (idx)row * {query} + {} + head * {dim}, table + starts[row], cache, see, from, to, pass[4], {}, {}, tid, states, fault);",
@@ -357,7 +360,7 @@ impl Context<'_> {
             b.line(format!("const float max = merged_max<{dim}>(states, {WARPS}, {sink});"));
             self.finish(&mut b, a, "states", &WARPS.to_string(), "out")?;
         }
-        let kernel = module.kernel("attention", self.source, THREADS, p.params, b.text)?;
+        let kernel = module.kernel("attention", self.source, THREADS, p.params, b)?;
         let grid = |z| [Groups::of_rows(RowCount::Tokens, 1), Groups::fixed(heads), Groups::fixed(z)];
         let mut drafts = vec![(kernel, grid(if split { chunks } else { 1 }), p.args)];
         if split {
@@ -379,7 +382,7 @@ impl Context<'_> {
             b.line(format!("const GLOBAL float* states = partial + ((idx)(row * {heads} + head) * {chunks} + from) * {numbers};"));
             b.line(format!("const float max = merged_max<{dim}>(states, count, {sink});"));
             self.finish(&mut b, a, "states", "count", "out")?;
-            let kernel = module.kernel("merge_chunks", self.source, THREADS, p.params, b.text)?;
+            let kernel = module.kernel("merge_chunks", self.source, THREADS, p.params, b)?;
             drafts.push((kernel, grid(1), p.args));
         }
         Ok(drafts)
@@ -437,8 +440,8 @@ impl Context<'_> {
         p.written("int", "chosen", GpuArg::Buffer(r.chosen));
         let c = &r.choice;
         let mut b = Block::body(1);
-        b.line(format!("SHARED_ARRAY(float, keys, {experts});"));
-        b.line(format!("SHARED_ARRAY(float, group_keys, {});", c.groups));
+        b.shared("keys", experts, experts);
+        b.shared("group_keys", c.groups, c.groups.into());
         b.line(format!("const GLOBAL float* x = logits + (idx)gx * {experts};"));
         let each = format!("for (int i = tid; i < {experts}; i += LANES)");
         match c.score {
@@ -459,7 +462,7 @@ impl Context<'_> {
             "choose<{experts}, {}>(keys, group_keys, {}, {}, {}, tid, chosen + (idx)gx * {});",
             c.groups, c.best_groups, c.group_keys, c.top_k, c.top_k
         ));
-        let kernel = module.kernel("route", self.source, super::LANES, p.params, b.text)?;
+        let kernel = module.kernel("route", self.source, super::LANES, p.params, b)?;
         let grid = [Groups::of_rows(r.rows, 1), Groups::fixed(1), Groups::fixed(1)];
         Ok(vec![(kernel, grid, p.args)])
     }
