@@ -179,18 +179,25 @@ fn engine_size(
 ) -> Result<u64, CompileError> {
     /// Of manifest, report and padding: for each weight, and beside them.
     const MORE: (u64, u64) = (512, 16 << 10);
-    let until = pipeline::Options { disable: options.disable.clone(), stop_after: None };
+    let until = pipeline::Options { disable: options.disable.clone(), stop_after: Some(Phase::Fused) };
     pipeline::run(&mut graph, context, &until)?;
-    let plan = schedule_for(&[], options.targets.first(), &graph, facts, options)?.plan;
-    let (code, _) = crate::code::generate(&plan, options)?;
-    let weights = plan.weights.iter().map(|w| w.offset + w.len).max().unwrap_or(0);
-    let others = [
-        text(checkpoint, facts)?.len(),
-        bessemer_format::codec::encode(&plan)?.len(),
-        code.len(),
-        bessemer_ir::text::print(&graph).len(),
-    ];
-    Ok(weights + others.iter().sum::<usize>() as u64 + MORE.0 * plan.weights.len() as u64 + MORE.1)
+    let until = pipeline::Options { stop_after: None, ..until };
+    let (mut all, mut others) = (Vec::new(), text(checkpoint, facts)?.len());
+    for target in options.targets.iter() {
+        let mut graph = graph.clone();
+        pipeline::run(&mut graph, &pipeline::Context { target, ..*context }, &until)?;
+        let scheduled = schedule_for(&all, target, &graph, facts, options)?;
+        others += bessemer_format::codec::encode(&scheduled.plan)?.len();
+        others += device::estimate(target, &scheduled.plan)?;
+        if all.is_empty() {
+            others += crate::code::generate(&scheduled.plan, options)?.0.len();
+            others += bessemer_ir::text::print(&graph).len();
+        }
+        all.push(scheduled);
+    }
+    let weights = all.last().map_or(&[][..], |scheduled| &scheduled.plan.weights);
+    let bytes = weights.last().map_or(0, |w| w.offset + w.len);
+    Ok(bytes + others as u64 + MORE.0 * weights.len() as u64 + MORE.1)
 }
 
 /// Plans a prepared graph for the first target.

@@ -73,6 +73,23 @@ pub(crate) fn generate(
     }
 }
 
+/// Bytes of machine code and of PTX for each byte of text, rather too many: a real model's come to 10 and 19.
+const GROWTH: (usize, usize) = (12, 24);
+
+/// Bytes that [`generate`] takes of an engine for a GPU, rather too many, without asking the compiler.
+pub(crate) fn estimate(target: &Target, plan: &Plan) -> Result<usize, CompileError> {
+    let (dialect, growth) = match target {
+        Target::Cpu(_) => return Ok(0),
+        Target::Metal(_) => (Dialect::Metal, 1),
+        Target::Cuda(cuda) => {
+            let growth = |arch: CudaArch| if arch.ptx { GROWTH.1 } else { GROWTH.0 };
+            (Dialect::Cuda, cuda.binaries().into_iter().map(growth).sum())
+        }
+    };
+    let Emitted { text, code } = clike::emit(plan, KV, dialect)?;
+    Ok(growth * text.len() + bessemer_format::codec::encode(&code)?.len())
+}
+
 /// What each kernel takes, in the order of the kernels. PTX says nothing.
 fn usage(binary: &Binary, code: &GpuCode) -> Result<Vec<KernelUsage>, CompileError> {
     if binary.usage.is_empty() {

@@ -1,5 +1,6 @@
 //! Text for people: the plan and the graph.
 
+use bessemer_format::gpu::{GpuArg, GpuCode, GpuKernel, Groups};
 use bessemer_format::nest::{Base, Extent, Index, Nest, Stmt, Sym};
 use bessemer_format::plan::{Arg, Buffer, Home, Linear, Output, Plan, Program, RowCount, StepKind};
 use bessemer_ir::{Graph, Op};
@@ -61,6 +62,45 @@ pub fn plan(plan: &Plan) -> String {
         out.push_str(&program(plan, p));
     }
     out
+}
+
+/// What a GPU does for a plan: its kernels, and the launches of every program.
+pub fn launches(plan: &Plan, code: &GpuCode) -> String {
+    let mut out = format!("cache of {}\n", code.kv.name());
+    for (i, GpuKernel { name, threads, params }) in code.kernels.iter().enumerate() {
+        let _ = writeln!(out, "kernel {i} {name}: {threads} threads, {params} pointers");
+    }
+    for (p, launches) in plan.programs.iter().zip(&code.programs) {
+        let _ = writeln!(out, "program rows {}..={}", p.regime.min_rows, p.regime.max_rows);
+        for l in launches {
+            let name = code.kernels.get(l.kernel as usize).map_or("?", |k| &k.name);
+            let source = p.steps.get(l.step as usize).map_or("?", |s| &s.source);
+            let args: Vec<String> = l.args.iter().map(gpu_arg).collect();
+            let [x, y, z] = l.grid.map(groups);
+            let _ = writeln!(out, "  {:4} {name} <{x}, {y}, {z}> {}    # {source}", l.step, args.join(", "));
+        }
+    }
+    out
+}
+
+fn gpu_arg(arg: &GpuArg) -> String {
+    match arg {
+        GpuArg::Buffer(b) => format!("b{b}"),
+        GpuArg::Weight(w) => format!("w{w}"),
+        GpuArg::State(s) => format!("s{s}"),
+        GpuArg::Input(input) => format!("{input:?}").to_lowercase(),
+        GpuArg::Pass => "pass".into(),
+        GpuArg::Fault => "fault".into(),
+    }
+}
+
+fn groups(groups: Groups) -> String {
+    let Groups { rows, per, times } = groups;
+    match (rows, per, times) {
+        (None, ..) => times.to_string(),
+        (Some(rows), 1, 1) => format!("{rows:?}").to_lowercase(),
+        (Some(rows), ..) => format!("{rows:?} / {per} * {times}").to_lowercase(),
+    }
 }
 
 fn program(plan: &Plan, p: &Program) -> String {

@@ -9,6 +9,7 @@ use bessemer_runtime::KvElem;
 use bessemer_targets::clike::{Dialect, Emitter};
 use bessemer_targets::cuda::{CudaError, FALLBACK, Nvrtc};
 use bessemer_tests::models::{fixture, root};
+use std::time::Instant;
 
 fn nvrtc() -> Option<Nvrtc> {
     let folder = root().join(".cache/toolchain");
@@ -41,18 +42,28 @@ fn text() -> String {
 #[test]
 fn no_kernel_spills() {
     let Some(nvrtc) = nvrtc() else { return };
-    let text = text();
-    for arch in ["sm_80", "sm_90a"] {
-        let binary = nvrtc.compile(&text, arch).unwrap_or_else(|e| panic!("{e}"));
+    without_spills(&nvrtc, &text());
+}
+
+/// Compiles a text for two architectures at once and looks at what every kernel takes.
+fn without_spills(nvrtc: &Nvrtc, text: &str) {
+    let check = |arch: &str| {
+        let started = Instant::now();
+        let binary = nvrtc.compile(text, arch).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(&binary.bytes[..4], b"\x7fELF");
         let kernels = text.matches("\nKERNEL(").count();
         assert_eq!(binary.usage.len(), kernels, "{arch}: a kernel without a line in the log");
+        let most = binary.usage.iter().map(|u| u.registers).max().unwrap();
+        let (bytes, seconds) = (binary.bytes.len(), started.elapsed().as_secs_f64());
+        println!("{arch}: {kernels} kernels, {bytes} bytes in {seconds:.1} s, at most {most} registers");
         for usage in &binary.usage {
             assert!(usage.registers > 0 && usage.stack == 0 && usage.spilled == 0, "{arch}: {usage:?}");
         }
-        let most = binary.usage.iter().map(|u| u.registers).max().unwrap();
-        println!("{arch}: {kernels} kernels, {} bytes, at most {most} registers", binary.bytes.len());
-    }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| check("sm_80"));
+        check("sm_90a");
+    });
 }
 
 #[test]

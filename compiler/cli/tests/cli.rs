@@ -545,6 +545,33 @@ fn inspect_verify_doctor_and_completions_answer() {
     assert!(user.ok(&["--help"]).contains("Exit codes"));
 }
 
+#[test]
+fn one_engine_serves_several_devices() {
+    let user = User::new();
+    let out = text(&user.path("fat.engine"));
+    user.ok(&["compile", &model(), "-o", &out, "--target", "metal", "--target", "cpu"]);
+    let lines = user.ok(&["inspect", &out]);
+    for words in ["target     cpu: any CPU", "target     metal:apple7: Apple 7 or later", "bf16 KV", "DEVICE"]
+    {
+        assert!(lines.contains(words), "no `{words}` in\n{lines}");
+    }
+    let json = user.json(&["inspect", &out, "--json"]);
+    let (cpu, metal) = (&json["variants"][0], &json["variants"][1]);
+    assert_eq!((cpu["kernels"].as_u64(), cpu["code"].as_array().unwrap().len()), (Some(0), 0));
+    assert!(metal["launches"].as_u64() > Some(3) && metal["kernels"].as_u64() > Some(3), "{metal}");
+    assert!(metal["code"][0]["bytes"].as_u64() > Some(10_000), "{metal}");
+    assert!(user.ok(&["verify", &out]).contains("sound"));
+    user.ok(&["run", &out, "--raw", "-p", "the", "-n", "2"]);
+
+    user.ok(&["compile", &model(), "-o", &out, "--target", "metal:apple9"]);
+    assert!(user.ok(&["inspect", &out]).contains("metal:apple9"));
+    user.fails(&["run", &out, "--raw", "-p", "the"], 6, &["metal:apple9", "--target cpu"]);
+    let cuda = ["compile", &model(), "-o", &out, "--target", "cuda"];
+    user.fails(&cuda, 6, &["bessemer toolchain install cuda"]);
+    let old = ["compile", &model(), "-o", &out, "--target", "cuda:sm_50"];
+    user.fails(&old, 2, &["`cuda:sm_50`", "cuda:sm_80"]);
+}
+
 /// Ctrl-C while an answer comes: what is there stays, and the exit code says what happened.
 #[cfg(target_os = "linux")]
 #[test]
