@@ -3,8 +3,8 @@
 
     python to_gguf.py stories15M/ out.gguf
 
-The vocabulary is one of byte-pair encoding with bytes to fall back on (`tokenizer.json`), whose tokens stand in the order of their
-merges: SentencePiece's score of a token is then its negative place. Needs `gguf` and `numpy`.
+The vocabulary is one of byte-pair encoding with bytes to fall back on (`tokenizer.json`): SentencePiece's score of a token is the
+negative place of the first merge that makes it. Needs `gguf` and `numpy`.
 """
 
 import json
@@ -59,13 +59,16 @@ def turned(weight: numpy.ndarray, heads: int) -> numpy.ndarray:
 
 def vocabulary(writer: gguf.GGUFWriter, tokenizer: dict) -> None:
     tokens = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
-    first = SPECIAL + BYTES
+    first, merges = SPECIAL + BYTES, tokenizer["model"]["merges"]
+    places = {}
+    for place, merge in enumerate(merges):
+        places.setdefault(merge.replace(" ", ""), place)
     kind = gguf.TokenType
     kinds = [kind.UNKNOWN, kind.CONTROL, kind.CONTROL] + [kind.BYTE] * BYTES + [kind.NORMAL] * (len(tokens) - first)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list([token.encode() for token, _ in tokens])
-    writer.add_token_scores([float(min(0, first - number)) for _, number in tokens])
+    writer.add_token_scores([-float(places.get(token, len(merges))) for token, _ in tokens])
     writer.add_token_types(kinds)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
