@@ -26,11 +26,12 @@ import llama_cpp
 from checkpoints import GGUF_PACKAGES, environment
 from compare import CACHE, file_name
 from measure import PeerError, machine, run
-from table import CALIBRATE, JUDGE, MODEL, STORY, sample
+from table import CALIBRATE, JUDGE, MODEL, TEXTS, sample
 
 HERE = Path(__file__).resolve().parent
 DIVERGENCE = HERE.parent / "peers" / "divergence.py"
 TARGETS = (*llama_cpp.TARGETS, "llama-imatrix", "llama-perplexity")
+STORY = TEXTS / "held_out.txt"
 WINDOW = 256
 # Keys and values are cached in bf16 by the one and in f16 by the other.
 SAME_MODEL = 1e-4
