@@ -8,6 +8,7 @@ use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::KvElem;
 use bessemer_targets::clike::{Dialect, Emitter};
 use bessemer_targets::cuda::{CudaError, FALLBACK, Nvrtc};
+use bessemer_tests::gpu::{Built, Case, emit, families, schemes};
 use bessemer_tests::models::{fixture, root};
 use std::time::Instant;
 
@@ -43,6 +44,14 @@ fn text() -> String {
 fn no_kernel_spills() {
     let Some(nvrtc) = nvrtc() else { return };
     without_spills(&nvrtc, &text());
+}
+
+/// Every family of the fixtures, and every kind of packed number.
+#[test]
+fn no_kernel_of_any_family_or_scheme_spills() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let built: Vec<Built> = families().iter().chain(&schemes()).map(Case::build).collect();
+    without_spills(&nvrtc, &emit(Dialect::Cuda, KvElem::Bf16, &built).text);
 }
 
 /// Compiles a text for two architectures at once and looks at what every kernel takes.
