@@ -195,6 +195,61 @@ pub fn tiny_tensors() -> Vec<(String, Vec<usize>)> {
     tensors
 }
 
+/// A safetensors file of F32 tensors with their names and shapes: of the sizes that trained weights have (norms about 1, matrices about
+/// `1 / sqrt(k)`), and the same each time.
+pub fn plausible_safetensors(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
+    let mut header = json!({ "__metadata__": { "format": "pt" } });
+    let mut data = Vec::new();
+    let mut state = 1u64;
+    for (name, shape) in tensors {
+        let from = data.len();
+        for _ in 0..shape.iter().product() {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let between = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            let value = match shape[..] {
+                [_, k] => between * (3.0 / k as f32).sqrt(),
+                _ => 1.0 + 0.1 * between,
+            };
+            data.extend(value.to_le_bytes());
+        }
+        header[name] = json!({ "dtype": "F32", "shape": shape, "data_offsets": [from, data.len()] });
+    }
+    safetensors_with(&header.to_string(), &data)
+}
+
+/// A Llama of two layers of 256 wide: 4 heads of 64 over 2 KV heads, ffn 512, 128 tokens; its configuration and tensors.
+pub fn small_llama() -> (Value, Vec<(String, Vec<usize>)>) {
+    let mut config = tiny_config();
+    for (key, value) in [
+        ("hidden_size", 256),
+        ("num_hidden_layers", 2),
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 2),
+        ("intermediate_size", 512),
+        ("vocab_size", 128),
+    ] {
+        config[key] = value.into();
+    }
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![128, 256])];
+    for layer in 0..2 {
+        let block = [
+            ("input_layernorm.weight", vec![256]),
+            ("self_attn.q_proj.weight", vec![256, 256]),
+            ("self_attn.k_proj.weight", vec![128, 256]),
+            ("self_attn.v_proj.weight", vec![128, 256]),
+            ("self_attn.o_proj.weight", vec![256, 256]),
+            ("post_attention_layernorm.weight", vec![256]),
+            ("mlp.gate_proj.weight", vec![512, 256]),
+            ("mlp.up_proj.weight", vec![512, 256]),
+            ("mlp.down_proj.weight", vec![256, 512]),
+        ];
+        tensors.extend(block.map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape)));
+    }
+    tensors.push(("model.norm.weight".to_owned(), vec![256]));
+    tensors.push(("lm_head.weight".to_owned(), vec![128, 256]));
+    (config, tensors)
+}
+
 /// Writes the directory of a checkpoint with one weight file.
 pub fn write_directory(folder: &Path, config: &Value, weights: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;

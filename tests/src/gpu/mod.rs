@@ -11,4 +11,4 @@ pub use case::{Built, Case, Emitted, agree, check, emit, families, schemes};
 pub use clang::Clang;
 pub use fake::FakeCuda;
 pub use model::{GpuModel, Weights};
-pub use shim::{Shim, ShimError, compile, has_compiler};
+pub use shim::{Shim, ShimError, compile, compile_together, has_compiler};

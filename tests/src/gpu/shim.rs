@@ -60,6 +60,23 @@ pub fn compile(text: &str, kernels: &[GpuKernel], dialect: Dialect, folder: &Pat
     }
 }
 
+/// Several texts in the Metal Shading Language in one program, each in a namespace of its own: with their kernels as they are called there.
+/// Otherwise as [`compile`].
+pub fn compile_together(
+    texts: &[(&str, &[GpuKernel])],
+    folder: &Path,
+) -> Option<(PathBuf, Vec<Vec<GpuKernel>>)> {
+    let mut all = String::from("#include <metal_stdlib>\n");
+    let mut kernels = Vec::new();
+    for (at, (text, own)) in texts.iter().enumerate() {
+        all.push_str(&format!("namespace m{at} {{\n{text}\n}}\n"));
+        let named = |k: &GpuKernel| GpuKernel { name: format!("m{at}::{}", k.name), ..k.clone() };
+        kernels.push(own.iter().map(named).collect::<Vec<_>>());
+    }
+    let program = compile(&all, &kernels.concat(), Dialect::Metal, folder)?;
+    Some((program, kernels))
+}
+
 /// Whether kernels can be compiled here.
 pub fn has_compiler() -> bool {
     Command::new("g++").arg("--version").output().is_ok_and(|out| out.status.success())
