@@ -30,7 +30,7 @@ pub struct CompileOptions {
     pub statistics: Option<Arc<Statistics>>,
     /// The text on which the loss by rounding is measured, which the engine's report then holds.
     pub measure: Option<Corpus>,
-    /// Compute in f32 even where integer kernels exist: slower, without rounding of activations.
+    /// Compute in f32 even where kernels of integers or bf16 exist: slower, without rounding of activations.
     pub f32_activations: bool,
     /// Passes that are switched off.
     pub disable: Vec<String>,

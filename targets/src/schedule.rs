@@ -515,7 +515,10 @@ impl<'a> ProgramBuilder<'a> {
                 "f32 activations".to_string()
             }
             Compute::Bf16 => {
-                rejected.push(("f32 activations", "bf16 multiplies twice as fast"));
+                rejected.push((
+                    "f32 activations",
+                    "CPUs that multiply bf16 do it at up to twice the rate; `--f32-activations` asks for it",
+                ));
                 "bf16 activations".to_string()
             }
             Compute::Int8 { group } => {

@@ -1,6 +1,6 @@
 //! Declares what every linear computes in. The segments of a linear share one conversion of its input, hence one compute.
 
-use super::weights;
+use super::{is_router, weights};
 use crate::error::Cause;
 use crate::pipeline::Context;
 use bessemer_format::{Compute, panel};
@@ -40,6 +40,10 @@ fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Compute {
     if let Op::GroupedLinear { segments, .. } = graph.op(linear)
         && !segments.iter().all(|s| s.width.is_multiple_of(COLUMNS))
     {
+        return Compute::F32;
+    }
+    // A rounding of what a router reads changes which experts run, and its matrix is small.
+    if is_router(graph, linear) {
         return Compute::F32;
     }
     weights(graph, linear).into_iter().map(default).reduce(common).unwrap_or(Compute::F32)

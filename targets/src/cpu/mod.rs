@@ -75,11 +75,12 @@ impl TargetInfo for CpuTarget {
     /// Weights that are multiples of a unit by integers compute with signed-byte activations by groups of 32 (16 where the weight groups are odd multiples of 16):
     /// the integer dot product is what makes them fast, and so fine a group keeps the rounding small.
     ///
-    /// bf16 weights keep f32 activations: `Compute::Bf16` has up to twice the rate where a CPU multiplies bf16 and costs nothing
-    /// elsewhere, but it rounds activations to eight bits, and what that costs real models is not measured yet.
+    /// bf16 weights compute with bf16 activations: up to twice the rate where a CPU multiplies bf16, and one pass over the activations more
+    /// elsewhere. It is what other runtimes do with such weights. SmolLM2-135M rounded to bf16 has a mean KL divergence from f32 of 1.4e-4
+    /// then, beside 0.5e-4 with f32 activations and 3.9e-3 of its 4-bit form.
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute {
         if scheme.elem.unit().is_none() {
-            return Compute::F32;
+            return if *scheme == QuantScheme::BF16 { Compute::Bf16 } else { Compute::F32 };
         }
         match PanelLayout::new(scheme, 1, k as usize) {
             Ok(layout) => {

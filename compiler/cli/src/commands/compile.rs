@@ -130,7 +130,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     group: Option<u32>,
 
-    /// Compute in f32 where integer kernels exist: slower, without rounding of activations
+    /// Compute in f32 where kernels of integers or bf16 exist: slower, without rounding of activations
     #[arg(long)]
     f32_activations: bool,
 
