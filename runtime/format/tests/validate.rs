@@ -302,6 +302,31 @@ fn indices_are_proved() {
     ]);
 }
 
+/// Lets the append read `rows` rows before its own, in a loop that runs only where `row - slot + more` is above 0.
+fn read_back(p: &mut Plan, rows: i64, more: i64) {
+    index(p, 1, 2).constant -= rows * i64::from(4 * HEAD_DIM);
+    let Stmt::For { extent } = &mut p.nests[1].body[1] else { panic!("no loop") };
+    extent.0.push((Index::axis(0) + Index::int(Int(0)) * -1).plus(more));
+}
+
+#[test]
+fn earlier_rows_are_read_where_a_loop_says_that_they_are_there() {
+    for (rows, more) in [(1, 0), (1, -1), (2, -1)] {
+        let mut p = plan();
+        read_back(&mut p, rows, more);
+        check(&p, &manifest()).unwrap();
+    }
+    refused(&[
+        ("(append)", "must lie in 0..64", |p, _| read_back(p, 1, 1)),
+        ("(append)", "must lie in 0..64", |p, _| read_back(p, 2, 0)),
+        // Some of it in the row before, some in its own.
+        ("(append)", "must lie in 0..64", |p, _| {
+            read_back(p, 1, 0);
+            index(p, 1, 2).constant += 15;
+        }),
+    ]);
+}
+
 #[test]
 fn the_memory_plan_is_verified() {
     refused(&[
