@@ -44,8 +44,8 @@ fn planted_mistakes_are_caught() {
         ),
         (
             "a pointer that might lead anywhere",
-            "scale_f32(const GLOBAL uchar* at",
-            "scale_f32(const uchar* at",
+            "void load16(const GLOBAL uchar* at",
+            "void load16(const uchar* at",
         ),
         ("a thread's array as workgroup memory", "LOCAL float (&w)[16][4]) {", "SHARED float (&w)[16][4]) {"),
         ("a cast from one space into another", "(const GLOBAL float*)at", "(const SHARED float*)at"),
