@@ -166,6 +166,8 @@ pub(crate) struct BoundAttention {
     pub(crate) ahead: usize,
     /// A score a query head.
     pub(crate) sinks: Option<BoundWeight>,
+    /// Numbers for each distance of two positions and each query head.
+    pub(crate) bias: Option<BoundWeight>,
     /// Blocks of a chunk.
     pub(crate) chunk_blocks: usize,
     pub(crate) scratch: Option<BoundBuffer>,
@@ -426,6 +428,7 @@ impl Binder<'_> {
             window: a.window.map_or(usize::MAX, |window| window as usize),
             ahead: if a.causal { 1 } else { a.window.map_or(usize::MAX, |window| window as usize) },
             sinks: a.sinks.map(|id| self.weight(id)).transpose()?,
+            bias: a.bias.map(|id| self.weight(id)).transpose()?,
             chunk_blocks: chunk / kv::TOKENS,
             scratch: a.scratch.map(|id| self.buffer(program, id)).transpose()?,
         };

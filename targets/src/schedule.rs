@@ -568,6 +568,8 @@ impl<'a> ProgramBuilder<'a> {
             return Err(TargetError::node(name, "query and cache disagree on heads"));
         }
         let out = self.result(node.into())?;
+        let more = operands.get(2).map(|more| self.weight(*more)).transpose()?;
+        let (sinks, bias) = if causal { (more, None) } else { (None, more) };
         let mut step = Attention {
             query,
             query_column: 0,
@@ -582,7 +584,8 @@ impl<'a> ProgramBuilder<'a> {
             causal,
             window,
             softcap,
-            sinks: operands.get(2).map(|sinks| self.weight(*sinks)).transpose()?,
+            sinks,
+            bias,
             // All heads share the keys of a latent, so that a chunk has work enough, and partial results are wide.
             chunk: self.tactics.get(Tactic::AttentionChunk) * if latent.is_some() { 4 } else { 1 },
             scratch: None,

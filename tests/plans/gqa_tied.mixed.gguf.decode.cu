@@ -381,7 +381,7 @@ KERNEL(128) attention_5(
     from = from < gz * 4 ? gz * 4 : from, to = lesser(to, (gz + 1) * 4);
     if (from >= to) return;
     SHARED_ARRAY(float, states, 72);
-    Softmax<16, 4>::run(q + (idx)row * 64 + 0 + head * 16, table + starts[row], cache, see, from, to, pass[4], 0.25f, 0.0f, tid, states, fault);
+    Softmax<16, 4, 0>::run(q + (idx)row * 64 + 0 + head * 16, table + starts[row], cache, see, from, to, pass[4], 0.25f, 0.0f, q, tid, states, fault);
     GLOBAL float* state = out + ((idx)(row * 4 + head) * 2 + gz) * 18;
     const float max = merged_max<16>(states, 4, -INF);
     if (tid == 0) state[0] = max;
@@ -618,7 +618,7 @@ KERNEL(128) attention_12(
     from = from < gz * 4 ? gz * 4 : from, to = lesser(to, (gz + 1) * 4);
     if (from >= to) return;
     SHARED_ARRAY(float, states, 72);
-    Softmax<16, 4>::run(q + (idx)row * 64 + 0 + head * 16, table + starts[row], cache, see, from, to, pass[4], 0.25f, 0.0f, tid, states, fault);
+    Softmax<16, 4, 0>::run(q + (idx)row * 64 + 0 + head * 16, table + starts[row], cache, see, from, to, pass[4], 0.25f, 0.0f, q, tid, states, fault);
     GLOBAL float* state = out + ((idx)(row * 4 + head) * 2 + gz) * 18;
     const float max = merged_max<16>(states, 4, -INF);
     if (tid == 0) state[0] = max;

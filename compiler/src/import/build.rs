@@ -45,6 +45,19 @@ impl Attention {
     }
 }
 
+/// What an attention of each row to its whole sequence does, with scores scaled by the root of the head's width.
+#[derive(Debug, Clone, Copy)]
+pub struct FullAttention {
+    /// Heads of queries, keys and values.
+    pub heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// How far from its own a row sees positions on either side; all of them where there is none.
+    pub reach: Option<usize>,
+    /// What [`Builder::distances`] gave.
+    pub bias: Option<Value>,
+}
+
 /// Adds nodes for the tensors of a checkpoint. Names of nodes are names of tensors where a node reads one.
 pub struct Builder<'a> {
     checkpoint: &'a Checkpoint,
@@ -370,12 +383,36 @@ impl<'a> Builder<'a> {
         if let Some(bias) = bias {
             operands.push(self.weight(bias)?);
         }
-        self.add(weight, Op::LayerNorm { eps: eps as f32 }, &operands)
+        self.add(weight, Op::LayerNorm { eps: eps as f32, parts: 1 }, &operands)
+    }
+
+    /// LayerNorm of each of `heads` heads of a row by itself, with the rows of tensor `weight`, one a head.
+    pub fn heads_layer_norm(
+        &mut self,
+        x: Value,
+        weight: &str,
+        heads: usize,
+        eps: f64,
+    ) -> Result<Value, ImportError> {
+        let width = self.checkpoint.tensor(weight)?.shape.iter().product();
+        let w = self.part(weight, Part::Whole, &[width], weight)?;
+        self.add(weight, Op::LayerNorm { eps: eps as f32, parts: heads as u32 }, &[x, w])
     }
 
     /// A row of tensor `table` for each position (or other id).
     pub fn lookup(&mut self, ids: Value, table: &str) -> Result<Value, ImportError> {
-        let w = self.weight(table)?;
+        self.lookup_from(ids, table, 0)
+    }
+
+    /// As [`Builder::lookup`], of id 0 row `first`.
+    pub fn lookup_from(&mut self, ids: Value, table: &str, first: usize) -> Result<Value, ImportError> {
+        let w = match (first, &self.checkpoint.tensor(table)?.shape[..]) {
+            (1.., &[rows, width]) if rows > first => {
+                let part = Part::rows(first as u64, (rows - first) as u64);
+                self.part(&format!("{table}[{first}..]"), part, &[rows - first, width], table)?
+            }
+            _ => self.weight(table)?,
+        };
         self.add(format!("{table}[]"), Op::Embed {}, &[ids, w])
     }
 
@@ -432,22 +469,35 @@ impl<'a> Builder<'a> {
         self.add(name, op, &operands)
     }
 
-    /// Attention of each row to its whole sequence, or to the positions within `reach`, with scores scaled by `1 / sqrt(head_dim)`.
-    #[allow(clippy::too_many_arguments, reason = "as many as causal attention, and how far")]
+    /// Attention of each row to its whole sequence, or to the positions near it.
     pub fn full_attention(
         &mut self,
         name: String,
         q: Value,
         state: Value,
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        reach: Option<usize>,
+        shape: FullAttention,
     ) -> Result<Value, ImportError> {
-        let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
-        let (heads, kv_heads) = (heads as u32, kv_heads as u32);
-        let reach = reach.map(|reach| reach as u32);
-        self.add(name, Op::FullAttention { heads, kv_heads, scale, reach }, &[q, state])
+        let scale = (1.0 / (shape.head_dim as f64).sqrt()) as f32;
+        let (heads, reach) = (shape.heads as u32, shape.reach.map(|reach| reach as u32));
+        let operands: Vec<Value> = [q, state].into_iter().chain(shape.bias).collect();
+        self.add(name, Op::FullAttention { heads, kv_heads: heads, scale, reach }, &operands)
+    }
+
+    /// What is added to scores by the distance `j - i` of position j from row i: for each head the number in row `bucket(j - i)` of tensor
+    /// `table`, for the distances that there are in a context.
+    pub fn distances(
+        &mut self,
+        table: &str,
+        context: usize,
+        heads: usize,
+        bucket: impl Fn(i64) -> u64,
+    ) -> Result<Value, ImportError> {
+        // Nests read whole blocks of the cache.
+        let most = context.next_multiple_of(bessemer_format::kv::TOKENS) as i64 - 1;
+        let row = |distance| Piece { name: table.to_owned(), part: Part::rows(bucket(distance), 1) };
+        let pieces: Vec<Piece> = (-most..=most).map(row).collect();
+        let shape = [pieces.len() as u64, heads as u64];
+        self.pieces(&format!("{table}[distances]"), pieces, shape)
     }
 
     /// A scalar function of each element.

@@ -7,6 +7,7 @@ pub mod arch;
 pub mod build;
 pub mod config;
 pub mod decoder;
+mod encoder;
 mod error;
 pub mod gguf;
 #[cfg(feature = "hub")]

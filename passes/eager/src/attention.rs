@@ -27,6 +27,8 @@ pub(crate) struct Heads<'a> {
     pub latent: Option<usize>,
     /// A score a head that joins its softmax with a value of zero.
     pub sinks: Option<&'a [f32]>,
+    /// For each head what is added to scores by the distance of the two positions; in the middle that of a row to itself.
+    pub distances: Option<&'a [f32]>,
 }
 
 /// What is done to the product of a query and a key.
@@ -51,6 +53,8 @@ struct Task<'a> {
     window: usize,
     ahead: usize,
     sink: f32,
+    /// This head's numbers for each distance.
+    distances: Option<&'a [f32]>,
 }
 
 /// Attention of every row over what its sequence holds up to it; by dot products alone if the result must be `defined` to the bit.
@@ -79,6 +83,10 @@ pub(crate) fn attention(
             let (own, ahead) = (positions[0] as usize - first, if shape.full { shape.window } else { 1 });
             let len = held.keys[0].len() / d;
             let seen = first * d..len.min((positions[rows - 1] as usize).saturating_add(ahead)) * d;
+            let distances = shape.distances.map(|all| (all, all.len() / shape.heads));
+            if distances.is_some_and(|(_, count)| len > count / 2 + 1) {
+                return Err(format!("a bias that ends before a sequence of {len} does"));
+            }
             let (block_q, block_out);
             (block_q, q) = q.split_at(rows * width);
             (block_out, rest) = rest.split_at_mut(rows * out_width);
@@ -93,7 +101,8 @@ pub(crate) fn attention(
                 let (scores, window) = (shape.scores, shape.window);
                 let sink = shape.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
                 let q = block_q.subcols(h * d, d);
-                tasks.push(Task { q, out, keys, values, scores, own, window, ahead, sink });
+                let distances = distances.map(|(all, count)| &all[h * count..][..count]);
+                tasks.push(Task { q, out, keys, values, scores, own, window, ahead, sink, distances });
                 work += rows * seen.len();
             }
         }
@@ -115,7 +124,7 @@ impl Task<'_> {
     }
 
     fn row(self, scores: &mut Vec<f32>) {
-        let Self { q, out, keys, values, scores: Scores { scale, softcap }, sink, .. } = self;
+        let Self { q, out, keys, values, scores: Scores { scale, softcap }, own, sink, distances, .. } = self;
         let q = q.row(0).try_as_row_major().map(|q| q.as_slice());
         let out = out.row_mut(0).try_as_row_major_mut().map(|out| out.as_slice_mut());
         let (Some(q), Some(out)) = (q, out) else { unreachable!("rows of heads are contiguous") };
@@ -127,6 +136,7 @@ impl Task<'_> {
                     *s = dot(q, k) * scale;
                 }
                 cap(scores, softcap);
+                shift(scores, distances, own);
                 softmax(scores, sink);
                 for (s, v) in scores.iter().zip(values.chunks_exact(q.len())) {
                     add_scaled(out, *s, &v[..out.len()]);
@@ -137,7 +147,8 @@ impl Task<'_> {
 
     /// The products run on this thread alone: tasks are many.
     fn block(self, scores: &mut Vec<f32>) {
-        let Self { q, out, keys, values, scores: Scores { scale, softcap }, own, window, ahead, sink } = self;
+        let Self { q, out, keys, values, scores: Scores { scale, softcap }, .. } = self;
+        let Self { own, window, ahead, sink, distances, .. } = self;
         let (rows, d) = (q.nrows(), q.ncols());
         let seen = keys.len() / d;
         let keys = MatRef::from_row_major_slice(keys, seen, d).transpose();
@@ -150,6 +161,7 @@ impl Task<'_> {
             || {
                 cap(scores, softcap);
                 for (r, scores) in scores.chunks_exact_mut(seen).enumerate() {
+                    shift(scores, distances, own + r);
                     let (near, behind) = scores.split_at_mut(seen.min((own + r).saturating_add(ahead)));
                     let (before, near) = near.split_at_mut((own + r + 1).saturating_sub(window));
                     softmax(near, sink);
@@ -167,6 +179,15 @@ impl Task<'_> {
 fn cap(scores: &mut [f32], softcap: Option<f32>) {
     if let Some(cap) = softcap {
         scores.iter_mut().for_each(|s| *s = cap * libm::tanhf(*s / cap));
+    }
+}
+
+/// Adds to the score of each key the number for its distance from the key `own`.
+#[inline(always)]
+fn shift(scores: &mut [f32], distances: Option<&[f32]>, own: usize) {
+    if let Some(distances) = distances {
+        let first = distances.len() / 2 - own;
+        scores.iter_mut().zip(&distances[first..]).for_each(|(s, d)| *s += d);
     }
 }
 

@@ -297,9 +297,9 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
         }
         Op::Embed {} => ops::embed(at.index(0)?, at.constant(1)?),
         Op::RmsNorm { eps } => ops::rms_norm(at.tensor(0)?, at.constant(1)?.vector()?, *eps),
-        Op::LayerNorm { eps } => {
+        Op::LayerNorm { eps, parts } => {
             let b = if at.node.operands.len() > 2 { Some(at.constant(2)?.vector()?) } else { None };
-            ops::layer_norm(at.tensor(0)?, at.constant(1)?.vector()?, b, *eps)
+            ops::layer_norm(at.tensor(0)?, at.constant(1)?.vector()?, b, *eps, *parts as usize)
         }
         Op::Linear { segments, .. } => {
             let (x, w) = (at.tensor(0)?, at.constant(1)?);
@@ -345,10 +345,13 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 latent: None,
                 scores: Scores { scale: *scale, softcap: *softcap },
                 sinks: if at.node.operands.len() > 2 { Some(at.constant(2)?.vector()?) } else { None },
+                distances: None,
             };
             attention(shape, at.tensor(0)?, at.state(1)?, batch, caches, at.defined)?
         }
         Op::FullAttention { heads, kv_heads, scale, reach } => {
+            let bias = (at.node.operands.len() > 2).then(|| at.constant(2)).transpose()?;
+            let by_head = bias.map(Matrix::transposed);
             let shape = Heads {
                 heads: *heads as usize,
                 kv_heads: *kv_heads as usize,
@@ -357,6 +360,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 latent: None,
                 scores: Scores { scale: *scale, softcap: None },
                 sinks: None,
+                distances: by_head.as_deref(),
             };
             attention(shape, at.tensor(0)?, at.state(1)?, batch, caches, at.defined)?
         }
@@ -369,6 +373,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
                 latent: Some(*value as usize),
                 scores: Scores { scale: *scale, softcap: None },
                 sinks: None,
+                distances: None,
             };
             attention(shape, at.tensor(0)?, at.state(1)?, batch, caches, at.defined)?
         }

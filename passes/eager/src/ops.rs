@@ -51,14 +51,17 @@ pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     out
 }
 
-pub(crate) fn layer_norm(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32) -> Vec<f32> {
+pub(crate) fn layer_norm(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32, parts: usize) -> Vec<f32> {
     let mut out = vec![0f32; x.len()];
+    let n = w.len() / parts;
     for_rows(
         &mut out,
-        w.len(),
+        n,
         #[inline(always)]
         |r, out| {
-            let x = &x[r * w.len()..][..w.len()];
+            let x = &x[r * n..][..n];
+            let first = r % parts * n;
+            let (w, b) = (&w[first..][..n], b.map(|b| &b[first..][..n]));
             let mean = sum(x) / x.len() as f32;
             out.iter_mut().zip(x).for_each(|(o, x)| *o = x - mean);
             let factor = 1.0 / (dot(out, out) / x.len() as f32 + eps).sqrt();

@@ -74,6 +74,16 @@ impl Matrix {
         }
     }
 
+    /// All numbers, column by column.
+    pub fn transposed(&self) -> Vec<f32> {
+        let (mut row, mut out) = (vec![0.0; self.k], vec![0.0; self.rows * self.k]);
+        for r in 0..self.rows {
+            self.copy_row(r, &mut row);
+            row.iter().enumerate().for_each(|(c, number)| out[c * self.rows + r] = *number);
+        }
+        out
+    }
+
     /// Copies one row.
     #[inline(always)]
     pub fn copy_row(&self, r: usize, out: &mut [f32]) {

@@ -57,12 +57,14 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             norm(*eps, &operands[0], &operands[1])?;
             Ok(vec![operands[0].clone()])
         }
-        Op::LayerNorm { eps } => {
+        Op::LayerNorm { eps, parts } => {
             if !(2..=3).contains(&operands.len()) {
                 return Err(format!("takes 2 or 3 operands, has {}", operands.len()));
             }
             let (_, width) = activation(&operands[0], "x")?;
-            norm(*eps, &operands[0], &operands[1])?;
+            added_to_variance(*eps)?;
+            part(width, u64::from(*parts), "parts")?;
+            expect_vector(&operands[1], width, "w")?;
             operands.get(2).map_or(Ok(()), |b| expect_vector(b, width, "b"))?;
             Ok(vec![operands[0].clone()])
         }
@@ -246,7 +248,12 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             Ok(vec![TensorType::f32([rows, Dim::Const(columns)])])
         }
         Op::FullAttention { heads, kv_heads, scale, .. } => {
-            arity(2)?;
+            if let Some(bias) = operands.get(2) {
+                arity(3)?;
+                distances(bias, u64::from(*heads))?;
+            } else {
+                arity(2)?;
+            }
             let (_, width) = activation(&operands[0], "q")?;
             head_dim(width, u64::from(*heads))?;
             state(&operands[1])?;
@@ -362,11 +369,28 @@ fn linear(
 
 fn norm(eps: f32, x: &TensorType, w: &TensorType) -> Result<(), String> {
     let (_, width) = activation(x, "x")?;
-    if !(eps.is_finite() && eps >= 0.0) {
-        return Err(format!("eps {eps} must be finite and not negative"));
-    }
+    added_to_variance(eps)?;
     let group = w.const_dim(0).filter(|n| *n > 0 && width.is_multiple_of(*n)).unwrap_or(width);
     expect_vector(w, group, "w")
+}
+
+fn added_to_variance(eps: f32) -> Result<(), String> {
+    match eps.is_finite() && eps >= 0.0 {
+        true => Ok(()),
+        false => Err(format!("eps {eps} must be finite and not negative")),
+    }
+}
+
+/// Numbers for each distance of two positions, from the farthest behind to the farthest ahead, of each head.
+fn distances(bias: &TensorType, heads: u64) -> Result<(), String> {
+    let (n, found) = matrix(bias, "bias")?;
+    let dense = bias.encoding.layout == Layout::Dense && bias.scheme().elem.is_float();
+    match dense && n % 2 == 1 && found == heads {
+        true => Ok(()),
+        false => {
+            Err(format!("bias is {bias}, expected dense floats of an odd number of distances, {heads} each"))
+        }
+    }
 }
 
 /// Cosines and sines for at most all elements of a head.

@@ -92,10 +92,13 @@ ops! {
         /// Added to the mean square.
         eps: f32,
     }
-    /// `layer_norm(x f32[R, n], w f32[n] [, b f32[n]]) -> f32[R, n]`: `(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * w + b`.
+    /// `layer_norm(x f32[R, n], w f32[n] [, b f32[n]]) -> f32[R, n]`: `(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * w + b`, the means
+    /// taken over each part of a row.
     LayerNorm = "layer_norm" {
         /// Added to the variance.
         eps: f32,
+        /// Equal parts of a row that are normed each by itself: 1, or the heads of a row.
+        parts: u32,
     }
     /// `linear(x f32[R, k], (w f32[n, k] [, bias f32[n]])… [, residual f32[R, n]]) -> f32[R, sum n]`:
     /// one input, a list of segments that each keep their weight, an epilogue.
@@ -220,8 +223,9 @@ ops! {
     /// `depthwise(x f32[R, taps * n], w f32[n, taps]) -> f32[R, n]`: a sum over the taps for each of the n columns. As convolutions
     /// store it, the last weight of a column is that of the first tap.
     Depthwise = "depthwise" {}
-    /// `full_attention(q f32[R, heads * d], state) -> f32[R, heads * d]`: softmax attention of each row over its whole sequence, which
-    /// this pass must hold from the first token to the last.
+    /// `full_attention(q f32[R, heads * d], state [, bias f32[2 m - 1, heads]]) -> f32[R, heads * d]`: softmax attention of each row over its
+    /// whole sequence, which this pass must hold from the first token to the last. Row `m - 1 + j - i` of the bias is added to the scaled
+    /// scores of position j in row i; m is at least the context in whole blocks of the cache.
     FullAttention = "full_attention" {
         /// Query heads.
         heads: u32,

@@ -94,9 +94,13 @@ fn by_hand(name: &str) {
         "layer_norm" => {
             // The mean of 1 and 7 is 4, the variance 9; with eps 7 the deviation is 4.
             let (x, w) = (tensor(2, &[1.0, 7.0]), weight(1, &[6.0, -4.0]));
-            let op = Op::LayerNorm { eps: 7.0 };
+            let op = Op::LayerNorm { eps: 7.0, parts: 1 };
             assert_near(&run(1, op.clone(), &[&x, &w])[0], &[-4.5, -3.0]);
             assert_near(&run(1, op, &[&x, &w, &weight(1, &[0.5, 1.0])])[0], &[-4.0, -2.0]);
+            // Two parts, each with its own mean and its own weights.
+            let (x, w) = (tensor(4, &[1.0, 7.0, 7.0, 1.0]), weight(1, &[6.0, -4.0, 1.0, 2.0]));
+            let op = Op::LayerNorm { eps: 7.0, parts: 2 };
+            assert_near(&run(1, op, &[&x, &w])[0], &[-4.5, -3.0, 0.75, -1.5]);
         }
         "linear" => {
             let op = linear(vec![segment(3, true)], Epilogue::None, Compute::F32);
@@ -274,6 +278,10 @@ fn by_hand(name: &str) {
             assert_near(&out[0], &[5.0, 6.0, 5.0, 6.0, 5.0, 6.0]);
             let out = run_in(Reading::Exact, &mut caches, 3, op(Some(1)), &[&q, &state]);
             assert_near(&out[0], &[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+            // Numbers for the distances -2 to 2: only a row's own position and the one behind it count.
+            let bias = weight(5, &[-1e9, -1e9, 0.0, 3f32.ln(), -1e9]);
+            let out = run_in(Reading::Exact, &mut caches, 3, op(None), &[&q, &state, &bias]);
+            assert_near(&out[0], &[4.0, 5.0, 8.0, 9.0, 9.0, 10.0]);
         }
         "unary" => {
             let x = tensor(3, &[0.0, 1.0, -30.0]);

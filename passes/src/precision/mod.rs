@@ -43,8 +43,8 @@ pub fn role(graph: &Graph, reader: NodeId, index: usize) -> Use {
             }
             Use::Other
         }
-        // Sinks join f32 scores.
-        Op::Attention { .. } if index == 2 => Use::Bias,
+        // Sinks join f32 scores, numbers for distances are added to them.
+        Op::Attention { .. } | Op::FullAttention { .. } if index == 2 => Use::Bias,
         // Added to f32 scores.
         Op::Route { .. } if index == 1 => Use::Bias,
         _ => Use::Other,

@@ -447,6 +447,9 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// `f32[heads]`, dense: one more score in the softmax of each head, of a token whose value is zero.
     pub sinks: Option<WeightId>,
+    /// `f32[2 m - 1][heads]`, dense: row `m - 1 + j - i` is added to the scaled scores of position j in row i, of each head. m is at least
+    /// the context in whole blocks.
+    pub bias: Option<WeightId>,
     /// Tokens of a chunk: partial results are made by chunk and merged in ascending order, whatever the threads. A multiple of
     /// [`crate::kv::TOKENS`].
     pub chunk: u32,

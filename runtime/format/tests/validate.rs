@@ -191,6 +191,8 @@ fn operands_of_steps() {
         ("(attention)", "softcap Some(inf)", |p, _| attention(p).softcap = Some(f32::INFINITY)),
         ("(attention)", "weight 4000 of", |p, _| attention(p).sinks = Some(4000)),
         ("(attention)", "expected a dense f32", |p, _| attention(p).sinks = Some(0)),
+        ("(attention)", "weight 4000 of", |p, _| attention(p).bias = Some(4000)),
+        ("(attention)", "or another odd number above", |p, _| attention(p).bias = Some(0)),
         ("(attention)", "chunk 33", |p, _| attention(p).chunk = 33),
         ("(attention)", "chunk 0", |p, _| attention(p).chunk = 0),
         ("(attention)", "state 1 of 1", |p, _| attention(p).state = 1),

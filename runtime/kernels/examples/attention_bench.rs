@@ -174,6 +174,7 @@ impl Work {
             scale: (block.head_dim as f32).sqrt().recip(),
             visible: &self.visible,
             hidden: &[],
+            bias: &[],
             softcap: None,
         };
         let mut state = OnlineSoftmax { m: &mut self.m, l: &mut self.l, acc: &mut self.acc };

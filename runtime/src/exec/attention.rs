@@ -111,8 +111,7 @@ impl Pass<'_> {
             state.reset();
             let q = self.queries(a, unit.row(), unit.head);
             let then = mine.peek().map(|(unit, chunk)| (*unit, unit.chunk(a, *chunk).start));
-            let Scratch { visible, bytes, .. } = scratch;
-            self.attend_chunk(a, &unit, chunk, then, q, &mut state, (visible, bytes));
+            self.attend_chunk(a, &unit, chunk, then, q, &mut state, scratch.room());
         }
     }
 
@@ -154,7 +153,7 @@ impl Pass<'_> {
         let rows = (BLOCK_QUERIES / a.group).clamp(1, BLOCK_ROWS);
         let (q_elems, state_elems) = (rows * row_elems, rows * a.partial_elems());
         self.room_for_values(a, scratch);
-        let Scratch { visible, floats, bytes, .. } = scratch;
+        let Scratch { visible, floats, bytes, bias, .. } = scratch;
         visible.resize(2 * rows * a.group, 0);
         floats.resize(q_elems + 2 * state_elems, 0.0);
         let (q, states) = floats.split_at_mut(q_elems);
@@ -174,11 +173,12 @@ impl Pass<'_> {
             let mut total = softmax(&mut total[..unit.rows * a.partial_elems()], queries);
             total.reset();
             let first = chunks.start;
-            self.attend_chunk(a, &unit, first, then(first), q, &mut total, (visible, bytes));
+            let mut room = Room { counts: visible, values: bytes, bias };
+            self.attend_chunk(a, &unit, first, then(first), q, &mut total, room.again());
             for chunk in first + 1..chunks.end {
                 let mut fresh = softmax(&mut fresh[..unit.rows * a.partial_elems()], queries);
                 fresh.reset();
-                self.attend_chunk(a, &unit, chunk, then(chunk), q, &mut fresh, (visible, bytes));
+                self.attend_chunk(a, &unit, chunk, then(chunk), q, &mut fresh, room.again());
                 // Rows that do not see the chunk stay as they are, as they would alone.
                 let from = unit.first_row_seeing(a, chunk * a.chunk_blocks * TOKENS) * a.group;
                 a.kernel.merge(&mut total.part(from..queries), &fresh.part(from..queries));
@@ -197,7 +197,6 @@ impl Pass<'_> {
     }
 
     /// Lets the rows of `unit` attend to the blocks of a chunk; `then` is the block that this thread reads after them.
-    /// `counts` has room for two numbers a query, `values` for those of a block where they are read from keys.
     #[allow(clippy::too_many_arguments, reason = "a chunk, what follows it, and what it works on")]
     fn attend_chunk(
         &self,
@@ -207,9 +206,11 @@ impl Pass<'_> {
         then: Option<(Unit, usize)>,
         q: &[f32],
         state: &mut OnlineSoftmax<'_>,
-        (counts, values): (&mut [u32], &mut [u8]),
+        Room { counts, values, bias }: Room<'_>,
     ) {
         let queries = unit.rows * a.group;
+        let distances = self.distances(a);
+        bias.resize(if distances.is_some() { queries * TOKENS } else { 0 }, 0.0);
         let (visible, hidden) = counts.split_at_mut(counts.len() / 2);
         let mut after = then.map(|(unit, block)| self.kv_block(a, &unit, block));
         let blocks = unit.chunk(a, chunk);
@@ -229,12 +230,18 @@ impl Pass<'_> {
                     hidden.fill(unit.first_token(a, row).saturating_sub(start).min(TOKENS) as u32);
                 }
             }
+            if let Some(distances) = distances {
+                for (row, bias) in bias.chunks_exact_mut(a.group * TOKENS).enumerate().skip(first) {
+                    distances.of_block(unit, row, start, bias);
+                }
+            }
             let some = Queries {
                 q: &q[from * a.head_dim..],
                 scale: a.scale,
                 softcap: a.softcap,
                 visible: &visible[from..queries],
                 hidden: if hides { &hidden[from..queries] } else { &[] },
+                bias: bias.get(from * TOKENS..).unwrap_or_default(),
             };
             let next =
                 if block + 1 < blocks.end { Some(self.kv_block(a, unit, block + 1)) } else { after.take() };
@@ -299,6 +306,14 @@ impl Pass<'_> {
         Some(sinks.get(head * a.group..(head + 1) * a.group))
     }
 
+    /// What is added to scores by the distance of two positions.
+    fn distances(&self, a: &BoundAttention) -> Option<Distances<'_>> {
+        let range = a.bias.clone()?;
+        let heads = a.kv_heads * a.group;
+        let numbers = range.len() / size_of::<f32>();
+        Some(Distances { table: SharedBytes::read_only(&self.file[range]).get(0..numbers), heads })
+    }
+
     /// Where the state of a row, KV head and chunk lies in the plan's scratch.
     #[allow(clippy::mut_from_ref, reason = "exclusive by the rule of disjointness of SharedBytes")]
     fn partial(&self, a: &BoundAttention, partials: &BoundBuffer, unit: &Unit, chunk: usize) -> &mut [f32] {
@@ -327,6 +342,45 @@ impl Pass<'_> {
             l: elems(a.group + query, 1),
             acc: elems(2 * a.group + query * a.head_dim, a.head_dim),
         }
+    }
+}
+
+/// `[2 m - 1][heads]`: what is added to the scores of two positions, by how far the second lies behind the first.
+#[derive(Clone, Copy)]
+struct Distances<'a> {
+    table: &'a [f32],
+    heads: usize,
+}
+
+impl Distances<'_> {
+    /// The numbers of a row's queries for the tokens of the block that begins at `start`: `[group][TOKENS]`.
+    fn of_block(&self, unit: &Unit, row: usize, start: usize, out: &mut [f32]) {
+        let group = out.len() / TOKENS;
+        // The middle row is that of a position to itself.
+        let first = (self.table.len() / self.heads / 2 + start - (unit.position() + row)) * self.heads;
+        for (query, out) in out.chunks_exact_mut(TOKENS).enumerate() {
+            let column = &self.table[first + unit.head * group + query..];
+            out.iter_mut().zip(column.iter().step_by(self.heads)).for_each(|(out, number)| *out = *number);
+        }
+    }
+}
+
+/// Memory for a chunk: two counts a query, the values of a block where they are read from keys, and what is added to scores.
+struct Room<'a> {
+    counts: &'a mut [u32],
+    values: &'a mut [u8],
+    bias: &'a mut Vec<f32>,
+}
+
+impl Room<'_> {
+    fn again(&mut self) -> Room<'_> {
+        Room { counts: self.counts, values: self.values, bias: self.bias }
+    }
+}
+
+impl Scratch {
+    fn room(&mut self) -> Room<'_> {
+        Room { counts: &mut self.visible, values: &mut self.bytes, bias: &mut self.bias }
     }
 }
 

@@ -87,6 +87,7 @@ impl Inputs {
 pub(crate) struct Scratch {
     pub(crate) floats: Vec<f32>,
     pub(crate) visible: Vec<u32>,
+    pub(crate) bias: Vec<f32>,
     pub(crate) bytes: Vec<u8>,
     pub(crate) order: Vec<u32>,
     pub(crate) ends: Vec<usize>,

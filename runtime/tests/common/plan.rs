@@ -78,6 +78,7 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
                 softcap: model.layers[l].softcap,
                 latent: None,
                 sinks: sinks[l],
+                bias: None,
                 chunk: ATTENTION_CHUNK,
                 scratch: None,
             };

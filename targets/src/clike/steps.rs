@@ -311,6 +311,13 @@ impl Context<'_> {
         if let Some(sinks) = a.sinks {
             p.read("float", "sinks", GpuArg::Weight(sinks));
         }
+        // Where nothing is added, the queries stand in for the numbers that nobody reads.
+        let (mut added, mut bias) = (0, "q".to_string());
+        if let Some(id) = a.bias {
+            let rows = self.plan.weights.get(id as usize).map_or(0, |w| w.n);
+            p.read("float", "bias", GpuArg::Weight(id));
+            (added, bias) = (heads, format!("bias + ({} - position) * {heads} + head", rows / 2));
+        }
         let split = a.scratch.is_some();
         let out = GpuArg::Buffer(a.scratch.unwrap_or(a.out));
         p.written("float", "out", out);
@@ -342,7 +349,7 @@ impl Context<'_> {
         b.shared("states", WARPS * numbers, u64::from(WARPS * numbers));
         let query = self.row_elems(a.query)?;
         b.line(format!(
-            "Softmax<{dim}, {WARPS}>::run(q + (idx)row * {query} + {} + head * {dim}, table + starts[row], cache, see, from, to, pass[4], {}, {}, tid, states, fault);",
+            "Softmax<{dim}, {WARPS}, {added}>::run(q + (idx)row * {query} + {} + head * {dim}, table + starts[row], cache, see, from, to, pass[4], {}, {}, {bias}, tid, states, fault);",
             a.query_column,
             float(a.scale),
             float(a.softcap.unwrap_or(0.0)),

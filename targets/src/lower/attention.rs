@@ -22,7 +22,18 @@ struct Scores {
     layer: LayerState,
     scale: Reg,
     softcap: Option<Reg>,
+    bias: Option<Distances>,
     window: Option<Window>,
+}
+
+/// What is added to scores by the distance of two positions.
+struct Distances {
+    view: ViewId,
+    /// The position of the row.
+    position: Int,
+    /// The table's row for a distance of 0.
+    middle: i64,
+    heads: i64,
 }
 
 /// A window of positions. A nest computes with numbers that it loads, not with its axes, so `counts[i] = i`.
@@ -99,6 +110,12 @@ impl Scores {
                     let tanh = b.tanh(ratio);
                     score = b.mul(cap, tanh);
                 }
+                if let Some(bias) = &self.bias {
+                    let token = Index::axis(axis) * tokens + Index::axis(t);
+                    let row = (token + Index::int(bias.position) * -1).plus(bias.middle);
+                    let number = b.load(bias.view, row * bias.heads + Index::axis(h));
+                    score = b.add(score, number);
+                }
                 if let Some(window) = &self.window {
                     let (block, within) =
                         (b.load(window.counts, Index::axis(axis)), b.load(window.counts, Index::axis(t)));
@@ -156,7 +173,9 @@ pub fn attention(
     let starts = b.input("table_starts", ViewElem::I32);
     let table = b.input("block_table", ViewElem::I32);
     let cache = b.input("cache", ViewElem::Kv);
-    let sinks = operands.get(2).map(|ty| Ok::<_, String>(b.input("sinks", vector_elem(ty)?))).transpose()?;
+    let (more, name) = (operands.get(2), if causal { "sinks" } else { "bias" });
+    let more = more.map(|ty| Ok::<_, String>((b.input(name, vector_elem(ty)?), ty))).transpose()?;
+    let sinks = more.filter(|_| causal).map(|(view, _)| view);
     let counts = window.map(|_| b.input("counts", ViewElem::F32));
     let last_positions = (!causal).then(|| b.input("last_positions", ViewElem::I32));
     let out = b.output("out", ViewElem::F32);
@@ -174,7 +193,12 @@ pub fn attention(
         Window { counts, oldest: b.sub(position, age), newest: (!causal).then(|| b.add(position, age)) }
     });
     let hides = window.is_some();
-    let scores = Scores { query, table, cache, start, last, width, group, layer, scale, softcap, window };
+    let bias = more.filter(|_| !causal).map(|(view, ty)| {
+        let middle = ty.const_dim(0).unwrap_or(0) as i64 / 2;
+        Distances { view, position, middle, heads: i64::from(heads) }
+    });
+    let scores =
+        Scores { query, table, cache, start, last, width, group, layer, scale, softcap, bias, window };
     b.for_each(Extent::constant(i64::from(heads)), |b, h| {
         let mut max = scores.reduce(b, ReduceKind::Max, h, |_, score, _| score);
         let sink = sinks.map(|sinks| b.load(sinks, Index::axis(h)));
@@ -208,7 +232,7 @@ pub fn attention(
         NestArg::Input(Input::BlockTable),
         NestArg::State,
     ];
-    args.extend(sinks.map(|_| NestArg::Operand(2)));
+    args.extend(more.map(|_| NestArg::Operand(2)));
     if hides {
         let most = (facts.context as usize).div_ceil(kv::TOKENS).max(kv::TOKENS);
         args.push(NestArg::Constant((0..most).map(|i| i as f32).collect()));

@@ -62,7 +62,9 @@ pub fn lower(
         | Op::Output {} => Err("is a place, not a computation".into()),
         Op::Embed {} => rows::embed(&operands[0], &operands[1]),
         Op::RmsNorm { eps } => norm::rms_norm(*eps, &operands[0], &operands[1], false),
-        Op::LayerNorm { eps } => norm::layer_norm(*eps, &operands[0], &operands[1], operands.get(2)),
+        Op::LayerNorm { eps, parts } => {
+            norm::layer_norm(*eps, *parts, &operands[0], &operands[1], operands.get(2))
+        }
         Op::AddRmsNorm { eps } => norm::rms_norm(*eps, &operands[0], &operands[2], true),
         Op::Linear { segments, epilogue, compute: Compute::F32 } => {
             linear::linear(segments, *epilogue, operands)

@@ -1,6 +1,6 @@
 //! Norms: one or two reductions over a row, then a pass over its elements.
 
-use super::{Lowered, NestArg, activation, builder::NestBuilder, element, vector_elem};
+use super::{Lowered, NestArg, activation, builder::NestBuilder, vector_elem};
 use bessemer_format::nest::{Extent, Index, Op as NestOp, ReduceKind, Reg, ViewElem};
 use bessemer_ir::TensorType;
 
@@ -62,9 +62,10 @@ pub fn rms_norm(eps: f32, x: &TensorType, w: &TensorType, add: bool) -> Result<L
     Ok(Lowered { nest: b.finish(), rows, args })
 }
 
-/// `(x - mean) / sqrt(variance + eps) * w + b`, the variance from the distances to the mean.
+/// `(x - mean) / sqrt(variance + eps) * w + b` of each of `parts` parts of a row, the variance from the distances to the mean.
 pub fn layer_norm(
     eps: f32,
+    parts: u32,
     x: &TensorType,
     w: &TensorType,
     b: Option<&TensorType>,
@@ -76,30 +77,38 @@ pub fn layer_norm(
     let weight = b.input("w", vector_elem(w)?);
     let shift = shift.map(vector_elem).transpose()?.map(|elem| b.input("b", elem));
     let out = b.output("out", ViewElem::F32);
-    let count = b.constant(width as f32);
-    let sum =
-        b.reduce(ReduceKind::Sum, Extent::constant(width), |b, j| b.load(x, element(b.row(), width, j)));
-    let mean = b.div(sum, count);
-    let distance = |b: &mut NestBuilder, j| {
-        let value = b.load(x, element(b.row(), width, j));
-        b.sub(value, mean)
+    let (parts, n) = (i64::from(parts), width / i64::from(parts.max(1)));
+    // `first` is the first element of a part in its row.
+    let norm = |b: &mut NestBuilder, first: Index| {
+        let count = b.constant(n as f32);
+        let at = |b: &NestBuilder, j: u8| b.row() * width + first.clone() + Index::axis(j);
+        let sum = b.reduce(ReduceKind::Sum, Extent::constant(n), |b, j| b.load(x, at(b, j)));
+        let mean = b.div(sum, count);
+        let distance = |b: &mut NestBuilder, j| {
+            let value = b.load(x, at(b, j));
+            b.sub(value, mean)
+        };
+        let squares = b.reduce(ReduceKind::Sum, Extent::constant(n), |b, j| {
+            let d = distance(b, j);
+            b.mul(d, d)
+        });
+        let factor = inverse_deviation(b, squares, count, eps);
+        b.for_each(Extent::constant(n), |b, j| {
+            let d = distance(b, j);
+            let normed = b.mul(d, factor);
+            let w = b.load(weight, first.clone() + Index::axis(j));
+            let mut value = b.mul(normed, w);
+            if let Some(shift) = shift {
+                let shift = b.load(shift, first.clone() + Index::axis(j));
+                value = b.add(value, shift);
+            }
+            b.store(out, at(b, j), value);
+        });
     };
-    let squares = b.reduce(ReduceKind::Sum, Extent::constant(width), |b, j| {
-        let d = distance(b, j);
-        b.mul(d, d)
-    });
-    let factor = inverse_deviation(&mut b, squares, count, eps);
-    b.for_each(Extent::constant(width), |b, j| {
-        let d = distance(b, j);
-        let normed = b.mul(d, factor);
-        let w = b.load(weight, Index::axis(j));
-        let mut value = b.mul(normed, w);
-        if let Some(shift) = shift {
-            let shift = b.load(shift, Index::axis(j));
-            value = b.add(value, shift);
-        }
-        b.store(out, element(b.row(), width, j), value);
-    });
+    match parts {
+        1 => norm(&mut b, Index::constant(0)),
+        _ => b.for_each(Extent::constant(parts), |b, part| norm(b, Index::axis(part) * n)),
+    }
     let operands = if shift.is_some() { 3 } else { 2 };
     let args = (0..operands).map(NestArg::Operand).chain([NestArg::Result(0)]).collect();
     Ok(Lowered { nest: b.finish(), rows, args })

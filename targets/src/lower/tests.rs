@@ -33,7 +33,7 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
     vec![
         (Op::Embed {}, vec![ints.clone(), matrix(32, 16)]),
         (Op::RmsNorm { eps: 1e-5 }, vec![rows(16), vector(16)]),
-        (Op::LayerNorm { eps: 1e-5 }, vec![rows(16), vector(16), vector(16)]),
+        (Op::LayerNorm { eps: 1e-5, parts: 1 }, vec![rows(16), vector(16), vector(16)]),
         (linear, vec![rows(32), matrix(8, 32)]),
         (
             Op::RouteWeights { score: Score::Softmax, renormalise: true, scale: 1.0 },
@@ -59,7 +59,11 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
         ),
         (
             Op::FullAttention { heads: 2, kv_heads: 1, scale: 0.5, reach: Some(3) },
-            vec![rows(16), TensorType::state()],
+            vec![
+                rows(16),
+                TensorType::state(),
+                TensorType::weight(&[127, 2], bessemer_format::QuantScheme::F32, Layout::Dense),
+            ],
         ),
         (Op::Unary { kind: UnaryKind::Silu }, vec![rows(16)]),
         (Op::Binary { kind: BinaryKind::Add }, vec![rows(16), rows(16)]),

@@ -3,13 +3,13 @@
 //! Without a head it gives one vector a text, pooled as the checkpoint says; with the classification head, scores.
 
 use bessemer_format::plan::{Input, ModelFacts, Output};
-use bessemer_ir::Value;
 use bessemer_ir::attr::{BinaryKind, PoolKind, UnaryKind};
 use serde_json::{Map, Value as Json};
 
 use super::Architecture;
 use crate::import::build::{Builder, Model};
 use crate::import::config::{Fields, HARMLESS_HF, Harmless, gguf_fields};
+use crate::import::encoder::{self, BlockNames, Blocks};
 use crate::import::error::ImportError;
 use crate::import::gguf::GgufMetadata;
 use crate::import::names::{Names, Naming};
@@ -51,6 +51,12 @@ enum Head {
 
 const CLASSIFIER: [&str; 2] = ["classifier.weight", "classifier.bias"];
 const POOLER: [&str; 2] = ["pooler.dense.weight", "pooler.dense.bias"];
+
+const BLOCK: BlockNames = BlockNames {
+    qkv: ["attention.self.query", "attention.self.key", "attention.self.value"],
+    attention: ["attention.output.dense", "attention.output.LayerNorm"],
+    ffn: ["intermediate.dense", "output.dense", "output.LayerNorm"],
+};
 
 #[rustfmt::skip]
 const NAMES: Names<Config> = Names {
@@ -126,14 +132,7 @@ impl Config {
         } else {
             Head::Pooling(Pooling::from_hf(checkpoint)?)
         };
-        let gelu = match fields.text("hidden_act")?.unwrap_or("gelu") {
-            "gelu" => UnaryKind::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" => UnaryKind::GeluTanh,
-            _ => {
-                let remedy = "this activation is not built; use a model without it";
-                return Err(fields.error("hidden_act", "gelu, gelu_new or gelu_pytorch_tanh", remedy));
-            }
-        };
+        let gelu = encoder::gelu(&fields)?;
         let read = Config {
             naming: Naming::HuggingFace,
             hidden: fields.required_count("hidden_size")?,
@@ -155,15 +154,7 @@ impl Config {
         fields.skip(HARMLESS_HF);
         fields.skip(&[Harmless { reason: "chose this family", keys: &["model_type"] }]);
         fields.skip(&[
-            Harmless {
-                reason: "used in training only",
-                keys: &[
-                    "attention_probs_dropout_prob",
-                    "hidden_dropout_prob",
-                    "classifier_dropout",
-                    "gradient_checkpointing",
-                ],
-            },
+            encoder::TRAINING,
             Harmless {
                 reason: "belongs to the head that predicts tokens, which is not part of an encoder",
                 keys: &["tie_word_embeddings"],
@@ -173,7 +164,7 @@ impl Config {
                 keys: &["sbert_ce_default_activation_function", "sentence_transformers"],
             },
         ]);
-        let read = read.checked(&fields, "num_attention_heads")?;
+        encoder::check_heads(&fields, "num_attention_heads", read.hidden, read.heads)?;
         fields.finish()?;
         Ok(read)
     }
@@ -201,27 +192,22 @@ impl Config {
         fields.neutral("attention.head_count_kv", "the number of heads", |v| {
             v.as_u64() == Some(read.heads as u64)
         })?;
-        let read = read.checked(&fields, "attention.head_count")?;
+        encoder::check_heads(&fields, "attention.head_count", read.hidden, read.heads)?;
         fields.finish()?;
         Ok(read)
-    }
-
-    fn checked(self, fields: &Fields, heads: &str) -> Result<Config, ImportError> {
-        if self.hidden.is_multiple_of(self.heads) && (self.hidden / self.heads).is_multiple_of(2) {
-            return Ok(self);
-        }
-        let expected = format!("a divisor of the width {}, with heads of an even size", self.hidden);
-        Err(fields.error(heads, expected, "correct the value"))
     }
 
     fn build(&self, checkpoint: &Checkpoint) -> Result<Model, ImportError> {
         let mut b = Builder::new(checkpoint);
         let whole = |hf: &str| self.named(NAMES.whole(self.naming, hf));
-        let norm = |b: &mut Builder, x: Value, [weight, bias]: [String; 2]| {
-            b.layer_norm(x, &weight, Some(&bias), self.eps)
+        let blocks = Blocks {
+            names: BLOCK,
+            hidden: self.hidden,
+            heads: self.heads,
+            eps: self.eps,
+            gelu: self.gelu,
+            bias: None,
         };
-        let head_dim = self.hidden / self.heads;
-
         let tokens = b.input("tokens", Input::Tokens)?;
         let positions = b.input("positions", Input::Positions)?;
         let types = b.input("token_types", Input::TokenTypes)?;
@@ -232,31 +218,11 @@ impl Config {
         let ty = b.lookup(types, &whole("embeddings.token_type_embeddings.weight"))?;
         let x = b.binary("embed.type".into(), BinaryKind::Add, token, ty)?;
         let x = b.binary("embed.position".into(), BinaryKind::Add, x, position)?;
-        let mut x = norm(&mut b, x, ["weight", "bias"].map(|k| whole(&format!("embeddings.LayerNorm.{k}"))))?;
+        let norm = ["weight", "bias"].map(|kind| whole(&format!("embeddings.LayerNorm.{kind}")));
+        let mut x = b.layer_norm(x, &norm[0], Some(&norm[1]), self.eps)?;
         for layer in 0..self.layers {
-            let name = |what: &str| format!("layer.{layer}.{what}");
-            let pair = |hf: &str| {
-                ["weight", "bias"]
-                    .map(|kind| self.named(NAMES.block(self.naming, layer, &format!("{hf}.{kind}"))))
-            };
-            let linear = |b: &mut Builder, x: Value, hf: &str| {
-                let [weight, bias] = pair(hf);
-                b.linear(x, &weight, Some(&bias))
-            };
-            let q = linear(&mut b, x, "attention.self.query")?;
-            let k = linear(&mut b, x, "attention.self.key")?;
-            let v = linear(&mut b, x, "attention.self.value")?;
-            let state = b.state(layer, self.heads, head_dim)?;
-            let state = b.append(name("append"), state, k, v, self.heads)?;
-            let a = b.full_attention(name("attention"), q, state, self.heads, self.heads, head_dim, None)?;
-            let o = linear(&mut b, a, "attention.output.dense")?;
-            let sum = b.binary(name("attention.residual"), BinaryKind::Add, x, o)?;
-            x = norm(&mut b, sum, pair("attention.output.LayerNorm"))?;
-            let up = linear(&mut b, x, "intermediate.dense")?;
-            let h = b.unary(name("gelu"), self.gelu, up)?;
-            let down = linear(&mut b, h, "output.dense")?;
-            let sum = b.binary(name("ffn.residual"), BinaryKind::Add, x, down)?;
-            x = norm(&mut b, sum, pair("output.LayerNorm"))?;
+            let tensor = |hf: &str| self.named(NAMES.block(self.naming, layer, hf));
+            x = blocks.block(&mut b, layer, x, tensor)?;
         }
         let (result, output) = match &self.head {
             Head::Pooling(pooling) => pooling.build(&mut b, x, rows, self.hidden)?,

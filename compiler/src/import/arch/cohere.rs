@@ -17,8 +17,8 @@ use crate::import::source::{Checkpoint, Metadata};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "cohere",
-    models: "Command-R, Command-R7B, Aya",
-    features: "LayerNorm, parallel halves of a block, sliding window, layers without rope, scaled logits",
+    models: "Command-R, Command-R+, Command-R7B, Aya",
+    features: "LayerNorm, parallel halves of a block, norms of heads, sliding window, layers without rope, scaled logits",
     hf: &[("cohere", "CohereForCausalLM"), ("cohere2", "Cohere2ForCausalLM")],
     gguf: &["command-r", "cohere2"],
     build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
@@ -37,6 +37,8 @@ struct Config {
     rope: Rope,
     logit_scale: f64,
     tied: bool,
+    /// Whether heads of queries and keys are normed before they turn.
+    qk_norm: bool,
     /// The second version: what a sliding layer sees, and which layers slide; the others do not rotate.
     sliding: Option<(usize, Which)>,
 }
@@ -44,6 +46,7 @@ struct Config {
 /// Where a file does not say which layers slide: all but every fourth.
 const PATTERN: usize = 4;
 const HEAD: &str = "lm_head.weight";
+const QK_NORMS: [&str; 2] = ["self_attn.q_norm.weight", "self_attn.k_norm.weight"];
 
 #[rustfmt::skip]
 const NAMES: Names<Config> = Names {
@@ -58,6 +61,8 @@ const NAMES: Names<Config> = Names {
         ("self_attn.q_proj.weight", "attn_q.weight", |c| vec![c.hidden, c.hidden]),
         ("self_attn.k_proj.weight", "attn_k.weight", |c| vec![c.kv_rows(), c.hidden]),
         ("self_attn.v_proj.weight", "attn_v.weight", |c| vec![c.kv_rows(), c.hidden]),
+        (QK_NORMS[0], "attn_q_norm.weight", |c| vec![c.heads, c.hidden / c.heads]),
+        (QK_NORMS[1], "attn_k_norm.weight", |c| vec![c.kv_heads, c.hidden / c.heads]),
         ("self_attn.o_proj.weight", "attn_output.weight", |c| vec![c.hidden, c.hidden]),
         ("mlp.gate_proj.weight", "ffn_gate.weight", |c| vec![c.ffn, c.hidden]),
         ("mlp.up_proj.weight", "ffn_up.weight", |c| vec![c.ffn, c.hidden]),
@@ -71,7 +76,11 @@ impl Config {
             Metadata::HuggingFace(config) => Config::from_hf(checkpoint, config)?,
             Metadata::Gguf(metadata) => Config::from_gguf(checkpoint, metadata)?,
         };
-        let has = |_: Option<usize>, name: &str| name != HEAD || !config.tied;
+        let has = |_: Option<usize>, name: &str| match name {
+            HEAD => !config.tied,
+            name if QK_NORMS.contains(&name) => config.qk_norm,
+            _ => true,
+        };
         NAMES.check(checkpoint, &config, config.layers, has, |name| name, |_| false)?;
         Ok(config)
     }
@@ -120,6 +129,8 @@ impl Config {
             rope,
             logit_scale: fields.positive("logit_scale")?.unwrap_or(0.0625),
             tied: fields.flag("tie_word_embeddings")?.unwrap_or(true),
+            // Only the first version has the key.
+            qk_norm: !is_second && fields.flag("use_qk_norm")?.unwrap_or(false),
             sliding,
         };
         let head_dim = (hidden / heads) as u64;
@@ -135,7 +146,9 @@ impl Config {
         for key in
             ["attention_bias", "use_qk_norm", "is_decoder", "is_encoder_decoder", "add_cross_attention"]
         {
-            fields.neutral(key, "false", |value| value == false)?;
+            if !fields.was_read(key) {
+                fields.neutral(key, "false", |value| value == false)?;
+            }
         }
         fields.skip(HARMLESS_HF);
         fields.skip(&[Harmless { reason: "chose this family", keys: &["model_type"] }]);
@@ -179,6 +192,8 @@ impl Config {
             rope: rope::from_gguf(checkpoint, &fields, RopePairing::Interleaved, defaults)?,
             logit_scale: fields.required_positive("logit_scale")?,
             tied: has("output.weight").is_none(),
+            // No key says so: the tensors do.
+            qk_norm: has("blk.0.attn_q_norm.weight").is_some(),
             sliding,
         };
         fields.shared_heads("attention.head_count", read.hidden, read.heads, read.kv_heads)?;
@@ -209,6 +224,10 @@ impl Config {
             let mut q = b.linear(h, &tensor("self_attn.q_proj.weight"), None)?;
             let mut k = b.linear(h, &tensor("self_attn.k_proj.weight"), None)?;
             let v = b.linear(h, &tensor("self_attn.v_proj.weight"), None)?;
+            if self.qk_norm {
+                q = b.heads_layer_norm(q, &tensor(QK_NORMS[0]), self.heads, self.eps)?;
+                k = b.heads_layer_norm(k, &tensor(QK_NORMS[1]), self.kv_heads, self.eps)?;
+            }
             if rotates {
                 q = b.rope(name("q.rope"), q, angles, self.heads, &self.rope)?;
                 k = b.rope(name("k.rope"), k, angles, self.kv_heads, &self.rope)?;

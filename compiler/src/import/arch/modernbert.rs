@@ -7,7 +7,7 @@ use bessemer_ir::recipe::Part;
 use serde_json::{Map, Value as Json};
 
 use super::Architecture;
-use crate::import::build::{Builder, Model};
+use crate::import::build::{Builder, FullAttention, Model};
 use crate::import::config::{Fields, HARMLESS_HF, Harmless, gguf_fields};
 use crate::import::error::ImportError;
 use crate::import::gguf::GgufMetadata;
@@ -185,7 +185,11 @@ impl Config {
             ffn: fields.required_count("feed_forward_length")?,
             vocab: fields.count("vocab_size")?.or(table).unwrap_or(1),
             context: fields.required_count("context_length")?,
-            eps: fields.required_positive("attention.layer_norm_epsilon")?,
+            // Converters write it under the name of another norm.
+            eps: match fields.positive("attention.layer_norm_rms_epsilon")? {
+                Some(eps) => eps,
+                None => fields.required_positive("attention.layer_norm_epsilon")?,
+            },
             global_every: if window.is_some() { every } else { 1 },
             reach: window.unwrap_or(0) / 2,
             global_theta: fields.positive_or("rope.freq_base", 10_000.0)?,
@@ -196,7 +200,10 @@ impl Config {
         fields.neutral("attention.head_count_kv", "the number of heads", |v| v.as_u64() == Some(heads))?;
         fields.neutral("attention.causal", "false", |value| value == false)?;
         fields.neutral("rope.scaling.type", "none", |value| value == "none")?;
-        fields.neutral("hidden_act", "gelu", |value| value == "gelu")?;
+        for key in ["hidden_act", "hidden_activation"] {
+            fields.neutral(key, "gelu", |value| value == "gelu")?;
+        }
+        fields.skip(&[Harmless { reason: "belongs to another head", keys: &["classifier.pooling_type"] }]);
         fields.shared_heads("attention.head_count", read.hidden, read.heads, read.heads)?;
         fields.finish()?;
         Ok(read)
@@ -248,7 +255,8 @@ impl Config {
             let k = b.rope(name("k.rope"), k, angles, self.heads, rope)?;
             let state = b.state(layer, self.heads, head_dim)?;
             let state = b.append(name("append"), state, k, v, self.heads)?;
-            let a = b.full_attention(name("attention"), q, state, self.heads, self.heads, head_dim, reach)?;
+            let shape = FullAttention { heads: self.heads, head_dim, reach, bias: None };
+            let a = b.full_attention(name("attention"), q, state, shape)?;
             let o = b.linear(a, &tensor("attn.Wo.weight"), None)?;
             x = b.binary(name("attention.residual"), BinaryKind::Add, x, o)?;
             let h = b.layer_norm(x, &tensor("mlp_norm.weight"), None, self.eps)?;

@@ -94,15 +94,26 @@ impl Scores {
     }
 }
 
+/// What joins the scores.
+#[derive(Clone, Copy)]
+pub enum More<'a> {
+    /// Nothing.
+    Nothing,
+    /// One more score a head, whose value is zero.
+    Sinks(&'a Weight),
+    /// For each head a number that is added by the distance of the two positions, the middle row for a row's own.
+    Distances(&'a Weight),
+}
+
 /// `attention`: for each row and head, the values up to the row's own position (and within the window), weighted by the softmax of
-/// their scores. A sink is one more score, whose value is zero.
+/// their scores.
 pub fn attention(
     heads: u32,
     kv_heads: u32,
     shape: Scores,
     q: &Tensor,
     layer: u32,
-    sinks: Option<&Weight>,
+    more: More<'_>,
     cx: &Context<'_>,
 ) -> Result<Tensor, String> {
     let d = head_dim(q.width, heads)?;
@@ -129,8 +140,25 @@ pub fn attention(
             let query = &q.row(r)[h * d..][..d];
             let head = (h / queries_per_kv_head) * d..(h / queries_per_kv_head + 1) * d;
             let dot = |key: &Vec<f64>| query.iter().zip(&key[head.clone()]).map(|(a, b)| a * b).sum::<f64>();
-            let scores: Vec<f64> = held.keys[first..seen].iter().map(|k| shape.of(dot(k))).collect();
-            let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks.data[h]));
+            let mut scores: Vec<f64> = held.keys[first..seen].iter().map(|k| shape.of(dot(k))).collect();
+            let mut sink = f64::NEG_INFINITY;
+            match more {
+                More::Nothing => {}
+                More::Sinks(sinks) => sink = f64::from(sinks.data[h]),
+                More::Distances(bias) => {
+                    let own = cx.batch.positions[r] as usize;
+                    let (middle, last) = (bias.rows / 2, first.max(seen - 1));
+                    if own - first.min(own) > middle || last - last.min(own) > middle {
+                        return Err(format!(
+                            "a bias of {} distances for position {own} of {seen}",
+                            bias.rows
+                        ));
+                    }
+                    for (position, score) in (first..).zip(&mut scores) {
+                        *score += f64::from(bias.row(middle + position - own)[h]);
+                    }
+                }
+            }
             let max = scores.iter().copied().fold(sink, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
             let total = weights.iter().sum::<f64>() + (sink - max).exp();

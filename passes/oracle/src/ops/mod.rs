@@ -12,6 +12,7 @@ pub mod rows;
 use crate::kv::Caches;
 use crate::oracle::Reading;
 use crate::value::{Tensor, Val};
+use attention::More;
 use bessemer_ir::Op;
 use bessemer_ir::exec::Batch;
 
@@ -67,9 +68,9 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
         Op::SelectRows {} => one(rows::select(tensor(0)?, at(1)?.index()?)?),
         Op::Pool { kind } => one(rows::pool(*kind, tensor(0)?, at(1)?.index()?, cx.batch)?),
         Op::RmsNorm { eps } => one(norm::rms_norm(tensor(0)?, weight(1)?, *eps)?),
-        Op::LayerNorm { eps } => {
+        Op::LayerNorm { eps, parts } => {
             let b = if operands.len() > 2 { Some(weight(2)?) } else { None };
-            one(norm::layer_norm(tensor(0)?, weight(1)?, b, *eps)?)
+            one(norm::layer_norm(tensor(0)?, weight(1)?, b, *eps, *parts)?)
         }
         Op::AddRmsNorm { eps } => {
             let sum = elementwise::binary(bessemer_ir::attr::BinaryKind::Add, tensor(0)?, tensor(1)?)?;
@@ -102,18 +103,19 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
         Op::Attention { heads, kv_heads, scale, window, softcap } => {
             let plain = attention::Scores::scaled(*scale);
             let scores = attention::Scores { window: *window, softcap: *softcap, ..plain };
-            let sinks = if operands.len() > 2 { Some(weight(2)?) } else { None };
-            one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, sinks, cx)?)
+            let more = if operands.len() > 2 { More::Sinks(weight(2)?) } else { More::Nothing };
+            one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, more, cx)?)
         }
         Op::FullAttention { heads, kv_heads, scale, reach } => {
             let window = reach.map(|reach| reach.saturating_add(1));
             let scores = attention::Scores { window, full: true, ..attention::Scores::scaled(*scale) };
-            one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, None, cx)?)
+            let more = if operands.len() > 2 { More::Distances(weight(2)?) } else { More::Nothing };
+            one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, more, cx)?)
         }
         Op::LatentAttention { heads, value, scale } => {
             let latent = Some(*value as usize);
             let scores = attention::Scores { latent, ..attention::Scores::scaled(*scale) };
-            one(attention::attention(*heads, 1, scores, tensor(0)?, at(1)?.state()?, None, cx)?)
+            one(attention::attention(*heads, 1, scores, tensor(0)?, at(1)?.state()?, More::Nothing, cx)?)
         }
         Op::Unary { kind } => one(elementwise::unary(*kind, tensor(0)?)),
         Op::Binary { kind } => one(elementwise::binary(*kind, tensor(0)?, tensor(1)?)?),

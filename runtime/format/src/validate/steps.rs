@@ -275,6 +275,23 @@ impl<'a> Checker<'a> {
                 a.heads
             );
         }
+        if let Some(id) = a.bias {
+            let bias = self.weight(id)?;
+            let least = 2 * u64::from(self.plan.model.context).next_multiple_of(kv::TOKENS as u64) - 1;
+            let fits = bias.layout == WeightLayout::Dense
+                && bias.scheme == QuantScheme::F32
+                && bias.k == a.heads
+                && bias.n % 2 == 1
+                && u64::from(bias.n) >= least;
+            ensure!(
+                fits,
+                "bias is {} x {} in {}, expected a dense f32[{least} or another odd number above][{}]",
+                bias.n,
+                bias.k,
+                bias.scheme,
+                a.heads
+            );
+        }
         let chunk_fits = a.chunk > 0 && (a.chunk as usize).is_multiple_of(kv::TOKENS);
         ensure!(chunk_fits, "chunk {} is no multiple of {}", a.chunk, kv::TOKENS);
         let StateDecl::Blocks { elems: state } = *self.state(a.state)? else {

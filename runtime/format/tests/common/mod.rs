@@ -194,6 +194,7 @@ pub fn plan() -> Plan {
         softcap: None,
         latent: None,
         sinks: None,
+        bias: None,
         chunk: 32,
         scratch: Some(buffer::PARTIAL),
     };

@@ -45,6 +45,8 @@ pub struct Queries<'a> {
     /// For each query, how many of those it does not see though they are before its own token: a sliding window has left
     /// them behind. Empty where no query has any. They may hold any bytes, too.
     pub hidden: &'a [u32],
+    /// For each query 32 numbers that are added to its scores of the block's tokens, scaled and capped; empty where nothing is.
+    pub bias: &'a [f32],
 }
 
 impl KvBlock<'_> {
@@ -61,6 +63,7 @@ impl<'a> Queries<'a> {
         Queries {
             q: &self.q[some.start * head_dim..some.end * head_dim],
             visible: &self.visible[some.clone()],
+            bias: self.bias.get(some.start * kv::TOKENS..some.end * kv::TOKENS).unwrap_or_default(),
             hidden: if self.hidden.is_empty() { &[] } else { &self.hidden[some] },
             ..*self
         }
@@ -200,7 +203,7 @@ impl Attention {
     /// Lets `queries` attend to the visible tokens of `block`, updating `state`:
     ///
     /// ```text
-    /// s[t] = scale * sum of q[d] * k[t][d] in ascending d, then capped (codes first, then their scale)
+    /// s[t] = scale * sum of q[d] * k[t][d] in ascending d, then capped (codes first, then their scale), then bias[t] added
     /// m'   = max(m, max s[t]);  c = exp(m - m');  p[t] = exp(s[t] - m')
     /// l    = l * c + sum of p[t];  acc[d] = acc[d] * c + p[t] * v[t][d] in ascending t
     /// ```
@@ -230,7 +233,11 @@ impl Attention {
             queries.hidden.is_empty() || queries.hidden.len() == n,
             "hidden tokens are not told for each query"
         );
-        let caps = queries.softcap.is_none() || self.caps();
+        assert!(
+            queries.bias.is_empty() || queries.bias.len() == n * kv::TOKENS,
+            "what is added is not told for each query and token"
+        );
+        let caps = queries.bias.is_empty() && (queries.softcap.is_none() || self.caps());
         if caps && queries.hidden.is_empty() {
             // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths were
             // checked above.
@@ -256,7 +263,7 @@ impl Attention {
         matches!(self.isa, Isa::Avx512 | Isa::Avx2 | Isa::Portable)
     }
 
-    /// The portable kernel compiled for this kernel's instruction set: it alone hides tokens, and caps everywhere.
+    /// The portable kernel compiled for this kernel's instruction set: it alone hides tokens and adds to scores, and it caps everywhere.
     fn masked(&self, block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
         match self.isa {
             // SAFETY: the host runs the instruction set, as for `attend_block`.

@@ -31,6 +31,9 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
         if let Some(cap) = queries.softcap {
             p.iter_mut().for_each(|s| *s = cap * tanh(*s / cap));
         }
+        if let Some(bias) = queries.bias.get(i * TOKENS..(i + 1) * TOKENS) {
+            p.iter_mut().zip(&bias[hidden..]).for_each(|(s, bias)| *s += bias);
+        }
         let m = p.iter().fold(state.m[i], |m, &s| m.max(s));
         let c = exp(state.m[i] - base(m));
         p.iter_mut().for_each(|s| *s = exp(*s - base(m)));

@@ -13,6 +13,19 @@ const ELEMS: [KvElem; 5] = KvElem::ALL;
 struct Scores {
     scale: f32,
     softcap: Option<f32>,
+    /// Whether [`added`] is.
+    biased: bool,
+}
+
+impl Scores {
+    fn scaled(scale: f32) -> Self {
+        Self { scale, softcap: None, biased: false }
+    }
+}
+
+/// What is added to the score of a token for the query that sees so many.
+fn added(seen: usize, token: usize) -> f32 {
+    ((seen * 7 + token * 3) % 11) as f32 * 0.25 - 1.0
 }
 
 /// A sequence of blocks in natural order (`[token][d]`) and packed.
@@ -73,7 +86,7 @@ impl Cache {
 
     /// Queries that see `seen[i]` tokens from the start of the sequence.
     fn attend(&self, attention: &Attention, q: &[f32], scale: f32, seen: &[usize]) -> Vec<f32> {
-        self.attend_within(attention, q, Scores { scale, softcap: None }, seen, usize::MAX)
+        self.attend_within(attention, q, Scores::scaled(scale), seen, usize::MAX)
     }
 
     /// Those of them that are the last `window` ones.
@@ -85,7 +98,7 @@ impl Cache {
         seen: &[usize],
         window: usize,
     ) -> Vec<f32> {
-        let Scores { scale, softcap } = scores;
+        let Scores { scale, softcap, biased } = scores;
         let n = seen.len();
         let (mut m, mut l, mut acc) = (vec![0.0; n], vec![0.0; n], vec![0.0; n * self.d]);
         let mut state = OnlineSoftmax { m: &mut m, l: &mut l, acc: &mut acc };
@@ -98,11 +111,11 @@ impl Cache {
             let left = |s: usize| s.saturating_sub(window).saturating_sub(b * TOKENS).min(TOKENS) as u32;
             let hidden: Vec<u32> = seen.iter().map(|&s| left(s)).collect();
             let hidden = if hidden.iter().any(|&h| h > 0) { &hidden[..] } else { &[] };
-            attention.attend_block(
-                &block,
-                &Queries { q, scale, softcap, visible: &visible, hidden },
-                &mut state,
-            );
+            let tokens = b * TOKENS..(b + 1) * TOKENS;
+            let of_query = |s: &usize| tokens.clone().map(|t| added(*s, t)).collect::<Vec<f32>>();
+            let bias: Vec<f32> = if biased { seen.iter().flat_map(of_query).collect() } else { Vec::new() };
+            let queries = Queries { q, scale, softcap, visible: &visible, hidden, bias: &bias };
+            attention.attend_block(&block, &queries, &mut state);
         }
         let mut out = vec![f32::NAN; n * self.d];
         state.finish(&mut out);
@@ -110,11 +123,11 @@ impl Cache {
     }
 
     fn check(&self, got: &[f32], q: &[f32], scale: f32, seen: &[usize]) {
-        self.check_within(got, q, Scores { scale, softcap: None }, seen, usize::MAX);
+        self.check_within(got, q, Scores::scaled(scale), seen, usize::MAX);
     }
 
     fn check_within(&self, got: &[f32], q: &[f32], scores: Scores, seen: &[usize], window: usize) {
-        let (d, Scores { scale, softcap }) = (self.d, scores);
+        let (d, Scores { scale, softcap, biased }) = (self.d, scores);
         // The kernel multiplies by a scale, and so did `self.k` and `self.v`: two more roundings.
         let scaled = if self.elem.is_scaled() { 2 } else { 0 };
         for (i, &seen) in seen.iter().enumerate() {
@@ -132,7 +145,12 @@ impl Cache {
                 // Capping makes distances smaller, and rounds to 1e-7 of the cap.
                 scores.push(softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh()));
                 worst = worst.max(softcap.map_or(0.0, |cap| 4e-7 * f64::from(cap)));
-                worst = worst.max(gamma(d + 2 + scaled) * size * f64::from(scale.abs()));
+                let mut of_score = gamma(d + 2 + scaled) * size * f64::from(scale.abs());
+                if let Some(score) = scores.last_mut().filter(|_| biased) {
+                    *score += f64::from(added(seen, t));
+                    of_score += gamma(1) * score.abs();
+                }
+                worst = worst.max(of_score);
             }
             let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let p: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
@@ -242,8 +260,8 @@ pub(crate) fn windows_and_caps(row: &Row<AttentionFn>) {
             let cache = Cache::new(elem, d, 97, || random.float());
             let seen: Vec<usize> = (0..=97).collect();
             let q = random.floats(seen.len() * d);
-            for softcap in [None, Some(1.5)] {
-                let scores = Scores { scale: 0.4, softcap };
+            for (softcap, biased) in [(None, false), (Some(1.5), false), (None, true), (Some(1.5), true)] {
+                let scores = Scores { softcap, biased, ..Scores::scaled(0.4) };
                 let got = cache.attend_within(&attention, &q, scores, &seen, window);
                 cache.check_within(&got, &q, scores, &seen, window);
                 for (i, &s) in seen.iter().enumerate() {
@@ -257,7 +275,7 @@ pub(crate) fn windows_and_caps(row: &Row<AttentionFn>) {
                 at += 1;
                 if (10 * d + 1..=11 * d).contains(&at) { f32::NAN } else { random.float() }
             });
-            let scores = Scores { scale: 0.4, softcap: None };
+            let scores = Scores::scaled(0.4);
             let seen = [10 + window, 11 + window];
             let got = cache.attend_within(&attention, &q[..2 * d], scores, &seen, window);
             assert!(got[..d].iter().all(|v| v.is_nan()) && got[d..].iter().all(|v| v.is_finite()));
@@ -292,11 +310,15 @@ pub(crate) fn guarded(row: &Row<AttentionFn>) {
                         values: &values,
                         next: Some((&keys, &values)),
                     };
-                    attention.attend_block(
-                        &block,
-                        &Queries { q: &q, scale: 0.2, softcap: None, visible: &visible, hidden: &[] },
-                        &mut state,
-                    );
+                    let queries = Queries {
+                        q: &q,
+                        scale: 0.2,
+                        softcap: None,
+                        visible: &visible,
+                        hidden: &[],
+                        bias: &[],
+                    };
+                    attention.attend_block(&block, &queries, &mut state);
                     results.push(state.acc.to_vec());
                 }
                 assert_eq!(results[0], results[1]);

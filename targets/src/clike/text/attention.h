@@ -12,14 +12,16 @@ struct Sight {
     int latent;            // whether values are the first elements of keys
 };
 
-template <int DIM, int WARPS>
+// BIAS is the number of heads where something is added to scores by the distance of two positions, or 0: `bias[token * BIAS]` then is what a
+// token's score gets.
+template <int DIM, int WARPS, int BIAS>
 struct Softmax {
     enum { PARTS = (DIM + LANES - 1) / LANES };
 
     // Folds the blocks from `from` to `to` (excluded) that this warp takes. `scratch` is [WARPS][DIM + 2] and holds each warp's state after it.
     MEMBER void run(
         const GLOBAL float* q, const GLOBAL int* table, const GLOBAL kv* cache, Sight see, int from, int to,
-        int blocks, float scale, float softcap, int tid, SHARED float* scratch, GLOBAL int* fault
+        int blocks, float scale, float softcap, const GLOBAL float* bias, int tid, SHARED float* scratch, GLOBAL int* fault
     ) {
         const int lane = tid % LANES, warp = tid / LANES;
         float max = -INF, sum = 0.0f, mixed[PARTS];
@@ -38,6 +40,7 @@ struct Softmax {
                 }
                 score = dot * scale;
                 if (softcap > 0.0f) score = softcap * hyperbolic_tangent(score / softcap);
+                if (BIAS > 0) score = score + bias[token * BIAS];
             }
             const float grown = greater_of(max, warp_max(score));
             const float weight = seen ? exponential(score - grown) : 0.0f;
