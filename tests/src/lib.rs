@@ -2,5 +2,6 @@
 
 pub mod checkpoints;
 pub mod gpu;
+pub mod hub;
 pub mod models;
 pub mod mutate;

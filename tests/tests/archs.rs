@@ -28,11 +28,21 @@ fn every_family_has_a_fixture_and_names_of_its_own() {
     }
     // The families of the fixtures, in each container.
     let (mut folders, mut ggufs) = (BTreeSet::new(), BTreeSet::new());
-    let llama = [("gqa_tied", ""), ("gqa_tied.f32.gguf", "")];
-    for (model, _) in llama.iter().chain(FAMILIES).chain(ENCODERS) {
-        let family = detect(&Checkpoint::open(fixture(model)).unwrap()).unwrap();
-        let container = if model.ends_with(".gguf") { &mut ggufs } else { &mut folders };
-        container.insert(family.name);
+    let llama = [("gqa_tied", "gqa_tied"), ("gqa_tied.f32.gguf", "gqa_tied")];
+    for (model, golden) in llama.iter().chain(FAMILIES).chain(ENCODERS) {
+        let family = |model| detect(&Checkpoint::open(fixture(model)).unwrap()).unwrap();
+        if !model.ends_with(".gguf") {
+            folders.insert(family(model).name);
+            continue;
+        }
+        // A copy of a checkpoint belongs to the family of that, also where it goes by the name of another that reads both.
+        let family_of_source = family(golden);
+        assert!(
+            family_of_source.gguf.iter().any(|name| family(model).gguf.contains(name)),
+            "{model}: the family {} does not say that its files are called so",
+            family_of_source.name
+        );
+        ggufs.insert(family_of_source.name);
     }
     for family in ARCHITECTURES {
         let name = family.name;

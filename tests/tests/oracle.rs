@@ -8,13 +8,13 @@ use bessemer_compiler::import::Checkpoint;
 use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_eager::{Eager, EagerOptions};
 use bessemer_format::Compute;
-use bessemer_ir::exec::{Logits, SequenceRows, Wanted};
+use bessemer_ir::exec::{ExecNode, Logits, SequenceRows, Wanted};
 use bessemer_ir::{Graph, Op, Phase};
-use bessemer_oracle::{Oracle, Reading};
+use bessemer_oracle::{Oracle, Reading, Val};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{KvElem, WorkerOptions};
 use bessemer_tests::models::{FAMILIES, engine, fixture, golden, relative_error, traced};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Fixture and its golden.
 const MODELS: &[(&str, &str)] = &[
@@ -90,6 +90,43 @@ fn a_mixed_batch_of_the_oracle_gives_what_transformers_gives() {
         let error = relative_error(&found, &expected);
         assert!(error < 1e-5, "{name}: {error:.2e}");
     }
+}
+
+/// In every golden of a mixture of experts tokens tie between two of them, one of which is chosen, and some expert is chosen by none.
+#[test]
+fn goldens_of_mixtures_hold_ties_and_experts_that_nobody_chose() {
+    let mut mixtures = 0;
+    for (model, name) in FAMILIES {
+        let checkpoint = Checkpoint::open(fixture(model)).unwrap();
+        let graph = graph(&checkpoint, &CompileOptions::default(), Phase::Imported);
+        let routes = graph.all().into_iter().filter(|n| matches!(graph.op(*n), Op::Route { .. }));
+        let logits_of = |n| (graph.name(n).to_string(), graph.name(graph.operands(n)[0].node).to_string());
+        let routes: BTreeMap<String, String> = routes.map(logits_of).collect();
+        if routes.is_empty() {
+            continue;
+        }
+        mixtures += 1;
+        let g = golden(name, "");
+        let mut seen = BTreeMap::new();
+        let mut oracle = Oracle::new(&graph, &checkpoint, Reading::Exact).unwrap();
+        let see =
+            |node: &ExecNode, results: &mut [Val]| drop(seen.insert(node.name.clone(), results.to_vec()));
+        oracle.forward_with(&all(&g.tokens), see).unwrap();
+        for (route, logits) in &routes {
+            let [Val::Index(chosen)] = &seen[route][..] else { panic!("{model}: {route} chooses nothing") };
+            let [Val::Tensor(logits)] = &seen[logits][..] else { panic!("{model}: {route} has no logits") };
+            let used: BTreeSet<usize> = chosen.iter().map(|expert| *expert as usize).collect();
+            assert!(used.len() < logits.width, "{model} {route}: all experts are chosen");
+            let slots = chosen.len() / logits.rows;
+            let ties = logits.each_row().zip(chosen.chunks_exact(slots)).filter(|(row, chosen)| {
+                chosen.iter().any(|c| row.iter().filter(|score| **score == row[*c as usize]).count() > 1)
+            });
+            let ties = ties.count();
+            println!("{model} {route}: {ties} of {} tokens tie, {used:?} of {}", logits.rows, logits.width);
+            assert!(ties > 0, "{model} {route}: no token ties");
+        }
+    }
+    assert!(mixtures >= 14, "{mixtures} mixtures");
 }
 
 /// What f32 accumulation may cost a step: sums of up to a few hundred products, in an order that is the kernel's.

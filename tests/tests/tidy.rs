@@ -177,7 +177,7 @@ fn unsafe_stays_on_its_islands() {
 #[test]
 fn families_are_named_in_their_own_file_only() {
     const FAMILIES: &[&str] =
-        &["llama", "mistral", "qwen", "gemma", "smollm", "tinyllama", "mixtral", "deepseek", "lfm2"];
+        &["llama", "mistral", "qwen", "gemma", "smollm", "tinyllama", "mixtral", "deepseek", "lfm2", "mpnet"];
     // Where the word is not a family but a value that checkpoints hold.
     const VALUES: &[(&str, &str)] = &[
         ("compiler/src/import/rope.rs", "`llama3` is a kind of rope scaling"),

@@ -52,21 +52,29 @@ pub struct HubArgs {
 
 #[cfg(feature = "compile")]
 impl HubArgs {
-    /// Where a source lies: `source` itself if it is a path, else where it was downloaded to. Says which commit it is.
-    #[cfg(feature = "hub")]
+    /// Where a source lies.
     pub fn local(&self, source: &Path) -> Result<PathBuf, Failure> {
+        Ok(self.resolve(source)?.0)
+    }
+
+    /// Where a source lies: `source` itself if it is a path, else where it was downloaded to. Says, and gives, which commit that is.
+    #[cfg(feature = "hub")]
+    pub fn resolve(&self, source: &Path) -> Result<(PathBuf, Option<String>), Failure> {
         use bessemer_compiler::import::hub::{Hub, HubName};
-        let Some(name) = source.to_str().and_then(HubName::parse) else { return Ok(source.to_path_buf()) };
+        let Some(name) = source.to_str().and_then(HubName::parse) else {
+            return Ok((source.to_path_buf(), None));
+        };
         let meter = crate::progress::Meter::new(crate::progress::Unit::Bytes);
         let fetched = Hub::from_env(self.offline)?.fetch(&name?, &meter)?;
         drop(meter);
         eprintln!("source: {fetched}");
-        Ok(fetched.path)
+        let commit = fetched.to_string();
+        Ok((fetched.path, Some(commit)))
     }
 
     /// Where a source lies. This build has no client of the Hub.
     #[cfg(not(feature = "hub"))]
-    pub fn local(&self, source: &Path) -> Result<PathBuf, Failure> {
+    pub fn resolve(&self, source: &Path) -> Result<(PathBuf, Option<String>), Failure> {
         if source.to_str().is_some_and(|name| name.starts_with("hf:")) && !source.exists() {
             return Err(Failure::usage(format!(
                 "{}: this build of bessemer does not fetch models; download it and give its path, or build with \
@@ -74,7 +82,7 @@ impl HubArgs {
                 source.display()
             )));
         }
-        Ok(source.to_path_buf())
+        Ok((source.to_path_buf(), None))
     }
 }
 

@@ -377,6 +377,3 @@ fn request(what: &str, error: &ApiError) -> HubError {
     };
     HubError::Request { what: what.to_owned(), why, remedy }
 }
-
-#[cfg(test)]
-mod tests;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use unicode_normalization::{
     IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfd_quick, is_nfkc_quick, is_nfkd_quick,
 };
+use unicode_segmentation::UnicodeSegmentation;
 
 use super::TextError;
 use super::section::{Bytes, NormalizeStep, Normalizer};
@@ -52,6 +53,7 @@ impl NormalizeStep {
                 Cow::Owned(out + &text[at..])
             }
             NormalizeStep::Charsmap(map) => Cow::Owned(map.apply(text)),
+            NormalizeStep::Clusters(map) => Cow::Owned(map.apply_to_clusters(text)),
         }
     }
 }
@@ -110,25 +112,34 @@ impl Charsmap {
         Some(u32::from_le_bytes(self.units.0.get(start..start + 4)?.try_into().ok()?))
     }
 
+    /// The beginnings of `text` that are replaced, short ones first: their lengths, and where what they become stands.
+    fn beginnings<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (usize, u32)> + 't {
+        let children = |unit: u32| (unit >> 10) << ((unit & (1 << 9)) >> 6);
+        let mut node = self.unit(0).map(children);
+        let mut bytes = text.bytes().enumerate();
+        std::iter::from_fn(move || {
+            for (i, byte) in bytes.by_ref() {
+                let at = node.take()? ^ u32::from(byte);
+                let unit = self.unit(at).filter(|unit| unit & (1 << 31 | 0xff) == u32::from(byte))?;
+                let next = at ^ children(unit);
+                node = Some(next);
+                if unit & (1 << 8) != 0 && text.is_char_boundary(i + 1) {
+                    return Some((i + 1, self.unit(next)? & !(1 << 31)));
+                }
+            }
+            None
+        })
+    }
+
+    /// The text that stands at `at`.
+    fn text(&self, at: u32) -> Option<&str> {
+        std::str::from_utf8(&self.texts.0).ok()?.get(at as usize..)?.split('\0').next()
+    }
+
     /// The longest beginning of `text` that is replaced: its length and what it becomes.
     fn longest(&self, text: &str) -> Option<(usize, &str)> {
-        let children = |unit: u32| (unit >> 10) << ((unit & (1 << 9)) >> 6);
-        let mut found = None;
-        let mut node = children(self.unit(0)?);
-        for (i, byte) in text.bytes().enumerate() {
-            node ^= u32::from(byte);
-            let Some(unit) = self.unit(node) else { break };
-            if unit & (1 << 31 | 0xff) != u32::from(byte) {
-                break;
-            }
-            node ^= children(unit);
-            if unit & (1 << 8) != 0 && text.is_char_boundary(i + 1) {
-                found = self.unit(node).map(|value| (i + 1, value & !(1 << 31)));
-            }
-        }
-        let (len, at) = found?;
-        let texts = std::str::from_utf8(&self.texts.0).ok()?.get(at as usize..)?;
-        Some((len, texts.split('\0').next()?))
+        let (len, at) = self.beginnings(text).last()?;
+        Some((len, self.text(at)?))
     }
 
     fn apply(&self, text: &str) -> String {
@@ -146,6 +157,28 @@ impl Charsmap {
                 }
             };
             rest = &rest[len..];
+        }
+        out
+    }
+}
+
+impl Charsmap {
+    /// As the tokenizers library has it: a cluster of fewer than 6 bytes becomes what its shortest beginning in the table becomes, of others
+    /// each character by itself.
+    fn apply_to_clusters(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        let shortest = |text: &str| self.beginnings(text).next().and_then(|(_, at)| self.text(at));
+        for cluster in text.graphemes(true) {
+            if let Some(with) = Some(cluster).filter(|cluster| cluster.len() < 6).and_then(shortest) {
+                out.push_str(with);
+                continue;
+            }
+            for c in cluster.chars() {
+                match shortest(c.encode_utf8(&mut [0; 4])) {
+                    Some(with) => out.push_str(with),
+                    None => out.push(c),
+                }
+            }
         }
         out
     }
@@ -198,6 +231,11 @@ mod tests {
     fn charsmap_takes_the_longest_sequence() {
         let map = Charsmap::new(&charsmap()).unwrap();
         assert_eq!(map.apply("aabcaé"), "xyzcxé");
+        // A cluster is one, though the table knows its beginning only; long ones are taken apart.
+        assert_eq!(
+            map.apply_to_clusters("abe\u{301}a\u{301}a\u{301}\u{301}\u{301}"),
+            "xbe\u{301}xx\u{301}\u{301}\u{301}"
+        );
     }
 
     #[test]
@@ -212,6 +250,7 @@ mod tests {
             bytes[at] ^= (state >> 8) as u8;
             if let Some(map) = Charsmap::new(&bytes) {
                 map.apply("aabcabé");
+                map.apply_to_clusters("aabcabé");
             }
         }
     }

@@ -178,6 +178,8 @@ pub enum NormalizeStep {
     },
     /// SentencePiece's own table of replacements.
     Charsmap(Charsmap),
+    /// The same, as the tokenizers library reads it: by what Unicode takes for one character of a reader.
+    Clusters(Charsmap),
 }
 
 /// Where SentencePiece's dummy space goes.

@@ -15,9 +15,12 @@ use super::{ChatTemplate, TextError};
 pub enum Special {
     /// Plain text: for what users write.
     AsText,
-    /// The tokens themselves: for prompts that a chat template rendered.
+    /// The tokens themselves: for prompts that a chat template rendered, but where [`Tokenizer::shield`] marked what users wrote.
     Parse,
 }
+
+/// Stands within a shielded name, and in no encoded text. Unicode keeps this code point for a program's own use.
+const SHIELD: char = '\u{fdd0}';
 
 /// The tokeniser of one engine. Cloning shares it.
 #[derive(Clone)]
@@ -134,6 +137,33 @@ impl Tokenizer {
         text
     }
 
+    /// What a user wrote, for a prompt that is encoded with [`Special::Parse`]: names of special tokens in it stay text there. A template
+    /// sees a mark within each such name; nothing else changes.
+    ///
+    /// ```no_run
+    /// # use bessemer_runtime::{Engine, text::{ChatInput, ChatMessage, Special}};
+    /// # let tokenizer = Engine::open("model.engine")?.tokenizer()?;
+    /// let message = ChatMessage::new("user", tokenizer.shield("What does <|im_end|> do?"));
+    /// let prompt = tokenizer.chat_template().unwrap().render(&ChatInput::new(&[message]))?;
+    /// let tokens = tokenizer.encode(&prompt, Special::Parse)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn shield<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let special: Vec<&AddedToken> = self.data().added.iter().filter(|t| t.special).collect();
+        let (mut out, mut done) = (String::new(), 0);
+        // Every place, not only leftmost matches: behind a mark another name may begin.
+        for (at, first) in text.char_indices() {
+            let rest = &text.as_bytes()[at..];
+            if special.iter().any(|t| !t.text.is_empty() && rest.starts_with(t.text.as_bytes())) {
+                let end = at + first.len_utf8();
+                out.push_str(&text[done..end]);
+                out.push(SHIELD);
+                done = end;
+            }
+        }
+        if done == 0 { Cow::Borrowed(text) } else { Cow::Owned(out + &text[done..]) }
+    }
+
     pub(super) fn data(&self) -> &TokenizerData {
         &self.inner.section.tokenizer
     }
@@ -157,6 +187,9 @@ impl Tokenizer {
                     let text = normalize(data, &patterns.normalizer, text, at_start);
                     scan(&normalized, &text, &mut |piece| match piece {
                         Piece::Token(id) => encoder.out.push(id),
+                        Piece::Text(text) if special == Special::Parse && text.contains(SHIELD) => {
+                            encoder.encode(&text.replace(SHIELD, ""));
+                        }
                         Piece::Text(text) => encoder.encode(text),
                     });
                 }

@@ -11,7 +11,7 @@ use bessemer_compiler::calibrate::{Budget, Corpus, Statistics};
 use bessemer_compiler::compile::{key, plan, prepare};
 use bessemer_compiler::import::{Checkpoint, text::text_section};
 use bessemer_compiler::tuning::{Event, TuneOptions, Tuning, TuningCache, tune};
-use bessemer_compiler::{CompileOptions, RunOptions, code, compile, emit};
+use bessemer_compiler::{CompileOptions, Compiled, RunOptions, code, compile, emit};
 use bessemer_format::QuantScheme;
 use bessemer_ir::Phase;
 use bessemer_passes::{Override, PrecisionPolicy};
@@ -19,6 +19,7 @@ use bessemer_runtime::Hash;
 use bessemer_targets::clike::Dialect;
 use bessemer_targets::{Tactic, Targets};
 use clap::ValueEnum;
+use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -280,10 +281,21 @@ fn has_text(source: &std::path::Path) -> Result<bool, Failure> {
     Ok(section.map_err(|e| bessemer_compiler::CompileError::Text(e.to_string()))?.is_some())
 }
 
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    /// The commit that a name on the Hub stood for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    #[serde(flatten)]
+    compiled: &'a Compiled,
+}
+
 impl Args {
     /// Does it.
     pub fn run(mut self) -> Result<(), Failure> {
-        self.source = self.hub.local(&self.source)?;
+        let (source, commit) = self.hub.resolve(&self.source)?;
+        self.source = source;
         let options = self.options()?;
         let (threads, stop_after, scratch) = (self.threads, self.stop_after, self.scratch.clone());
         let (toolchain, kernels) = (paths::toolchain().ok(), paths::kernels().ok());
@@ -302,7 +314,7 @@ impl Args {
         drop(meter);
         trust::add(&model::claimed_hash(out)?, out)?;
         if self.json {
-            return json::print(&compiled);
+            return json::print(&Report { source: commit, compiled: &compiled });
         }
         eprintln!(
             "{}: {}, {:.2} bits a weight, sha256 {}",

@@ -7,6 +7,7 @@ use crate::measure::memory;
 use crate::model::ModelArgs;
 use crate::output::out;
 use bessemer_runtime::sample::SamplerConfig;
+use bessemer_runtime::text::Special;
 use bessemer_runtime::{Batch, CancelHandle, Want, Worker, WorkerOptions};
 
 /// Prompt of models that take text.
@@ -32,7 +33,7 @@ impl Args {
         let mut worker = Worker::new(&model.engine, options)?;
         match super::run::tokenizer(&model) {
             Ok(tokenizer) => {
-                let tokens = super::run::raw_tokens(&tokenizer, PROMPT)?;
+                let tokens = super::run::raw_tokens(&tokenizer, PROMPT, Special::AsText)?;
                 let sampler = SamplerConfig::greedy();
                 let context = model.engine.plan().model.context as usize;
                 let mut generator = Generator::new(worker, tokenizer, sampler, Vec::new(), context)?;

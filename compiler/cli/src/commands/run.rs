@@ -59,6 +59,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "raw")]
     chat_template: Option<PathBuf>,
 
+    /// Names of special tokens in prompts and messages are these tokens, not text
+    #[arg(long)]
+    special: bool,
+
     /// Tools that the model may call: a file with a JSON list, as the chat template expects them
     #[arg(long, value_name = "FILE", conflicts_with = "raw")]
     tools: Option<PathBuf>,
@@ -272,7 +276,7 @@ impl Args {
                 chat.say("user", prompt);
                 chat.tokens()?
             }
-            None => raw_tokens(tokenizer, prompt)?,
+            None => raw_tokens(tokenizer, prompt, self.special())?,
         };
         let json = self.json;
         let mut show = |text: &str| if json { Ok(()) } else { show(text) };
@@ -319,9 +323,15 @@ impl Args {
         }
     }
 
+    /// What names of special tokens mean in what the user writes.
+    fn special(&self) -> Special {
+        if self.special { Special::Parse } else { Special::AsText }
+    }
+
     /// A conversation that has its system message, and waits for the user.
     fn chat(&self, tokenizer: &Tokenizer, template: ChatTemplate, tools: Option<Vec<Json>>) -> Chat {
-        let mut chat = Chat { tokenizer: tokenizer.clone(), template, tools, messages: Vec::new() };
+        let special = self.special();
+        let mut chat = Chat { tokenizer: tokenizer.clone(), template, tools, special, messages: Vec::new() };
         if let Some(system) = &self.system {
             chat.say("system", system);
         }
@@ -334,12 +344,17 @@ struct Chat {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     tools: Option<Vec<Json>>,
+    special: Special,
     messages: Vec<ChatMessage>,
 }
 
 impl Chat {
     /// Adds a message.
     fn say(&mut self, role: &str, content: &str) {
+        let content = match self.special {
+            Special::AsText => self.tokenizer.shield(content),
+            Special::Parse => content.into(),
+        };
         self.messages.push(ChatMessage::new(role, content));
     }
 
@@ -397,9 +412,9 @@ pub fn tokenizer(model: &Model) -> Result<Tokenizer, Failure> {
 }
 
 /// A text as a prompt: after BOS where the tokeniser asks for it.
-pub fn raw_tokens(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, Failure> {
+pub fn raw_tokens(tokenizer: &Tokenizer, text: &str, special: Special) -> Result<Vec<u32>, Failure> {
     let mut tokens: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
-    tokens.extend(tokenizer.encode(text, Special::AsText)?);
+    tokens.extend(tokenizer.encode(text, special)?);
     Ok(tokens)
 }
 

@@ -27,7 +27,7 @@ pub(super) const V3: Architecture = Architecture {
     models: "DeepSeek V3, V3.1, R1",
     features: "latent attention, experts by groups with corrected sigmoid scores and shared ones",
     hf: &[("deepseek_v3", "DeepseekV3ForCausalLM")],
-    gguf: &[],
+    gguf: &["deepseek2"],
     build: |checkpoint| {
         let decoder = keys::read_hf(checkpoint, |fields| from_hf(fields, Version::V3))?;
         decoder.model(checkpoint, V3.name)

@@ -2,7 +2,7 @@
 
 use super::Architecture;
 use crate::import::config::Fields;
-use crate::import::decoder::keys::{self, HfDefaults, sliding_layers};
+use crate::import::decoder::keys::{self, HfDefaults, gguf_sliding_layers, sliding_layers};
 use crate::import::decoder::{Decoder, Norms, QkNorm, Which};
 use crate::import::error::ImportError;
 use crate::import::rope::RopePairing;
@@ -39,8 +39,8 @@ fn from_hf(fields: &Fields) -> Result<Decoder, ImportError> {
 fn from_gguf(checkpoint: &Checkpoint, fields: &Fields) -> Result<Decoder, ImportError> {
     let decoder = Decoder::from_gguf(checkpoint, fields, RopePairing::HalfSplit)?;
     let window = fields.whole("attention.sliding_window")?.filter(|window| *window > 0);
-    let pattern = fields.count("attention.sliding_window_pattern")?;
-    Ok(blocks(decoder, window, Which::AllButEvery(pattern.unwrap_or(PATTERN))))
+    let sliding = gguf_sliding_layers(fields, decoder.layers.count, PATTERN)?;
+    Ok(blocks(decoder, window, sliding))
 }
 
 fn blocks(mut decoder: Decoder, window: Option<usize>, sliding: Which) -> Decoder {

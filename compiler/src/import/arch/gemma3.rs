@@ -2,7 +2,7 @@
 
 use super::{Architecture, gemma2};
 use crate::import::config::Fields;
-use crate::import::decoder::keys::{self, HfDefaults, sliding_layers};
+use crate::import::decoder::keys::{self, HfDefaults, gguf_sliding_layers, sliding_layers};
 use crate::import::decoder::{Biases, Decoder, QkNorm, Which};
 use crate::import::error::ImportError;
 use crate::import::rope::{Rope, RopePairing, RopeScaling};
@@ -49,8 +49,7 @@ fn from_gguf(checkpoint: &Checkpoint, fields: &Fields) -> Result<Decoder, Import
     decoder.qk_norm = QkNorm::Head;
     decoder.attention_scale = gemma2::gguf_scale(&decoder, 62);
     decoder.layers.window = Some(fields.required_count("attention.sliding_window")?);
-    let pattern = fields.count("attention.sliding_window_pattern")?;
-    decoder.layers.sliding = Which::AllButEvery(pattern.unwrap_or(PATTERN));
+    decoder.layers.sliding = gguf_sliding_layers(fields, decoder.layers.count, PATTERN)?;
     // Sliding layers turn by a base of their own, unscaled.
     let theta = fields.positive_or("rope.freq_base_swa", 10000.0)?;
     decoder.local_rope(Rope { theta, scaling: RopeScaling::None, ..decoder.ropes[0].clone() });

@@ -12,7 +12,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     models: "Mistral 7B, Mistral Nemo, Mistral Small",
     features: "sliding window",
     hf: &[("mistral", "MistralForCausalLM")],
-    gguf: &[],
+    gguf: &["llama"],
     build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
 };
 

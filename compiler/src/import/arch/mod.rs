@@ -44,7 +44,7 @@ pub struct Architecture {
     pub features: &'static str,
     /// `model_type` and `architectures` in `config.json`.
     pub hf: &'static [(&'static str, &'static str)],
-    /// `general.architecture` in GGUF.
+    /// `general.architecture` in GGUF. Of families that share a name the first in [`ARCHITECTURES`] reads the files of all.
     pub gguf: &'static [&'static str],
     /// Reads the configuration, holds the checkpoint's tensors against it, and builds the graph.
     pub build: fn(&Checkpoint) -> Result<Model, ImportError>,
@@ -151,5 +151,6 @@ fn supported() -> String {
         .chain(ARCHITECTURES.iter().flat_map(|family| family.gguf.iter().map(|name| format!("GGUF {name}"))))
         .collect();
     names.sort();
+    names.dedup();
     names.join(", ")
 }

@@ -2,7 +2,7 @@
 
 use super::{Architecture, olmo2};
 use crate::import::config::Fields;
-use crate::import::decoder::keys::{self, HfDefaults, sliding_layers};
+use crate::import::decoder::keys::{self, HfDefaults, gguf_sliding_layers, sliding_layers};
 use crate::import::decoder::{Biases, Decoder, Which};
 use crate::import::error::ImportError;
 use crate::import::rope::{Rope, RopeScaling};
@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     models: "OLMo 3",
     features: "norms behind attention and network, q/k norm of whole rows, local and global layers with ropes of their own",
     hf: &[("olmo3", "Olmo3ForCausalLM")],
-    gguf: &[],
+    gguf: &["olmo2"],
     build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
 };
 
@@ -44,9 +44,8 @@ fn from_hf(fields: &Fields) -> Result<Decoder, ImportError> {
 
 /// What the keys of a GGUF file add to an OLMo 2 whose layers slide.
 pub(super) fn sliding(mut decoder: Decoder, fields: &Fields, window: usize) -> Result<Decoder, ImportError> {
-    let pattern = fields.switches("attention.sliding_window_pattern", decoder.layers.count)?;
     decoder.layers.window = Some(window);
-    decoder.layers.sliding = pattern.map_or(Which::AllButEvery(PATTERN), Which::Listed);
+    decoder.layers.sliding = gguf_sliding_layers(fields, decoder.layers.count, PATTERN)?;
     let global = decoder.ropes[0].clone();
     let theta = fields.positive_or("rope.freq_base_swa", global.theta)?;
     decoder.local_rope(Rope { theta, scaling: RopeScaling::None, ..global });

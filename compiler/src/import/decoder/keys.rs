@@ -298,6 +298,15 @@ pub fn sliding_layers(fields: &Fields, count: usize, otherwise: Which) -> Result
     }
 }
 
+/// Which layers slide, as a GGUF file has it: every one but each so-many-th, or a truth value for each.
+pub fn gguf_sliding_layers(fields: &Fields, count: usize, every: usize) -> Result<Which, ImportError> {
+    const KEY: &str = "attention.sliding_window_pattern";
+    if fields.value(KEY).is_some_and(Value::is_array) {
+        return Ok(fields.switches(KEY, count)?.map_or(Which::All, Which::Listed));
+    }
+    Ok(Which::AllButEvery(fields.count(KEY)?.unwrap_or(every)))
+}
+
 /// Passes over what every decoder's `config.json` may hold and nothing computes with, and refuses the rest.
 fn finish_hf(fields: Fields) -> Result<(), ImportError> {
     fields.neutral("pruned_heads", "{}", |value| value.as_object().is_some_and(Map::is_empty))?;

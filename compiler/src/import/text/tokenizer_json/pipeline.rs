@@ -54,7 +54,7 @@ pub(super) fn normalizer(
                 let map = bytes.and_then(|bytes| Charsmap::new(&bytes));
                 let wrong =
                     || origin.inconsistent("normalizer.precompiled_charsmap", "not a table of replacements");
-                out.steps.push(NormalizeStep::Charsmap(map.ok_or_else(wrong)?));
+                out.steps.push(NormalizeStep::Clusters(map.ok_or_else(wrong)?));
             }
             "Prepend" if is("prepend", MARKER) => out.prefix = Prefix::Every,
             "Replace" if is("content", MARKER) && text(pattern, "String") == " " => out.space_marker = true,

@@ -1,13 +1,16 @@
+//! Models from the Hugging Face Hub, against a server on this machine.
+
+use bessemer_compiler::Silent;
+use bessemer_compiler::import::Checkpoint;
+use bessemer_compiler::import::hub::{Fetched, Hub, HubError, HubName};
+use bessemer_tests::hub::{COMMIT, Server, files};
+use bessemer_tests::models;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
 
-use super::*;
-use crate::compile::Silent;
-use crate::import::Checkpoint;
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+fn of(server: &Server, cache: &Path) -> Hub {
+    Hub { endpoint: Some(server.endpoint.clone()), cache: cache.to_owned(), token: None, offline: false }
+}
 
 #[test]
 fn names_are_taken_apart() {
@@ -38,80 +41,8 @@ fn names_are_taken_apart() {
     }
 }
 
-/// What was asked for: path, range, token.
-type Log = Arc<Mutex<Vec<(String, String, String)>>>;
-
-/// A server that answers as the Hub does, for one repository.
-struct Server {
-    endpoint: String,
-    log: Log,
-}
-
-impl Server {
-    fn start(repo: &str, files: BTreeMap<String, Vec<u8>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let log = Log::default();
-        let (repo, seen) = (repo.to_owned(), log.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                answer(stream.unwrap(), &repo, &files, &seen);
-            }
-        });
-        Server { endpoint, log }
-    }
-
-    fn asked(&self) -> Vec<(String, String, String)> {
-        std::mem::take(&mut self.log.lock().unwrap())
-    }
-
-    fn hub(&self, cache: &Path) -> Hub {
-        Hub { endpoint: Some(self.endpoint.clone()), cache: cache.to_owned(), token: None, offline: false }
-    }
-}
-
-fn answer(mut stream: TcpStream, repo: &str, files: &BTreeMap<String, Vec<u8>>, log: &Log) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let first = lines.next().unwrap().unwrap();
-    let path = first.split(' ').nth(1).unwrap().to_owned();
-    let (mut range, mut token) = (String::new(), String::new());
-    for line in lines.map_while(Result::ok).take_while(|line| !line.is_empty()) {
-        let (name, value) = line.split_once(':').unwrap();
-        match name.to_ascii_lowercase().as_str() {
-            "range" => range = value.trim().to_owned(),
-            "authorization" => token = value.trim().to_owned(),
-            _ => {}
-        }
-    }
-    log.lock().unwrap().push((path.clone(), range.clone(), token));
-    let info = [format!("/api/models/{repo}/revision/main"), format!("/api/models/{repo}/revision/{COMMIT}")];
-    let (status, headers, body) = if info.contains(&path) {
-        let siblings: Vec<Json> = files.keys().map(|f| serde_json::json!({"rfilename": f})).collect();
-        let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
-        ("200 OK", "Content-Type: application/json\r\n".to_owned(), body.into_bytes())
-    } else if let Some(file) =
-        path.strip_prefix(&format!("/{repo}/resolve/{COMMIT}/")).and_then(|f| files.get(f))
-    {
-        let (start, end) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
-        let start: usize = start.parse().unwrap();
-        let end = end.parse().map_or(file.len(), |end: usize| end + 1);
-        let etag = blake3::hash(file).to_hex();
-        let place = format!("bytes {start}-{}/{}", end - 1, file.len());
-        let headers = format!("ETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: {place}\r\n");
-        ("206 Partial Content", headers, file[start..end].to_vec())
-    } else {
-        ("404 Not Found", String::new(), b"not here".to_vec())
-    };
-    let head =
-        format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-    // A client that has read enough may hang up.
-    let _ = stream.write_all(&[head.as_bytes(), &body].concat());
-}
-
 fn fixture(model: &str) -> BTreeMap<String, Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/models").join(model);
-    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
-    entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
+    files(&models::fixture(model))
 }
 
 fn fetch(hub: &Hub, name: &str) -> Result<Fetched, HubError> {
@@ -126,7 +57,7 @@ fn a_sharded_checkpoint_comes_whole_and_nothing_else() {
     files.insert("pytorch_model.bin".into(), vec![0; 1000]);
     let server = Server::start("org/tiny", files);
     let cache = tempfile::tempdir().unwrap();
-    let mut hub = server.hub(cache.path());
+    let mut hub = of(&server, cache.path());
     hub.token = Some("hf_secret".into());
     let fetched = fetch(&hub, "hf:org/tiny").unwrap();
     assert_eq!((fetched.repo.as_str(), fetched.commit.as_str()), ("org/tiny", COMMIT));
@@ -140,9 +71,7 @@ fn a_sharded_checkpoint_comes_whole_and_nothing_else() {
         "the list, and for every file its length and its content: {asked:?}"
     );
 
-    let local =
-        Checkpoint::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/models/f16_sharded"))
-            .unwrap();
+    let local = Checkpoint::open(models::fixture("f16_sharded")).unwrap();
     let remote = Checkpoint::open(&fetched.path).unwrap();
     assert_eq!(remote.content_hash(|_, _| ()), local.content_hash(|_, _| ()));
 
@@ -170,23 +99,21 @@ fn files_ending(folder: &Path, end: &str) -> PathBuf {
 
 #[test]
 fn one_gguf_file_or_the_one_that_is_named() {
-    let gguf =
-        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/models/gqa_tied.f32.gguf"))
-            .unwrap();
+    let gguf = std::fs::read(models::fixture("gqa_tied.f32.gguf")).unwrap();
     let one = BTreeMap::from([
         ("q8/tiny.gguf".to_owned(), gguf.clone()),
         ("config.json".to_owned(), b"{}".to_vec()),
     ]);
     let server = Server::start("org/one", one.clone());
     let cache = tempfile::tempdir().unwrap();
-    let fetched = fetch(&server.hub(cache.path()), "hf:org/one").unwrap();
+    let fetched = fetch(&of(&server, cache.path()), "hf:org/one").unwrap();
     assert!(fetched.path.ends_with("q8/tiny.gguf"));
     assert!(Checkpoint::open(&fetched.path).is_ok());
 
     let mut several = one;
     several.insert("other.gguf".into(), gguf);
     let server = Server::start("org/several", several);
-    let hub = server.hub(cache.path());
+    let hub = of(&server, cache.path());
     let error = fetch(&hub, "hf:org/several").unwrap_err().to_string();
     assert!(
         error.contains("hf:org/several/q8/tiny.gguf") && error.contains("hf:org/several/other.gguf\n"),
@@ -206,7 +133,7 @@ fn a_download_that_broke_off_goes_on() {
     std::fs::create_dir_all(&blobs).unwrap();
     let part = blobs.join(format!("{}.part", blake3::hash(&content).to_hex()));
     std::fs::write(part, &content[..123_456]).unwrap();
-    let fetched = fetch(&server.hub(cache.path()), "hf:org/long").unwrap();
+    let fetched = fetch(&of(&server, cache.path()), "hf:org/long").unwrap();
     assert_eq!(std::fs::read(fetched.path).unwrap(), content);
     assert!(server.asked().iter().any(|(_, range, _)| range == "bytes=123456-"));
 }
@@ -215,7 +142,7 @@ fn a_download_that_broke_off_goes_on() {
 fn what_is_not_there_is_said() {
     let server = Server::start("org/pickle", BTreeMap::from([("pytorch_model.bin".to_owned(), vec![0; 10])]));
     let cache = tempfile::tempdir().unwrap();
-    let hub = server.hub(cache.path());
+    let hub = of(&server, cache.path());
     let error = fetch(&hub, "hf:org/pickle").unwrap_err().to_string();
     assert!(error.contains("pytorch_model.bin") && error.contains("safetensors"), "{error}");
     let error = fetch(&hub, "hf:org/nobody").unwrap_err();
@@ -229,6 +156,6 @@ fn an_index_that_names_what_the_repository_lacks() {
     files.remove(&shard);
     let server = Server::start("org/torn", files);
     let cache = tempfile::tempdir().unwrap();
-    let error = fetch(&server.hub(cache.path()), "hf:org/torn").unwrap_err();
+    let error = fetch(&of(&server, cache.path()), "hf:org/torn").unwrap_err();
     assert!(matches!(&error, HubError::NoFile { file, .. } if *file == shard), "{error}");
 }
