@@ -83,6 +83,7 @@ pub const ENCODERS: &[(&str, &str)] = &[
     ("bert_scores", "bert_scores"),
     ("modernbert", "modernbert"),
     ("modernbert.f32.gguf", "modernbert"),
+    ("mpnet", "mpnet"),
 ];
 
 /// A fixture model: a directory or a `.gguf` file.

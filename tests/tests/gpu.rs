@@ -35,6 +35,7 @@ fn plain() -> Vec<Case> {
         nests("gqa_tied.mixed.gguf", PrecisionPolicy::Source),
         nests("qwen3_moe", PrecisionPolicy::F32),
         nests("modernbert", PrecisionPolicy::F32),
+        nests("mpnet", PrecisionPolicy::F32),
         nests("cohere_qk_norm", PrecisionPolicy::F32),
         nests("lfm2", PrecisionPolicy::F32),
     ]

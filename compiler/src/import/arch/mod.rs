@@ -16,6 +16,7 @@ pub mod llama;
 pub mod mistral;
 pub mod mixtral;
 pub mod modernbert;
+pub mod mpnet;
 pub mod olmo2;
 pub mod olmo3;
 pub mod olmoe;
@@ -69,6 +70,7 @@ pub const ARCHITECTURES: &[&Architecture] = &[
     &mistral::ARCHITECTURE,
     &mixtral::ARCHITECTURE,
     &modernbert::ARCHITECTURE,
+    &mpnet::ARCHITECTURE,
     &olmo2::ARCHITECTURE,
     &olmo3::ARCHITECTURE,
     &olmoe::ARCHITECTURE,
