@@ -191,7 +191,7 @@ fn engine_size(
         others += device::estimate(target, &scheduled.plan)?;
         if all.is_empty() {
             others += crate::code::generate(&scheduled.plan, options)?.0.len();
-            others += bessemer_ir::text::print(&graph).len();
+            others += bessemer_ir::text::print_brief(&graph).len();
         }
         all.push(scheduled);
     }
@@ -322,7 +322,7 @@ pub fn compile_checkpoint(
         code: &code,
         device: &device_code.0,
         report: &report,
-        debug: &bessemer_ir::text::print(&prepared.graph),
+        debug: &bessemer_ir::text::print_brief(&prepared.graph),
     };
     progress.start("pack weights", Amount::Bytes(scheduled.plan.weights.iter().map(|w| w.len).sum()));
     let mut failure = None;

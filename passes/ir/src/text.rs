@@ -126,6 +126,33 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Lists of more elements are cut by [`print_brief`].
+const LONG: usize = 64;
+/// So many of their elements stay.
+const KEPT: usize = 4;
+
+/// As [`print`], for people: of long lists of numbers only the first stand there, so it cannot be parsed.
+pub fn print_brief(graph: &Graph) -> String {
+    cut(&print(graph))
+}
+
+fn cut(text: &str) -> String {
+    let mut out = String::new();
+    for (i, part) in text.split('[').enumerate() {
+        out.push_str(if i > 0 { "[" } else { "" });
+        let (list, after) = part.split_at(part.find(']').unwrap_or(0));
+        let elements = list.split(", ").count();
+        if elements > LONG {
+            out.extend(list.split_inclusive(", ").take(KEPT));
+            let _ = write!(out, "and {} more", elements - KEPT);
+        } else {
+            out.push_str(list);
+        }
+        out.push_str(after);
+    }
+    out
+}
+
 /// Prints the nodes that the output needs, in execution order, numbered from 0. Equal graphs print equal text.
 pub fn print(graph: &Graph) -> String {
     let mut out = format!("graph {}\n", graph.phase);
@@ -239,6 +266,16 @@ mod tests {
     fn round_trips() {
         let graph = parse(TEXT).unwrap();
         assert_eq!(print(&graph), TEXT);
+    }
+
+    #[test]
+    fn long_lists_are_cut_for_people_alone() {
+        let graph = parse(TEXT).unwrap();
+        assert_eq!(print_brief(&graph), TEXT);
+        let list = |n: usize| format!("scale columns [{}] : f32[{n}, 2]", vec!["0.5"; n].join(", "));
+        assert_eq!(cut(&list(64)), list(64));
+        assert_eq!(cut(&list(65)), "scale columns [0.5, 0.5, 0.5, 0.5, and 61 more] : f32[65, 2]");
+        assert_eq!(cut("no list, [a, b] and [no end"), "no list, [a, b] and [no end");
     }
 
     #[test]

@@ -280,46 +280,93 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
-/// An array of `u32`, kept as the little-endian bytes of the file and read in place.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct U32Array(Bytes);
+/// An array of `u32`, kept as the little-endian bytes of the file and read in place. All values take as many bytes as the largest needs:
+/// ids of most vocabularies fit into two or three, and they are most of the section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct U32Array {
+    /// Bytes of a value, 1 to 4.
+    width: u8,
+    bytes: Bytes,
+}
 
 impl U32Array {
     /// The value at `index`, if it is inside.
     pub fn get(&self, index: usize) -> Option<u32> {
-        let start = index.checked_mul(4)?;
-        let bytes = self.0.0.get(start..start.checked_add(4)?)?;
-        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+        let width = usize::from(self.width);
+        let start = index.checked_mul(width)?;
+        self.bytes.0.get(start..start.checked_add(width)?).map(value)
     }
 
     /// Number of values.
     pub fn len(&self) -> usize {
-        self.0.0.len() / 4
+        self.bytes.0.len() / usize::from(self.width)
     }
 
     /// Whether the array holds nothing.
     pub fn is_empty(&self) -> bool {
-        self.0.0.is_empty()
+        self.bytes.0.is_empty()
     }
 
     /// The values in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
-        self.0.0.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))
+        self.bytes.0.chunks_exact(usize::from(self.width)).map(value)
+    }
+}
+
+fn value(bytes: &[u8]) -> u32 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
+}
+
+impl Default for U32Array {
+    fn default() -> Self {
+        U32Array { width: 1, bytes: Bytes::default() }
     }
 }
 
 impl FromIterator<u32> for U32Array {
     fn from_iter<I: IntoIterator<Item = u32>>(values: I) -> Self {
-        U32Array(Bytes(values.into_iter().flat_map(u32::to_le_bytes).collect()))
+        let values: Vec<u32> = values.into_iter().collect();
+        let bits = u32::BITS - values.iter().max().map_or(0, |largest| largest | 1).leading_zeros();
+        let width = bits.div_ceil(8).max(1);
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes().into_iter().take(width as usize));
+        U32Array { width: width as u8, bytes: Bytes(bytes.collect()) }
     }
 }
 
 impl<'de> Deserialize<'de> for U32Array {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = Bytes::deserialize(deserializer)?;
-        if !bytes.0.len().is_multiple_of(4) {
-            return Err(D::Error::custom(format!("{} bytes are no array of u32", bytes.0.len())));
+        let (width, bytes) = <(u8, Bytes)>::deserialize(deserializer)?;
+        if !(1..=4).contains(&width) || !bytes.0.len().is_multiple_of(usize::from(width)) {
+            let len = bytes.0.len();
+            return Err(D::Error::custom(format!("{len} bytes are no array of numbers of {width} bytes")));
         }
-        Ok(U32Array(bytes))
+        Ok(U32Array { width, bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_take_the_bytes_of_the_largest() {
+        for (largest, width) in [(0, 1), (255, 1), (256, 2), (65_535, 2), (65_536, 3), (1 << 24, 4), (NO_TOKEN, 4)] {
+            let values = [3, largest, 0, largest / 2];
+            let array: U32Array = values.into_iter().collect();
+            assert_eq!((array.width, array.bytes.0.len()), (width, 4 * usize::from(width)));
+            assert!(array.iter().eq(values), "{largest}");
+            assert_eq!((array.get(1), array.get(4), array.len()), (Some(largest), None, 4));
+            let bytes = codec::encode(&array).unwrap();
+            assert_eq!(codec::decode::<U32Array>("a", &bytes).unwrap(), array);
+        }
+        assert!(U32Array::default().is_empty() && U32Array::from_iter([]).is_empty());
+    }
+
+    #[test]
+    fn bytes_that_are_no_values_are_refused() {
+        for (width, bytes) in [(0u8, &[][..]), (5, &[1, 2, 3, 4, 5][..]), (2, &[1, 2, 3][..])] {
+            let encoded = codec::encode(&(width, Bytes(bytes.to_vec()))).unwrap();
+            assert!(codec::decode::<U32Array>("a", &encoded).is_err(), "{width}");
+        }
     }
 }
