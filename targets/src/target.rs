@@ -56,6 +56,10 @@ impl TargetInfo for Target {
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute {
         self.info().default_compute(scheme, k)
     }
+
+    fn read_cost(&self, scheme: &QuantScheme, k: u64) -> f64 {
+        self.info().read_cost(scheme, k)
+    }
 }
 
 /// What an engine is for: at most one target of each kind of device, in the order of [`DeviceKind`], at least one.

@@ -68,11 +68,37 @@ struct Unit {
     weights: Vec<NodeId>,
     /// `None`: as the source has it.
     schemes: Vec<Option<QuantScheme>>,
-    /// Bytes, and squared error of the outputs on the calibration text, for each scheme.
+    /// For each scheme: bytes, how long a token waits for them (in bytes that memory delivers meanwhile), and squared error of the outputs on
+    /// the calibration text.
     sizes: Vec<u64>,
+    waits: Vec<f64>,
     errors: Vec<f64>,
     /// Squared error of the outputs after rounding to nearest to the first of the schemes.
     nearest: f64,
+}
+
+impl Unit {
+    /// What each scheme takes and loses. With `time` the wait counts as much as the bytes: where every token reads all of a weight that waits
+    /// for memory alone, nothing changes by that. It tells apart what is read seldom (tables that are no heads, experts), and schemes that take
+    /// long to decode.
+    fn choices(&self, losses: &[f64], time: bool) -> Vec<Choice> {
+        let size = |(size, wait): (&u64, &f64)| match time {
+            true => (*size + wait.ceil() as u64).div_ceil(2),
+            false => *size,
+        };
+        let sizes = self.sizes.iter().zip(&self.waits).map(size);
+        sizes.zip(losses).map(|(size, loss)| Choice { size, loss: *loss }).collect()
+    }
+}
+
+/// The share of a matrix that one token reads.
+fn read_share(graph: &Graph, node: NodeId) -> f64 {
+    let share = |(reader, _): (NodeId, usize)| match graph.op(reader) {
+        Op::Embed {} => 0.0,
+        Op::GroupedLinear { groups, slots, routed: true, .. } => f64::from(*slots) / f64::from(*groups).max(1.0),
+        _ => 1.0,
+    };
+    graph.uses(node.into()).into_iter().map(share).fold(0.0, f64::max)
 }
 
 /// Precisions that hold a budget.
@@ -101,10 +127,10 @@ impl Calibrate<'_> {
     ) -> Result<Fitted, CompileError> {
         let units = self.units(source, ground)?;
         let losses = self.sensitivities(source, &units, ground)?;
-        let choices = |(unit, losses): (&Unit, &Vec<f64>)| -> Vec<Choice> {
-            unit.sizes.iter().zip(losses).map(|(size, loss)| Choice { size: *size, loss: *loss }).collect()
-        };
-        let items: Vec<Vec<Choice>> = units.iter().zip(&losses).map(choices).collect();
+        // A size that was asked for is to be used up. What is as small as possible is to be fast as well.
+        let sized = matches!(budget, Budget::Bits(_) | Budget::Size(_));
+        let items: Vec<Vec<Choice>> =
+            units.iter().zip(&losses).map(|(unit, losses)| unit.choices(losses, !sized)).collect();
         let assignments = frontier(&items);
         let fixed = self.fixed_size(source, &units)?;
         let mut search =
@@ -146,6 +172,7 @@ impl Calibrate<'_> {
                         weights: vec![node],
                         schemes: Vec::new(),
                         sizes: Vec::new(),
+                        waits: Vec::new(),
                         errors: Vec::new(),
                         nearest: 0.0,
                     };
@@ -186,6 +213,13 @@ impl Calibrate<'_> {
             matrices.iter().map(|((n, k), ..)| (n * k) as f64 * scheme.bits_per_weight(*k)).sum()
         };
         let own: f64 = matrices.iter().map(|((n, k), own, _)| (n * k) as f64 * own.bits_per_weight(*k)).sum();
+        let read: Vec<f64> = unit.weights.iter().map(|node| read_share(source, *node)).collect();
+        let wait = |scheme: Option<&QuantScheme>| -> f64 {
+            let wait = |(((n, k), own, _), share): (&((usize, usize), QuantScheme, _), &f64)| {
+                share * (n * k) as f64 * self.context.target.read_cost(scheme.unwrap_or(own), *k as u64)
+            };
+            matrices.iter().zip(&read).map(wait).sum()
+        };
         for scheme in SCHEMES {
             let scheme: QuantScheme = scheme.parse().map_err(CompileError::Calibration)?;
             if bits(&scheme) >= own || self.context.target.supports(&scheme).is_err() {
@@ -212,10 +246,12 @@ impl Calibrate<'_> {
             unit.errors.push(error(false));
             unit.schemes.push(Some(scheme));
             unit.sizes.push((bits(&scheme) / 8.0).ceil() as u64);
+            unit.waits.push(wait(Some(&scheme)));
         }
         unit.schemes.push(None);
         unit.errors.push(0.0);
         unit.sizes.push((own / 8.0).ceil() as u64);
+        unit.waits.push(wait(None));
         Ok(())
     }
 
@@ -435,5 +471,35 @@ fn describe(budget: Budget, reached: f64) -> String {
     match budget {
         Budget::Perplexity(_) => format!("{reached:.3} % above"),
         _ => format!("{reached:.6}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tokens_seldom_read_or_decode_slowly_is_weighed_by_the_time_that_it_takes() {
+        let unit = |waits: [f64; 2]| Unit {
+            weights: Vec::new(),
+            schemes: vec![None; 2],
+            sizes: vec![400, 800],
+            waits: waits.into(),
+            errors: vec![0.0; 2],
+            nearest: 0.0,
+        };
+        let sizes = |unit: Unit, time| {
+            let choices = unit.choices(&[0.5, 0.1], time);
+            assert_eq!(choices.iter().map(|c| c.loss).collect::<Vec<_>>(), [0.5, 0.1]);
+            choices.iter().map(|c| c.size).collect::<Vec<_>>()
+        };
+        // All of it is read, and memory is what takes time.
+        assert_eq!(sizes(unit([400.0, 800.0]), true), [400, 800]);
+        // One expert of four, a table that is no head, and a second scheme that takes long to decode.
+        assert_eq!(sizes(unit([100.0, 200.0]), true), [250, 500]);
+        assert_eq!(sizes(unit([0.0, 0.0]), true), [200, 400]);
+        assert_eq!(sizes(unit([400.0, 1600.0]), true), [400, 1200]);
+        // A size is a size.
+        assert_eq!(sizes(unit([100.0, 1600.0]), false), [400, 800]);
     }
 }

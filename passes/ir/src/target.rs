@@ -13,4 +13,9 @@ pub trait TargetInfo {
     fn weight_layout(&self, scheme: &QuantScheme, n: u64, k: u64) -> Layout;
     /// What a linear over weights of this scheme computes in by default.
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute;
+    /// How long a token waits for a weight of this scheme, in bytes that memory delivers meanwhile: its own, where nothing else is waited for.
+    /// It predicts by what kernels do, so that schemes can be compared, and asks no machine.
+    fn read_cost(&self, scheme: &QuantScheme, k: u64) -> f64 {
+        scheme.bits_per_weight(k as usize) / 8.0
+    }
 }
