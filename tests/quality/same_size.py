@@ -3,9 +3,10 @@
 
     python3 tests/quality/same_size.py NAME    -> tests/quality/results/NAME.json, and a table on stdout
 
-llama.cpp's tools quantise the f32 model by an importance matrix; Bessemer is given the bits a weight of each file that comes out
-(`compile --target-bpw`): beside its weights a file of ours holds programs and one of theirs none, and this model is small. Both are calibrated on the same stories that the model itself sampled, and judged by the logits of what they
-run (rounded activations included) on other samples and on a story in the public domain, against the same logits of the f32 model.
+llama.cpp's tools quantise the f32 model by an importance matrix; Bessemer is given the bytes of each file that comes out
+(`compile --max-size`), programs and all. Both are calibrated on the same stories that the model itself sampled, and judged by the logits of
+what they run (rounded activations included) on other samples and on a story in the public domain, against the same logits of the f32 model.
+Bits a weight are those of all matrices, scales included.
 llama.cpp's own tool states its divergence too, over the second halves of windows.
 
 Exit codes: 0 ok, 1 a command failed, 2 usage, 3 a tool is missing, or no network.
@@ -143,7 +144,7 @@ def compare(args: argparse.Namespace, work: Path) -> None:
         theirs |= {text: judge.llama_cpp(file) for text, judge in judges.items()}
         theirs["own_tool"] = own_tool(tools["llama-perplexity"], file, judged, base, first=False)
         ours = work / "ours.engine"
-        asked = ["--target-bpw", theirs["bits"], "--method", "awq+gptq", "--calib", calib, "--held-out", STORY]
+        asked = ["--max-size", theirs["bytes"], "--method", "awq+gptq", "--calib", calib, "--held-out", STORY]
         made = json.loads(run([args.program, "compile", MODEL, "-o", ours, "--json", "--scratch", work / "scratch", *asked]))
         mine = {"bytes": made["bytes"], "bits": made["bits_per_weight"]}
         mine |= {text: judge.bessemer(args.program, ours) for text, judge in judges.items()}
