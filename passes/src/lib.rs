@@ -15,4 +15,4 @@ pub mod testing;
 pub use canonical::equalise::{Pair, Scale, pairs};
 pub use error::{Cause, PassError};
 pub use pipeline::Assigned;
-pub use precision::{Override, PrecisionPolicy, is_assignable, scheme_of};
+pub use precision::{Override, PrecisionPolicy, is_assignable, makes_routes, scheme_of, weights};

@@ -54,6 +54,7 @@ fn models() -> Vec<Graph> {
         TinyConfig { tied: true, kv_heads: 1, head_dim: 24, style: RopeStyle::Interleaved, ..base() },
         TinyConfig { tied: true, bias: true, scheme: QuantScheme::Q4_1, ..base() },
         TinyConfig { scheme: QuantScheme::Q8_0, compute: Compute::Int8 { group: 32 }, ..base() },
+        TinyConfig { experts: 4, ..base() },
     ];
     configs.iter().map(|c| tiny_llama(c).unwrap()).chain((0..25).map(soup::graph)).collect()
 }
@@ -90,7 +91,7 @@ fn equalise_is_exact_before_rounding() {
             let head = matches!(original.op(pair.input.node), Op::Attention { .. });
             kinds[if head { 2 } else { usize::from(pair.by_rows) }] += 1;
             // Random graphs may multiply a rounding as far as they like; there, powers of two alone.
-            for power in [true, false].into_iter().filter(|power| *power || i < 5) {
+            for power in [true, false].into_iter().filter(|power| *power || i < 6) {
                 let numbers = (0..pair.scales).map(|s| uniform(i as u64, s as u64));
                 let by = numbers.map(|u| if power { (3.0 * u).round().exp2() } else { (2.0 * u).exp2() });
                 let scales = [Scale { pair: pair.clone(), by: by.collect() }];
@@ -120,7 +121,8 @@ fn no_pair_has_a_second_reader_or_a_bias() {
             }
             if pair.by_rows {
                 let (linear, _) = original.uses(pair.writer.into())[0];
-                assert_eq!(original.operands(linear).len(), 2, "neither bias nor residual");
+                let choice = usize::from(matches!(original.op(linear), Op::GroupedLinear { .. }));
+                assert_eq!(original.operands(linear).len(), 2 + choice, "neither bias nor residual");
             }
         }
     }
@@ -128,12 +130,17 @@ fn no_pair_has_a_second_reader_or_a_bias() {
     let count = |config: TinyConfig| pairs(&tiny_llama(&config).unwrap()).len();
     assert_eq!(count(TinyConfig::default()), 8);
     assert_eq!(count(TinyConfig { bias: true, ..TinyConfig::default() }), 6);
+    // So it is with experts, whose slots share scales, and a router beside them.
+    let experts = tiny_llama(&TinyConfig { experts: 4, ..TinyConfig::default() }).unwrap();
+    let pairs = pairs(&experts);
+    assert_eq!(pairs.iter().map(|p| p.readers.len()).collect::<Vec<_>>(), [3, 1, 3, 1, 3, 1, 3, 1]);
+    assert!(pairs.iter().all(|pair| pair.scales == 64 || pair.scales == 128 || pair.scales == 32));
 }
 
 /// Fusion takes away places where results are stored, hence rounded to f32, and adds none.
 #[test]
 fn fusion_moves_declared_results_by_stored_roundings_alone() {
-    for (i, original) in models().into_iter().take(5).enumerate() {
+    for (i, original) in models().into_iter().take(6).enumerate() {
         let mut graph = original.clone();
         run(&mut graph, &context(PrecisionPolicy::Source), &Options::default()).unwrap();
         let context = Context { f32_activations: true, ..context(PrecisionPolicy::Source) };

@@ -7,6 +7,7 @@ use bessemer_compiler::{CompileError, Method, Progress, Silent, compile};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_tests::models::fixture;
 use std::path::Path;
+use std::sync::Mutex;
 
 fn copy(from: &Path, to: &Path) {
     if from.is_dir() {
@@ -125,9 +126,9 @@ fn statistics_in_a_file_are_those_of_any_thread_count_and_of_a_run_that_was_kill
         folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count()).sum::<usize>()
     };
     let mut before = 0;
-    // Halves of layers have 32 and 24 pieces.
-    for after in [40, 70, 110] {
-        let killed = Killed { after, done: 0.into() };
+    // Halves of layers have four and three pieces.
+    for after in [5, 9, 13] {
+        let killed = Killed::new("calibrate: statistics", after);
         let stopped = gathered(&out, 2, &killed);
         assert!(matches!(stopped, Err(CompileError::Interrupted)), "after {after}: {stopped:?}");
         assert!(!out.exists() && kept() > before, "after {after}: {} results", kept());
@@ -194,19 +195,29 @@ fn statistics_that_are_damaged_or_of_another_source_are_refused_by_name() {
     assert!(matches!(cut, Err(CompileError::Statistics(StatisticsError::Damaged { .. }))), "{cut:?}");
 }
 
-/// Stops after so many pieces of work.
+/// Stops after so many pieces of one stretch of work.
 struct Killed {
-    after: i64,
-    done: std::sync::atomic::AtomicI64,
+    stretch: &'static str,
+    after: usize,
+    /// Pieces of the stretch so far; none before it begins.
+    done: Mutex<Option<usize>>,
+}
+
+impl Killed {
+    fn new(stretch: &'static str, after: usize) -> Self {
+        Self { stretch, after, done: Mutex::new(None) }
+    }
 }
 
 impl Progress for Killed {
-    fn start(&self, _: &str, _: bessemer_compiler::Amount) {}
+    fn start(&self, what: &str, _: bessemer_compiler::Amount) {
+        *self.done.lock().unwrap() = (what == self.stretch).then_some(0);
+    }
     fn advance(&self, _: u64) {
-        self.done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.done.lock().unwrap().iter_mut().for_each(|done| *done += 1);
     }
     fn cancelled(&self) -> bool {
-        self.done.load(std::sync::atomic::Ordering::Relaxed) >= self.after
+        self.done.lock().unwrap().is_some_and(|done| done >= self.after)
     }
 }
 
@@ -223,14 +234,14 @@ fn a_killed_calibration_goes_on_where_it_was() {
         files.map(|f| f.unwrap()).map(|f| (f.path(), f.metadata().unwrap().modified().unwrap())).collect()
     };
     let mut kept = files();
-    // While statistics are gathered, then among the scales, then among the codes.
-    for after in [40, 126, 18] {
-        let killed = Killed { after, done: 0.into() };
+    for (stretch, after) in [("calibrate: statistics", 5), ("calibrate: scales", 2), ("calibrate: codes", 3)]
+    {
+        let killed = Killed::new(stretch, after);
         let stopped = compile(&fixture("gqa_untied"), &out, &options, &run, None, &killed);
-        assert!(matches!(stopped, Err(CompileError::Interrupted)), "after {after}: {stopped:?}");
+        assert!(matches!(stopped, Err(CompileError::Interrupted)), "{stretch}: {stopped:?}");
         assert!(!out.exists());
         let now = files();
-        assert!(now.len() > kept.len(), "after {after}: {} results", now.len());
+        assert!(now.len() > kept.len(), "{stretch}: {} results", now.len());
         assert!(kept.iter().all(|(path, time)| now.get(path) == Some(time)), "nothing is made twice");
         kept = now;
     }

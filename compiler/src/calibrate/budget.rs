@@ -95,7 +95,9 @@ impl Unit {
 fn read_share(graph: &Graph, node: NodeId) -> f64 {
     let share = |(reader, _): (NodeId, usize)| match graph.op(reader) {
         Op::Embed {} => 0.0,
-        Op::GroupedLinear { groups, slots, routed: true, .. } => f64::from(*slots) / f64::from(*groups).max(1.0),
+        Op::GroupedLinear { groups, slots, routed: true, .. } => {
+            f64::from(*slots) / f64::from(*groups).max(1.0)
+        }
         _ => 1.0,
     };
     graph.uses(node.into()).into_iter().map(share).fold(0.0, f64::max)

@@ -19,7 +19,7 @@ use crate::options::{CompileOptions, RunOptions};
 use crate::scratch::Scratch;
 use bessemer_calibrate::awq::{self, Sample};
 use bessemer_calibrate::gptq::Factor;
-use bessemer_calibrate::{Gather, Grid, Method, Moment, grid, smooth};
+use bessemer_calibrate::{Gather, Grid, Method, Moment, Reach, grid, smooth};
 use bessemer_eager::{Observer, Streamed};
 use bessemer_format::QuantScheme;
 use bessemer_format::file::Bytes;
@@ -27,7 +27,7 @@ use bessemer_format::manifest::Hash;
 use bessemer_format::rows::Rows;
 use bessemer_ir::{Graph, NodeId, Op, Origin, Recipe, Value, WeightSource, rounded};
 use bessemer_passes::pipeline::{Context, EQUALISE, Refine, apply};
-use bessemer_passes::{Pair, Scale, pairs, scheme_of};
+use bessemer_passes::{Pair, Scale, makes_routes, pairs, scheme_of};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -141,7 +141,8 @@ impl Calibrate<'_> {
         if !method.calibrates() && self.options.budget.is_none() {
             return Ok(None);
         }
-        self.ground_on(graph, self.source()?, method.calibrates()).map(Some)
+        let reach = if method.compensates() { Reach::Whole } else { Reach::Near };
+        self.ground_on(graph, self.source()?, method.calibrates().then_some(reach)).map(Some)
     }
 
     /// Hash of the source.
@@ -150,7 +151,7 @@ impl Calibrate<'_> {
     }
 
     /// The calibration text and, if there shall be `moments`, those of every input of a linear.
-    fn ground_on(&self, graph: &Graph, source: Hash, moments: bool) -> Result<Ground, CompileError> {
+    fn ground_on(&self, graph: &Graph, source: Hash, moments: Option<Reach>) -> Result<Ground, CompileError> {
         let given = self.options.statistics.as_ref();
         let windows = match given {
             Some(file) => {
@@ -162,12 +163,12 @@ impl Calibrate<'_> {
         let on = statistics::on(given.map(|file| &**file), &windows);
         let inputs = format!("{}\n{source}\n{on}", bessemer_format::PRODUCER);
         let scratch = |what: &str| Scratch::new(self.run.scratch.as_deref(), &format!("{what}\n{inputs}"));
-        let moments = match given {
-            _ if !moments => Moments::None,
-            Some(file) => Moments::File(file.clone(), statistics::names(graph)),
-            None => {
-                let scratch = scratch("statistics")?;
-                self.gather(graph, &windows, &scratch)?;
+        let moments = match (given, moments) {
+            (_, None) => Moments::None,
+            (Some(file), Some(_)) => Moments::File(file.clone(), statistics::names(graph)),
+            (None, Some(reach)) => {
+                let scratch = scratch(&format!("statistics {reach:?}"))?;
+                self.gather(graph, &windows, reach, &scratch)?;
                 Moments::Scratch(scratch)
             }
         };
@@ -204,16 +205,22 @@ impl Calibrate<'_> {
     }
 
     /// Gathers the moments that the scratch does not hold yet.
-    fn gather(&self, graph: &Graph, windows: &[Vec<u32>], scratch: &Scratch) -> Result<(), CompileError> {
+    fn gather(
+        &self,
+        graph: &Graph,
+        windows: &[Vec<u32>],
+        reach: Reach,
+        scratch: &Scratch,
+    ) -> Result<(), CompileError> {
         if scratch.holds("complete") {
             return Ok(());
         }
         // What an interrupted run has gathered is not gathered again; its activations are made again.
         let held = |input: Value| scratch.holds(&moment_name(input));
-        let work = work(graph, &held);
+        let work = work(graph, &held, reach);
         let tokens: usize = windows.iter().map(Vec::len).sum();
-        self.progress
-            .start("calibrate: statistics", Amount::Work(tokens as u64 * work.values().sum::<u64>()));
+        let all: u64 = work.values().map(|work| work.row * work.rows).sum();
+        self.progress.start("calibrate: statistics", Amount::Work(tokens as u64 * all));
         let mut failure = None;
         let mut sink = |_: usize, _: usize, moments: Vec<(Value, Moment)>| {
             let kept =
@@ -224,7 +231,7 @@ impl Calibrate<'_> {
                 message
             })
         };
-        let gather = Gather::new(graph, &held, &mut sink);
+        let gather = Gather::new(graph, &held, reach, &mut sink);
         let streamed = Streamed::new(graph, self.checkpoint, self.run.threads).map_err(eager)?;
         let ran = streamed.run(windows, &mut Watched { gather, work, progress: self.progress });
         match (failure, ran) {
@@ -237,7 +244,7 @@ impl Calibrate<'_> {
         }
     }
 
-    /// The scales of every pair whose readers are all rounded.
+    /// The scales of every pair whose readers are all rounded, but for a router.
     fn scales(&self, graph: &Graph, weights: &[Weight], ground: &Ground) -> Result<Vec<Scale>, CompileError> {
         let pairs = pairs(graph);
         let work = |pair: &Pair| {
@@ -249,9 +256,13 @@ impl Calibrate<'_> {
         for pair in pairs {
             self.go_on()?;
             let done = work(&pair);
-            let readers: Option<Vec<&Weight>> =
-                pair.readers.iter().map(|r| weights.iter().find(|w| w.node == *r)).collect();
-            if let Some(readers) = readers {
+            let (routers, readers): (Vec<NodeId>, Vec<NodeId>) =
+                pair.readers.iter().partition(|r| makes_routes(graph, **r));
+            let rounded: Vec<&Weight> =
+                readers.iter().filter_map(|r| weights.iter().find(|w| w.node == *r)).collect();
+            // A router, which nobody rounds, is scaled with the others.
+            if !readers.is_empty() && rounded.len() + routers.len() == pair.readers.len() {
+                let readers = rounded;
                 let schemes: Vec<String> = readers.iter().map(|w| w.scheme.to_string()).collect();
                 let name = result_name("scales", &[&value_name(pair.input), &schemes.join(" ")]);
                 let by = match ground.results.get(&name)?.and_then(|bytes| decode_scales(&bytes, pair.scales))
@@ -360,8 +371,8 @@ impl Calibrate<'_> {
                 .push((graph.name(weight.node).into(), if size > 0.0 { (lost / size).sqrt() } else { 0.0 }));
             let key = Hash::of(&bytes[..tail]).to_string();
             codes.held.insert(key.clone(), bytes);
-            let name = recipe.source_names().next().unwrap_or("(constant)").to_string();
-            let origin = Origin::Rounded { name, key, scheme: weight.scheme };
+            let names = recipe.source_names().map(String::from).collect();
+            let origin = Origin::Rounded { names, key, scheme: weight.scheme };
             let recipe = Recipe { origin, shape: recipe.shape, transforms: Vec::new() };
             graph
                 .set_op(weight.node, Op::Const { recipe })
@@ -462,21 +473,33 @@ impl Calibrate<'_> {
     }
 }
 
-/// Multiplications a token of every linear: those of its product, and of the moment of its input if it is the first to read one that is not
-/// `held`.
-fn work(graph: &Graph, held: &dyn Fn(Value) -> bool) -> BTreeMap<NodeId, u64> {
+/// What statistics cost for a linear.
+struct Work {
+    /// Multiplications of a row of its input.
+    row: u64,
+    /// Such rows a token.
+    rows: u64,
+}
+
+/// The work of every linear: its product, and the moment of its input if it is the first to read one that is not `held`.
+fn work(graph: &Graph, held: &dyn Fn(Value) -> bool, reach: Reach) -> BTreeMap<NodeId, Work> {
     let mut seen = BTreeSet::new();
     let linear = |node: NodeId| {
-        let operands = graph.operands(node);
-        let (Op::Linear { .. }, [input, weight, ..]) = (graph.op(node), &operands[..]) else { return None };
-        let Op::Const { recipe } = graph.op(weight.node) else { return None };
+        let (input, weight) = statistics::read_by(graph, node)?;
+        let Op::Const { recipe } = graph.op(weight) else { return None };
         let (n, k) = recipe.matrix();
+        let rows = graph.ty(input).const_dim(1)? as usize / k.max(1);
+        // What a token reads of a stack, shared out among the rows that it has there.
+        let outputs = match graph.op(node) {
+            Op::GroupedLinear { groups, slots, .. } => n / *groups as usize * *slots as usize / rows.max(1),
+            _ => n,
+        };
         // The product that makes logits is left out.
         let last =
             graph.uses(node.into()).iter().all(|(reader, _)| matches!(graph.op(*reader), Op::Output {}));
-        let product = if last { 0 } else { n * k };
-        let moment = if !held(*input) && seen.insert(*input) { k * k / 2 } else { 0 };
-        Some((node, (product + moment) as u64))
+        let product = if last { 0 } else { outputs * k };
+        let moment = if !held(input) && seen.insert(input) { k * reach.stretch(k) / 2 } else { 0 };
+        Some((node, Work { row: (product + moment) as u64, rows: rows as u64 }))
     };
     graph.order().into_iter().filter_map(linear).collect()
 }
@@ -484,7 +507,7 @@ fn work(graph: &Graph, held: &dyn Fn(Value) -> bool) -> BTreeMap<NodeId, u64> {
 /// Gathers, and tells how far it is.
 struct Watched<'a> {
     gather: Gather<'a>,
-    work: BTreeMap<NodeId, u64>,
+    work: BTreeMap<NodeId, Work>,
     progress: &'a dyn Progress,
 }
 
@@ -492,7 +515,7 @@ impl Observer for Watched<'_> {
     fn linear(&mut self, linear: NodeId, x: &[f32], width: usize) {
         self.gather.linear(linear, x, width);
         let rows = x.len().checked_div(width).unwrap_or(0);
-        self.progress.advance(rows as u64 * self.work.get(&linear).copied().unwrap_or(0));
+        self.progress.advance(rows as u64 * self.work.get(&linear).map_or(0, |work| work.row));
     }
 
     fn window(&mut self) -> Result<(), String> {
@@ -527,10 +550,9 @@ fn reading(graph: &Graph, node: NodeId) -> Option<Reading> {
     let readers = graph.uses(node.into());
     let (tables, linears): (Vec<_>, Vec<_>) =
         readers.into_iter().partition(|(n, i)| *i == 1 && matches!(graph.op(*n), Op::Embed {}));
-    let input = graph.operands(linears.first()?.0).first().copied()?;
-    let linear = |(n, i): &(NodeId, usize)| {
-        *i > 0 && matches!(graph.op(*n), Op::Linear { .. }) && graph.operands(*n).first() == Some(&input)
-    };
+    let (input, _) = statistics::read_by(graph, linears.first()?.0)?;
+    // Of a stack, whose weights see different rows, the moment is that of all rows.
+    let linear = |(n, _): &(NodeId, usize)| statistics::read_by(graph, *n) == Some((input, node));
     linears.iter().all(linear).then_some(Reading { input, table: (!tables.is_empty()).then_some(node) })
 }
 

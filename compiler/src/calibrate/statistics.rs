@@ -9,11 +9,11 @@ use crate::error::CompileError;
 use crate::import::{Checkpoint, arch};
 use crate::options::{CompileOptions, RunOptions};
 use crate::scratch;
-use bessemer_calibrate::Moment;
+use bessemer_calibrate::{Moment, Reach};
 use bessemer_format::codec;
 use bessemer_format::file::{Bytes, map_opened};
 use bessemer_format::manifest::Hash;
-use bessemer_ir::{Graph, NodeId, Phase, Value};
+use bessemer_ir::{Graph, NodeId, Op, Phase, Value};
 use bessemer_passes::pipeline::{self, Context, Refine};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -251,7 +251,7 @@ pub fn gather(
     let run = RunOptions { scratch: run.scratch.clone().or(Some(beside.clone())), ..run.clone() };
     let calibrate = Calibrate { checkpoint, options, run: &run, context, progress };
     let source = calibrate.source()?;
-    let ground = calibrate.ground_on(&graph, source, true)?;
+    let ground = calibrate.ground_on(&graph, source, Some(Reach::Whole))?;
     let gathered = write(out, &graph, source, &ground)?;
     if own_scratch {
         drop(ground);
@@ -318,11 +318,10 @@ pub(super) fn names(graph: &Graph) -> BTreeMap<Value, String> {
     found
 }
 
-/// The input and the weight of a linear.
-fn read_by(graph: &Graph, node: NodeId) -> Option<(Value, NodeId)> {
-    let operands = graph.operands(node);
-    let weight = operands.get(1).filter(|_| matches!(graph.op(node), bessemer_ir::Op::Linear { .. }))?;
-    Some((*operands.first()?, weight.node))
+/// The input and the weight of a linear, or of one that is a stack.
+pub(super) fn read_by(graph: &Graph, node: NodeId) -> Option<(Value, NodeId)> {
+    let (Op::Linear { .. } | Op::GroupedLinear { .. }) = graph.op(node) else { return None };
+    Some((*graph.operands(node).first()?, bessemer_passes::weights(graph, node).first()?.node))
 }
 
 /// For scratches: what results follow from.

@@ -12,6 +12,8 @@ use rayon::prelude::*;
 const STEPS: usize = 20;
 /// Rows of a sample that a thread rounds at a time.
 const ROWS: usize = 8;
+/// Rows of errors that meet the moment together: it is by far larger than what a few of them do with it.
+const TOGETHER: usize = 2048;
 
 /// Rows of one of the weights that share an input, and what they are rounded to.
 pub struct Sample {
@@ -30,8 +32,7 @@ pub fn search(
     share: &dyn Fn(usize) -> usize,
 ) -> Option<Vec<f32>> {
     let k = moment.k;
-    let full = moment.full();
-    let mut best = (loss(samples, &vec![1.0; k], &full, k), None);
+    let mut candidates = vec![vec![1.0; count]];
     let magnitudes = shared(&moment.magnitudes, count, share);
     let weights = shared(&column_magnitudes(samples, k), count, share);
     for step in 1..STEPS {
@@ -45,17 +46,16 @@ pub fn search(
             let (low, high) = raw.iter().fold((f32::INFINITY, 0f32), |(l, h), v| (l.min(*v), h.max(*v)));
             let middle = (low * high).sqrt();
             let scales: Vec<f32> = raw.iter().map(|v| v / middle).collect();
-            if scales.iter().any(|s| !s.is_finite() || *s <= 0.0) {
-                continue;
-            }
-            let columns: Vec<f32> = (0..k).map(|i| scales[share(i)]).collect();
-            let found = loss(samples, &columns, &full, k);
-            if found < best.0 {
-                best = (found, Some(scales));
+            if scales.iter().all(|s| s.is_finite() && *s > 0.0) {
+                candidates.push(scales);
             }
         }
     }
-    best.1
+    let columns = |scales: &Vec<f32>| -> Vec<f32> { (0..k).map(|i| scales[share(i)]).collect() };
+    let losses = losses(samples, &candidates.iter().map(columns).collect::<Vec<_>>(), &moment.full(), k);
+    // Of equal ones the first.
+    let best = (0..losses.len()).reduce(|best, c| if losses[c] < losses[best] { c } else { best });
+    best.filter(|c| *c > 0).map(|c| candidates.swap_remove(c))
 }
 
 /// Means over the columns that share a scale.
@@ -84,25 +84,40 @@ fn column_magnitudes(samples: &[Sample], k: usize) -> Vec<f32> {
     sums.iter().map(|s| s / rows.max(1.0)).collect()
 }
 
-/// Sum over rows of `e H e^T`, where `e = Q(w s) / s - w`.
-fn loss(samples: &[Sample], scales: &[f32], moment: &[f32], k: usize) -> f64 {
-    let losses = samples.iter().map(|Sample { values, scheme }| {
-        let mut errors = vec![0f32; values.len()];
-        errors.par_chunks_mut(ROWS * k).zip(values.par_chunks(ROWS * k)).for_each(|(errors, values)| {
-            let scaled: Vec<f32> = values.iter().zip(scales.iter().cycle()).map(|(v, s)| v * s).collect();
-            let rounded = Grid::whole(scheme, k, &scaled).round(&scaled).values();
-            let pairs = rounded.iter().zip(scales.iter().cycle()).zip(values);
-            errors.iter_mut().zip(pairs).for_each(|(e, ((q, s), v))| *e = q / s - v);
-        });
-        squared(&errors, moment, k)
-    });
-    losses.sum()
+/// For each of some scales of the columns the sum over rows of `e H e^T`, where `e = Q(w s) / s - w`.
+fn losses(samples: &[Sample], scales: &[Vec<f32>], moment: &[f32], k: usize) -> Vec<f64> {
+    let mut losses = vec![0.0; scales.len()];
+    for Sample { values, scheme } in samples {
+        let together = (TOGETHER * k / values.len().max(1)).max(1);
+        for (scales, losses) in scales.chunks(together).zip(losses.chunks_mut(together)) {
+            let mut errors = vec![0f32; scales.len() * values.len()];
+            let rows = errors.chunks_mut(values.len().max(1)).zip(scales);
+            for (errors, scales) in rows {
+                let rows = errors.par_chunks_mut(ROWS * k).zip(values.par_chunks(ROWS * k));
+                rows.for_each(|(errors, values)| scaled_errors(scheme, values, scales, errors));
+            }
+            let seen = product(&errors, errors.len() / k.max(1), moment, k, k);
+            let pairs = errors.chunks(values.len().max(1)).zip(seen.chunks(values.len().max(1)));
+            losses.iter_mut().zip(pairs).for_each(|(loss, (errors, seen))| *loss += dot(errors, seen));
+        }
+    }
+    losses
+}
+
+/// What rows whose columns are scaled lose, seen without the scales.
+fn scaled_errors(scheme: &QuantScheme, values: &[f32], scales: &[f32], errors: &mut [f32]) {
+    let scaled: Vec<f32> = values.iter().zip(scales.iter().cycle()).map(|(v, s)| v * s).collect();
+    Grid::whole(scheme, scales.len(), &scaled).errors(&scaled, errors);
+    errors.iter_mut().zip(scales.iter().cycle()).for_each(|(e, s)| *e /= s);
 }
 
 /// `sum over rows of e H e^T`.
 pub fn squared(error: &[f32], moment: &[f32], k: usize) -> f64 {
-    let seen = product(error, error.len() / k.max(1), moment, k, k);
-    error.iter().zip(&seen).map(|(e, s)| f64::from(*e) * f64::from(*s)).sum()
+    dot(error, &product(error, error.len() / k.max(1), moment, k, k))
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 #[cfg(test)]
@@ -116,13 +131,17 @@ mod tests {
         let values: Vec<f32> = (0..16 * k as u64).map(|i| uniform(1, i)).collect();
         let x: Vec<f32> =
             (0..200 * k).map(|i| uniform(2, i as u64) * if i % k == 7 { 50.0 } else { 1.0 }).collect();
-        let mut moment = Moment::new(k);
+        let mut moment = Moment::new(k, crate::Reach::Whole);
         moment.add(&x);
         let samples = [Sample { values, scheme: "u4:f16x32+f16".parse().unwrap() }];
         let scales = search(&samples, &moment, k, &|i| i).expect("scaling helps");
         let others = scales.iter().enumerate().filter(|(i, _)| *i != 7).map(|(_, s)| *s).fold(0.0, f32::max);
         assert!(scales[7] > 2.0 * others, "{} and {others}", scales[7]);
         let full = moment.full();
-        assert!(loss(&samples, &scales, &full, k) < 0.6 * loss(&samples, &vec![1.0; k], &full, k));
+        let losses = losses(&samples, &[scales, vec![1.0; k]], &full, k);
+        assert!(losses[0] < 0.6 * losses[1], "{losses:?}");
+        // Whatever meets the moment together.
+        let many = vec![vec![1.0; k]; 2 * TOGETHER / 16 + 3];
+        assert!(super::losses(&samples, &many, &full, k).iter().all(|loss| *loss == losses[1]));
     }
 }

@@ -119,7 +119,7 @@ mod tests {
                 x.push(shared + 0.1 * uniform(6, t * k as u64 + i as u64));
             }
         }
-        let mut moment = Moment::new(k);
+        let mut moment = Moment::new(k, crate::Reach::Whole);
         moment.add(&x);
         moment
     }

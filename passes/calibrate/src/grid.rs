@@ -4,12 +4,12 @@ use bessemer_eager::defined::{dot, product};
 use bessemer_eager::vectorised;
 use bessemer_format::QuantScheme;
 use bessemer_format::rows::Rows;
-use bessemer_ir::quantise::{Group, quantise};
+use bessemer_ir::quantise::{self, Group};
 use rayon::prelude::*;
 
 /// Scales and offsets of some rows.
 pub struct Grid {
-    /// With the codes of round-to-nearest.
+    /// Without codes.
     rows: Rows,
     groups: Vec<Group>,
 }
@@ -30,7 +30,7 @@ const WHOLE: usize = 1024;
 impl Grid {
     /// The grid of round-to-nearest: each group's whole range.
     pub fn whole(scheme: &QuantScheme, k: usize, values: &[f32]) -> Self {
-        let rows = quantise(scheme, values.len() / k.max(1), k, values);
+        let rows = quantise::grid(scheme, values.len() / k.max(1), k, values);
         Self { groups: Group::of_rows(&rows), rows }
     }
 
@@ -71,9 +71,46 @@ impl Grid {
 
     /// Every value to its nearest code.
     pub fn round(self, values: &[f32]) -> Rows {
-        let k = self.rows.k;
-        let codes = values.iter().enumerate().map(|(i, v)| self.nearest(i / k, i % k, *v).0).collect();
+        let mut codes = vec![0f32; values.len()];
+        self.for_groups(
+            values,
+            &mut codes,
+            #[inline(always)]
+            |group, scheme, x, codes| group.codes(scheme, x, codes),
+        );
         self.rows(codes)
+    }
+
+    /// What every value loses by it.
+    pub fn errors(&self, values: &[f32], errors: &mut [f32]) {
+        self.for_groups(
+            values,
+            errors,
+            #[inline(always)]
+            |group, scheme, x, errors| group.errors(scheme, x, errors),
+        );
+    }
+
+    #[inline(always)]
+    fn for_groups(
+        &self,
+        values: &[f32],
+        out: &mut [f32],
+        of: impl Fn(&Group, &QuantScheme, &[f32], &mut [f32]),
+    ) {
+        let (scheme, k) = (&self.rows.scheme, self.rows.k.max(1));
+        let len = scheme.group(k);
+        vectorised(
+            #[inline(always)]
+            || {
+                let rows = values.chunks_exact(k).zip(out.chunks_exact_mut(k));
+                for ((x, out), groups) in rows.zip(self.groups.chunks_exact(k.div_ceil(len))) {
+                    for ((x, out), group) in x.chunks(len).zip(out.chunks_mut(len)).zip(groups) {
+                        of(group, scheme, x, out);
+                    }
+                }
+            },
+        );
     }
 }
 
@@ -125,7 +162,8 @@ impl Trials {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bessemer_ir::recipe::{quantise, uniform};
+    use bessemer_ir::quantise::quantise;
+    use bessemer_ir::recipe::uniform;
 
     #[test]
     fn the_whole_range_is_round_to_nearest() {

@@ -17,7 +17,7 @@ pub mod statistics;
 
 pub use divergence::Divergence;
 pub use grid::Grid;
-pub use statistics::{Gather, Moment};
+pub use statistics::{Gather, Moment, Reach};
 
 /// How weights are rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

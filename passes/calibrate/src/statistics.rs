@@ -18,12 +18,34 @@ pub struct Moment {
     pub maxima: Vec<f32>,
     /// `[k][k]`, of which the upper triangle is kept.
     products: Vec<f32>,
+    reach: Reach,
+}
+
+/// Which products of elements count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// All: codes that make up for each other need them.
+    Whole,
+    /// Those within stretches of [`NEAR`] elements, others being taken for zero: by far most of what errors that are independent of each
+    /// other lose, for a fraction of the work where rows are long.
+    Near,
+}
+
+/// Elements of a stretch whose products are made for [`Reach::Near`]. Groups of scales do not straddle two.
+pub const NEAR: usize = 768;
+
+impl Reach {
+    /// Elements of a stretch of rows of `k`.
+    pub fn stretch(self, k: usize) -> usize {
+        if self == Self::Near { NEAR.min(k) } else { k }
+    }
 }
 
 impl Moment {
     /// Of no row.
-    pub fn new(k: usize) -> Self {
-        Self { k, rows: 0, magnitudes: vec![0.0; k], maxima: vec![0.0; k], products: vec![0.0; k * k] }
+    pub fn new(k: usize, reach: Reach) -> Self {
+        let (magnitudes, maxima, products) = (vec![0.0; k], vec![0.0; k], vec![0.0; k * k]);
+        Self { k, rows: 0, magnitudes, maxima, products, reach }
     }
 
     /// Adds rows.
@@ -32,7 +54,7 @@ impl Moment {
         let before = self.rows as f32;
         self.rows += rows as u64;
         let after = (self.rows as f32).max(1.0);
-        add_second_moment(x, rows, self.k, &mut self.products);
+        add_second_moment(x, rows, self.k, self.reach.stretch(self.k), &mut self.products);
         let mut sums = vec![0f32; self.k];
         for row in x.chunks_exact(self.k.max(1)) {
             sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.abs());
@@ -91,7 +113,7 @@ impl Moment {
         let rest = bytes.get(16..)?;
         let (numbers, rest) = rest.split_at_checked(floats.checked_mul(4)?)?;
         let mut numbers = numbers.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        let mut moment = Self::new(k);
+        let mut moment = Self::new(k, Reach::Whole);
         moment.rows = rows;
         moment.magnitudes.iter_mut().chain(&mut moment.maxima).zip(&mut numbers).for_each(|(m, v)| *m = v);
         for i in 0..k {
@@ -105,6 +127,7 @@ impl Moment {
 pub struct Gather<'a> {
     inputs: BTreeMap<NodeId, Value>,
     gathered: BTreeMap<Value, (NodeId, Moment)>,
+    reach: Reach,
     sink: Sink<'a>,
 }
 
@@ -113,17 +136,18 @@ pub type Sink<'a> = &'a mut (dyn FnMut(usize, usize, Vec<(Value, Moment)>) -> Re
 
 impl<'a> Gather<'a> {
     /// For the linears of `graph`, but for inputs whose moments are `held` already.
-    pub fn new(graph: &Graph, held: &dyn Fn(Value) -> bool, sink: Sink<'a>) -> Self {
+    pub fn new(graph: &Graph, held: &dyn Fn(Value) -> bool, reach: Reach, sink: Sink<'a>) -> Self {
         let input = |n: NodeId| graph.operands(n).first().map(|x| (n, *x));
         let inputs = graph.all().into_iter().filter_map(input).filter(|(_, x)| !held(*x)).collect();
-        Self { inputs, gathered: BTreeMap::new(), sink }
+        Self { inputs, gathered: BTreeMap::new(), reach, sink }
     }
 }
 
 impl Observer for Gather<'_> {
     fn linear(&mut self, linear: NodeId, x: &[f32], k: usize) {
         let Some(input) = self.inputs.get(&linear) else { return };
-        let (first, moment) = self.gathered.entry(*input).or_insert_with(|| (linear, Moment::new(k)));
+        let (first, moment) =
+            self.gathered.entry(*input).or_insert_with(|| (linear, Moment::new(k, self.reach)));
         // Linears that share an input see the same rows.
         if *first == linear {
             moment.add(x);
@@ -142,7 +166,7 @@ mod tests {
 
     #[test]
     fn moments_come_back_from_bytes_and_survive_no_cut() {
-        let mut moment = Moment::new(5);
+        let mut moment = Moment::new(5, Reach::Whole);
         moment.add(&[1.0, -2.0, 3.0, 0.5, 0.0, 2.0, 1.0, -1.0, 4.0, 0.25]);
         let bytes = moment.encode();
         let (back, rest) = Moment::decode(&bytes).unwrap();

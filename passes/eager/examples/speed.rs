@@ -66,7 +66,7 @@ fn main() {
     println!("defined to the bit: {:.0} GFLOP/s", 2.0 * (PROMPT * h * ffn) as f64 / seconds / 1e9);
     let mut moment = vec![0f32; ffn * ffn];
     let wide = vec![0.5f32; PROMPT * ffn];
-    let seconds = median(|| add_second_moment(&wide, PROMPT, ffn, &mut moment));
+    let seconds = median(|| add_second_moment(&wide, PROMPT, ffn, ffn, &mut moment));
     println!("second moment: {:.0} GFLOP/s", (PROMPT * ffn * ffn) as f64 / seconds / 1e9);
     let memory = vec![1u64; 1 << 25];
     let seconds = median(|| {

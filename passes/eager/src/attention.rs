@@ -1,5 +1,6 @@
 //! Causal attention: matrix products a block of query rows and head for prefill, dot products a row and head for decode.
 
+use crate::defined::product;
 use crate::kv::{Caches, Layer};
 use crate::ops::SHARED;
 use crate::vector::{add_scaled, dot, exp, max, sum, vectorised};
@@ -10,6 +11,8 @@ use rayon::prelude::*;
 
 /// Query rows that a task takes at a time: scores stay in the cache, and few of them lie above the diagonal.
 const BLOCK: usize = 64;
+/// As [`BLOCK`], where products are defined to the bit: those pack keys and values for each task.
+const DEFINED_BLOCK: usize = 256;
 /// Up to so many rows dot products beat a matrix product.
 const FEW_ROWS: usize = 3;
 
@@ -55,9 +58,10 @@ struct Task<'a> {
     sink: f32,
     /// This head's numbers for each distance.
     distances: Option<&'a [f32]>,
+    defined: bool,
 }
 
-/// Attention of every row over what its sequence holds up to it; by dot products alone if the result must be `defined` to the bit.
+/// Attention of every row over what its sequence holds up to it; by products that are `defined` to the bit if the result must be.
 pub(crate) fn attention(
     shape: Heads<'_>,
     q: &[f32],
@@ -76,7 +80,11 @@ pub(crate) fn attention(
     for part in batch.sequences.chunk_by(|a, b| a == b) {
         let held = caches.get(layer, part[0]).filter(|held: &&Layer| held.head_dim == d);
         let held = held.ok_or("reads a state that nothing was appended to")?;
-        let block = if defined || part.len() <= FEW_ROWS { 1 } else { BLOCK };
+        let block = match defined {
+            true => DEFINED_BLOCK,
+            false if part.len() <= FEW_ROWS => 1,
+            false => BLOCK,
+        };
         for positions in batch.positions[start..start + part.len()].chunks(block) {
             let rows = positions.len();
             let first = (positions[0] as usize + 1).saturating_sub(shape.window);
@@ -102,7 +110,19 @@ pub(crate) fn attention(
                 let sink = shape.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
                 let q = block_q.subcols(h * d, d);
                 let distances = distances.map(|(all, count)| &all[h * count..][..count]);
-                tasks.push(Task { q, out, keys, values, scores, own, window, ahead, sink, distances });
+                tasks.push(Task {
+                    q,
+                    out,
+                    keys,
+                    values,
+                    scores,
+                    own,
+                    window,
+                    ahead,
+                    sink,
+                    distances,
+                    defined,
+                });
                 work += rows * seen.len();
             }
         }
@@ -120,7 +140,7 @@ pub(crate) fn attention(
 
 impl Task<'_> {
     fn run(self, scores: &mut Vec<f32>) {
-        if self.q.nrows() == 1 { self.row(scores) } else { self.block(scores) }
+        if self.q.nrows() == 1 && !self.defined { self.row(scores) } else { self.block(scores) }
     }
 
     fn row(self, scores: &mut Vec<f32>) {
@@ -147,15 +167,20 @@ impl Task<'_> {
 
     /// The products run on this thread alone: tasks are many.
     fn block(self, scores: &mut Vec<f32>) {
-        let Self { q, out, keys, values, scores: Scores { scale, softcap }, .. } = self;
-        let Self { own, window, ahead, sink, distances, .. } = self;
+        let Self { q, mut out, keys, values, scores: Scores { scale, softcap }, .. } = self;
+        let Self { own, window, ahead, sink, distances, defined, .. } = self;
         let (rows, d) = (q.nrows(), q.ncols());
         let seen = keys.len() / d;
-        let keys = MatRef::from_row_major_slice(keys, seen, d).transpose();
         let values = MatRef::from_row_major_slice(values, seen, d).subcols(0, out.ncols());
-        scores.resize(rows * seen, 0.0);
-        let product = MatMut::from_row_major_slice_mut(&mut *scores, rows, seen);
-        matmul(product, Accum::Replace, q, keys, scale, Par::Seq);
+        if defined {
+            *scores = product(&by_rows(q), rows, keys, seen, d);
+            scores.iter_mut().for_each(|s| *s *= scale);
+        } else {
+            let keys = MatRef::from_row_major_slice(keys, seen, d).transpose();
+            scores.resize(rows * seen, 0.0);
+            let product = MatMut::from_row_major_slice_mut(&mut *scores, rows, seen);
+            matmul(product, Accum::Replace, q, keys, scale, Par::Seq);
+        }
         vectorised(
             #[inline(always)]
             || {
@@ -170,9 +195,19 @@ impl Task<'_> {
                 }
             },
         );
-        let weights = MatRef::from_row_major_slice(&*scores, rows, seen);
-        matmul(out, Accum::Replace, weights, values, 1.0, Par::Seq);
+        if defined {
+            let sums = product(scores, rows, &by_rows(values.transpose()), values.ncols(), seen);
+            out.copy_from(MatRef::from_row_major_slice(&sums, rows, values.ncols()));
+        } else {
+            let weights = MatRef::from_row_major_slice(&*scores, rows, seen);
+            matmul(out, Accum::Replace, weights, values, 1.0, Par::Seq);
+        }
     }
+}
+
+/// The elements of a matrix, one row behind the other.
+fn by_rows(matrix: MatRef<'_, f32>) -> Vec<f32> {
+    (0..matrix.nrows()).flat_map(|r| matrix.row(r).iter().copied()).collect()
 }
 
 #[inline(always)]

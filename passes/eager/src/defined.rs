@@ -17,14 +17,21 @@ use rayon::prelude::*;
 pub const LANES: usize = 16;
 /// Factors of a matrix product that are one chain.
 pub const STRETCH: usize = 256;
-/// Vectors of a row of a tile: with the rows that registers leave room for, enough sums to fill the latency of two units.
-const VECTORS: usize = 3;
+/// Vectors of a row of a tile: with the rows that registers leave room for, enough sums to fill the latency of two units, and few enough
+/// columns for a stretch of them to stay in the first cache.
+const VECTORS: usize = 2;
+/// Rows of a tile, by the vector registers that there are: 32, or fewer.
+const TALL: [usize; 2] = [12, 6];
+/// Rows that meet all columns of a task before the next: their stretch stays in the second cache.
+const BLOCK: usize = 40 * TALL[0];
 /// Floats of a row of a tile, at most.
 const WIDEST: usize = VECTORS * 16;
 /// Columns of a matrix product that are a task, at most: with a stretch of them and of all rows, what stays in the cache.
-const COLUMNS: usize = 4 * WIDEST;
-/// Rows of a second moment that are a task.
-const BAND: usize = 64;
+const COLUMNS: usize = 6 * WIDEST;
+/// Rows of a second moment that are a task, at least and at most. With more of them what they are multiplied with is read less often.
+const BAND: std::ops::RangeInclusive<usize> = 32..=512;
+/// And at most so many tasks.
+const BANDS: usize = 16;
 
 /// The dot product of two slices of equal length.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -98,30 +105,36 @@ pub fn product(x: &[f32], rows: usize, w: &[f32], n: usize, k: usize) -> Vec<f32
     out
 }
 
-/// Adds `x^T x` of `rows` rows to `moment`, of which elements `[i][j]` with `j >= i` are kept; others may hold anything.
-pub fn add_second_moment(x: &[f32], rows: usize, k: usize, moment: &mut [f32]) {
+/// Adds `x^T x` of `rows` rows to `moment`, of which elements `[i][j]` with `j >= i` are kept; others may hold anything. Only products of
+/// elements of one of the blocks of `block` that the row divides into are made.
+pub fn add_second_moment(x: &[f32], rows: usize, k: usize, block: usize, moment: &mut [f32]) {
+    let block = block.clamp(1, k.max(1));
     if rows == 0 || k == 0 {
         return;
     }
     let (tall, wide) = tile_shape();
-    // [stretch][panel][row][column]
-    let width = k.next_multiple_of(wide);
-    let mut packed = vec![0f32; width * rows];
-    packed.par_chunks_mut(width * STRETCH).zip(x.par_chunks(k * STRETCH)).for_each(|(packed, x)| {
-        pack_columns(x, k, 0, wide, packed);
+    // [panel][row][column]
+    let mut packed = vec![0f32; k.next_multiple_of(wide) * rows];
+    let panels = packed.par_chunks_mut(wide * rows).enumerate();
+    panels.for_each(|(p, panel)| pack_columns(x, k, p * wide, wide, panel));
+    let band = (k / BANDS).clamp(*BAND.start(), *BAND.end());
+    let bands = moment.par_chunks_mut(block * k).enumerate().flat_map(|(at, block)| {
+        let bands = block.par_chunks_mut(band * k).enumerate();
+        bands.map(move |(i, out)| (at, i, out))
     });
-    moment.par_chunks_mut(BAND * k).enumerate().with_max_len(1).for_each_init(Vec::new, |band, (i, out)| {
-        let (first, here) = (i * BAND, out.len() / k);
-        // From the panel on in which the diagonal lies.
-        let from = first / wide * wide;
-        let out = MatMut::from_row_major_slice_mut(out, here, k);
-        let mut out = out.split_at_col_mut(from).1;
-        for (x, b) in x.chunks(k * STRETCH).zip(packed.chunks(width * STRETCH)) {
-            let len = x.len() / k;
-            band.clear();
-            band.resize(here.next_multiple_of(tall) * len, 0.0);
-            pack_columns(x, k, first, tall, band);
-            Arch::new().dispatch(Tiles { a: band, b: &b[from * len..], len, out: out.rb_mut() });
+    bands.for_each_init(Vec::new, |a, (at, i, out)| {
+        let (first, here) = (at * block + i * band, out.len() / k);
+        a.clear();
+        a.resize(here.next_multiple_of(tall) * rows, 0.0);
+        pack_columns(x, k, first, tall, a);
+        let mut out = MatMut::from_row_major_slice_mut(out, here, k);
+        // From the panel on in which the diagonal lies; one after the other, each through all rows while it is in the cache.
+        let panels = packed.chunks(wide * rows).enumerate().take(((at + 1) * block).div_ceil(wide));
+        for (p, b) in panels.skip(first / wide) {
+            let (_, out) = out.rb_mut().split_at_col_mut(p * wide);
+            let columns = wide.min(out.ncols());
+            let out = out.subcols_mut(0, columns);
+            Arch::new().dispatch(Tiles { a, b, len: rows, out });
         }
     });
 }
@@ -133,7 +146,7 @@ fn tile_shape() -> (usize, usize) {
         type Output = (usize, usize);
 
         fn with_simd<S: Simd>(self, _: S) -> (usize, usize) {
-            (if S::REGISTER_COUNT < 32 { 4 } else { 8 }, VECTORS * S::F32_LANES)
+            (TALL[usize::from(S::REGISTER_COUNT < 32)], VECTORS * S::F32_LANES)
         }
     }
     Arch::new().dispatch(Shape)
@@ -163,11 +176,11 @@ fn pack_columns(rows: &[f32], k: usize, from: usize, width: usize, packed: &mut 
     }
 }
 
-/// Adds a stretch of products to results: `out[i][j] += sum over t of a[t][i] b[t][j]`, both factors packed in panels.
+/// Adds products to results: `out[i][j] += sum over t of a[t][i] b[t][j]`, a stretch after the other, both factors packed in panels.
 struct Tiles<'a> {
     a: &'a [f32],
     b: &'a [f32],
-    /// Elements of the stretch.
+    /// Elements of each sum.
     len: usize,
     out: MatMut<'a, f32>,
 }
@@ -177,7 +190,11 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if S::REGISTER_COUNT < 32 { self.run::<S, 4>(simd) } else { self.run::<S, 8>(simd) }
+        if S::REGISTER_COUNT < 32 {
+            self.run::<S, { TALL[1] }>(simd)
+        } else {
+            self.run::<S, { TALL[0] }>(simd)
+        }
     }
 }
 
@@ -186,18 +203,21 @@ impl Tiles<'_> {
     fn run<S: Simd, const R: usize>(self, simd: S) {
         let Self { a, b, len, mut out } = self;
         let wide = VECTORS * S::F32_LANES;
-        for (i, a) in a.chunks_exact(R * len).enumerate() {
+        let mut lines = [[0f32; WIDEST]; R];
+        for (block, a) in a.chunks(BLOCK * len).enumerate() {
             for (j, b) in b.chunks_exact(wide * len).enumerate() {
-                let sums = tile::<S, R>(simd, a, b);
-                let (row, column) = (i * R, j * wide);
+                let column = j * wide;
                 let columns = wide.min(out.ncols() - column);
-                for (r, sums) in sums.iter().enumerate().take(out.nrows() - row) {
-                    let mut line = [0f32; WIDEST];
-                    let (vectors, _) = S::as_mut_simd_f32s(&mut line);
-                    vectors[..VECTORS].copy_from_slice(sums);
-                    let out = out.rb_mut().row_mut(row + r).subcols_mut(column, columns);
-                    if let Some(out) = out.try_as_row_major_mut() {
-                        out.as_slice_mut().iter_mut().zip(&line).for_each(|(o, v)| *o += v);
+                for (i, a) in a.chunks_exact(R * len).enumerate() {
+                    let row = block * BLOCK + i * R;
+                    for (a, b) in a.chunks(R * STRETCH).zip(b.chunks(wide * STRETCH)) {
+                        tile::<S, R>(simd, a, b, &mut lines);
+                        for (r, line) in lines.iter().enumerate().take(out.nrows() - row) {
+                            let out = out.rb_mut().row_mut(row + r).subcols_mut(column, columns);
+                            if let Some(out) = out.try_as_row_major_mut() {
+                                out.as_slice_mut().iter_mut().zip(line).for_each(|(o, v)| *o += v);
+                            }
+                        }
                     }
                 }
             }
@@ -205,9 +225,11 @@ impl Tiles<'_> {
     }
 }
 
-/// A tile of results: `R` rows of [`VECTORS`] vectors.
+/// A tile of results: `R` rows of [`VECTORS`] vectors, written into `lines` at the end. Sums that are themselves reached by an index that
+/// is not known to the compiler would be stored after every product.
+#[expect(clippy::manual_memcpy, reason = "a copy of memory would keep the sums in memory")]
 #[inline(always)]
-fn tile<S: Simd, const R: usize>(simd: S, a: &[f32], b: &[f32]) -> [[S::f32s; VECTORS]; R] {
+fn tile<S: Simd, const R: usize>(simd: S, a: &[f32], b: &[f32], lines: &mut [[f32; WIDEST]; R]) {
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; R];
     let (b, _) = S::as_simd_f32s(b);
     for (a, b) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<VECTORS>().0) {
@@ -218,7 +240,12 @@ fn tile<S: Simd, const R: usize>(simd: S, a: &[f32], b: &[f32]) -> [[S::f32s; VE
             }
         }
     }
-    sums
+    for r in 0..R {
+        let (vectors, _) = S::as_mut_simd_f32s(&mut lines[r]);
+        for v in 0..VECTORS {
+            vectors[v] = sums[r][v];
+        }
+    }
 }
 
 /// The defined [`Linear`](crate::linear::Linear).
@@ -292,14 +319,16 @@ mod tests {
 
     #[test]
     fn second_moments_are_sums_of_products_of_columns() {
-        for (rows, k) in [(37, 21), (300, 70), (2, 131), (0, 3)] {
+        for (rows, k, block) in
+            [(37, 21, 21), (300, 70, usize::MAX), (2, 131, 131), (0, 3, 3), (300, 131, 64), (9, 200, 48)]
+        {
             let x = numbers(3, rows * k);
             for threads in [1, 3] {
                 let mut moment = vec![1f32; k * k];
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| add_second_moment(&x, rows, k, &mut moment));
+                pool.install(|| add_second_moment(&x, rows, k, block, &mut moment));
                 for i in 0..k {
-                    for j in i..k {
+                    for j in i..k.min((i / block + 1).saturating_mul(block)) {
                         let column = |c: usize| (0..rows).map(|r| x[r * k + c]).collect::<Vec<_>>();
                         let (a, b) = (column(i), column(j));
                         let stretches = a.chunks(STRETCH).zip(b.chunks(STRETCH));

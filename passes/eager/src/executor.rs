@@ -152,7 +152,7 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Runs a range of steps from the `values` of earlier ones. `observe` sees the input of every linear, and its step. Gives the logits
+    /// Runs a range of steps from the `values` of earlier ones. `observe` sees the input of every linear, grouped ones included, and its step. Gives the logits
     /// if the output is among the steps.
     pub fn run(
         &mut self,
@@ -170,7 +170,9 @@ impl Pass<'_> {
             let operands = Operands { node, constants, values, defined: self.defined };
             match node.op {
                 Op::Output {} => {
-                    let logits = operands.tensor(0).map_err(error)?.to_vec();
+                    let Some(Value::Tensor(logits)) = values[operands.step(0).map_err(error)?].take() else {
+                        return Err(error("operand 0 is no tensor".into()));
+                    };
                     let rows = self.batch.logit_rows.len();
                     let vocab = logits.len().checked_div(rows).unwrap_or(0);
                     return Ok(Some(Logits { vocab, values: logits }));
@@ -182,7 +184,9 @@ impl Pass<'_> {
                         return Err(EagerError::Token { token, vocab });
                     }
                 }
-                Op::Linear { .. } => observe(i, operands.tensor(0).map_err(error)?),
+                Op::Linear { .. } | Op::GroupedLinear { .. } => {
+                    observe(i, operands.tensor(0).map_err(error)?);
+                }
                 _ => {}
             }
             // A tensor that nobody reads again is changed in place.

@@ -11,11 +11,17 @@ use bessemer_ir::exec::{Batch, ExecNode};
 use bessemer_ir::{Graph, NodeId, Op, WeightSource};
 use std::ops::Range;
 
+/// Windows go through a segment together up to so many rows: what is done once a weight, or once an element of a moment, is then done
+/// less often.
+const TOGETHER: usize = 2048;
+/// As [`TOGETHER`], where there will be logits, of which a row is long.
+const TOGETHER_FOR_LOGITS: usize = 256;
+
 /// Hears what a run computes.
 pub trait Observer: Send {
-    /// The input of a linear, rows of `width` elements.
+    /// The input of a linear, rows of `width` elements: of one whose slots have parts of their own, a row for each.
     fn linear(&mut self, _linear: NodeId, _x: &[f32], _width: usize) {}
-    /// A window has gone through a segment. An error stops the run.
+    /// Some windows have gone through a segment. An error stops the run.
     fn window(&mut self) -> Result<(), String> {
         Ok(())
     }
@@ -61,23 +67,31 @@ impl<'a> Streamed<'a> {
             (false, Some((step, _))) if matches!(self.nodes[*step].op, Op::Linear { .. }) => Some(*step),
             _ => None,
         };
+        let groups = groups(windows, if logits { TOGETHER_FOR_LOGITS } else { TOGETHER });
         let mut held: Vec<Vec<Option<Value>>> =
-            windows.iter().map(|_| self.nodes.iter().map(|_| None).collect()).collect();
+            groups.iter().map(|_| self.nodes.iter().map(|_| None).collect()).collect();
         for (s, segment) in self.segments.iter().enumerate() {
             let steps = segment.start..end.map_or(segment.end, |end| segment.end.min(end));
             if steps.is_empty() && steps.end < segment.start {
                 continue;
             }
-            let constants = self.constants(steps.clone())?;
-            for (window, (tokens, values)) in windows.iter().zip(&mut held).enumerate() {
-                let part = SequenceRows { sequence: 0, tokens, logits: Wanted::All };
-                let batch = Batch::new(&[part], |_| 0)?;
-                let (rows, mut caches) = (tokens.len().max(1), Caches::new(self.cache));
+            let constants = self.pool.install(|| self.constants(steps.clone()))?;
+            for (group, values) in groups.iter().zip(&mut held) {
+                let here = &windows[group.clone()];
+                let part = |(sequence, tokens)| SequenceRows { sequence, tokens, logits: Wanted::All };
+                let parts: Vec<SequenceRows<'_>> =
+                    here.iter().map(Vec::as_slice).enumerate().map(part).collect();
+                let batch = Batch::new(&parts, |_| 0)?;
+                let (rows, mut caches) = (batch.rows().max(1), Caches::new(self.cache));
                 let nodes = &self.nodes;
                 let mut pass =
                     Pass { nodes, constants: &constants, caches: &mut caches, batch: &batch, defined: true };
-                let mut observe =
-                    |step: usize, x: &[f32]| observer.linear(nodes[step].node, x, x.len() / rows);
+                let mut observe = |step: usize, x: &[f32]| {
+                    let weight =
+                        1 + usize::from(matches!(nodes[step].op, Op::GroupedLinear { routed: true, .. }));
+                    let weight = nodes[step].operands.get(weight).and_then(|(at, _)| constants[*at].as_ref());
+                    observer.linear(nodes[step].node, x, weight.map_or(x.len() / rows, |w| w.k));
+                };
                 let made = self.pool.install(|| -> Result<_, EagerError> {
                     for i in (0..nodes.len()).filter(|i| light(&nodes[*i].op)) {
                         pass.run(i..i + 1, values, &mut |_, _| {})?;
@@ -90,8 +104,12 @@ impl<'a> Streamed<'a> {
                 {
                     self.pool.install(|| observer.linear(nodes[last].node, x, x.len() / rows));
                 }
-                if let Some(made) = made {
-                    observer.logits(window, made);
+                if let Some(Logits { vocab, values: made }) = made {
+                    let mut rest = made.as_slice();
+                    for (window, tokens) in group.clone().zip(here) {
+                        let own = rest.split_off(..rest.len().min(tokens.len() * vocab)).unwrap_or_default();
+                        observer.logits(window, Logits { vocab, values: own.to_vec() });
+                    }
                 }
                 // What every segment makes again would only take memory.
                 for (value, _) in values.iter_mut().zip(nodes).filter(|(_, n)| light(&n.op)) {
@@ -118,6 +136,22 @@ impl<'a> Streamed<'a> {
         }
         Ok(constants)
     }
+}
+
+/// Windows that go together: neighbours, up to so many rows, or one alone.
+fn groups(windows: &[Vec<u32>], most: usize) -> Vec<Range<usize>> {
+    let (mut groups, mut rows) = (Vec::<Range<usize>>::new(), 0);
+    for (window, tokens) in windows.iter().enumerate() {
+        rows += tokens.len();
+        match groups.last_mut().filter(|_| rows <= most) {
+            Some(group) => group.end = window + 1,
+            None => {
+                groups.push(window..window + 1);
+                rows = tokens.len();
+            }
+        }
+    }
+    groups
 }
 
 /// Whether a step costs nothing and depends on no weight, so that every segment runs it again.

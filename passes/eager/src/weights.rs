@@ -3,6 +3,7 @@
 use crate::WeightFormat;
 use bessemer_ir::{Recipe, WeightSource};
 use half::bf16;
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// Elements that are converted at a time, so that loading holds little beside the result.
@@ -51,18 +52,12 @@ impl Matrix {
     pub fn load(recipe: &Recipe, source: &dyn WeightSource, format: WeightFormat) -> Result<Self, String> {
         let (rows, k) = recipe.matrix();
         let elements = rows.checked_mul(k).ok_or("is larger than memory")?;
-        let step = (SLICE / k.max(1)).max(1);
-        let mut numbers = match format {
-            WeightFormat::Bf16 if recipe.shape.len() > 1 => Numbers::Bf16(Vec::with_capacity(elements)),
-            _ => Numbers::F32(Vec::with_capacity(elements)),
-        };
-        for start in (0..rows).step_by(step) {
-            let values = recipe.rows(source, start..rows.min(start + step))?.values();
-            match &mut numbers {
-                Numbers::F32(out) => out.extend(values),
-                Numbers::Bf16(out) => out.extend(values.into_iter().map(bf16::from_f32)),
+        let numbers = match format {
+            WeightFormat::Bf16 if recipe.shape.len() > 1 => {
+                Numbers::Bf16(slices(recipe, source, vec![bf16::ZERO; elements], bf16::from_f32)?)
             }
-        }
+            _ => Numbers::F32(slices(recipe, source, vec![0f32; elements], |v| v)?),
+        };
         Ok(Self { rows, k, numbers })
     }
 
@@ -93,6 +88,23 @@ impl Matrix {
             Numbers::Bf16(v) => widen(&v[range], out),
         }
     }
+}
+
+/// Fills `out` with the numbers of a recipe, a few rows at a time.
+fn slices<T: Copy + Send>(
+    recipe: &Recipe,
+    source: &dyn WeightSource,
+    mut out: Vec<T>,
+    number: impl Fn(f32) -> T + Sync,
+) -> Result<Vec<T>, String> {
+    let (_, k) = recipe.matrix();
+    let step = (SLICE / k.max(1)).max(1);
+    out.par_chunks_mut((step * k).max(1)).enumerate().try_for_each(|(i, out)| {
+        let values = recipe.rows(source, i * step..i * step + out.len() / k)?.values();
+        out.iter_mut().zip(values).for_each(|(o, v)| *o = number(v));
+        Ok::<(), String>(())
+    })?;
+    Ok(out)
 }
 
 /// bf16 to f32: the upper half of the bits.

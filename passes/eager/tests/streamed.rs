@@ -62,3 +62,22 @@ fn segments_compute_what_the_whole_does_at_any_thread_count() {
         assert!(silent.logits.is_empty());
     }
 }
+
+#[test]
+fn windows_that_go_together_compute_what_each_does_alone() {
+    let graph = tiny_llama(&TinyConfig::default()).unwrap();
+    // More rows than go together.
+    let windows: Vec<Vec<u32>> =
+        [100, 120, 90, 300, 7].map(|len| (0..len).map(|i| (i * i + len) % 96).collect()).into();
+    let mut record = Record { wants: true, ..Record::default() };
+    Streamed::new(&graph, &NoSource, 2).unwrap().run(&windows, &mut record).unwrap();
+    let seen: Vec<usize> = record.logits.iter().map(|(window, _)| *window).collect();
+    assert_eq!(seen, [0, 1, 2, 3, 4]);
+    for (window, logits) in &record.logits {
+        let mut alone = Record { wants: true, ..Record::default() };
+        let only = std::slice::from_ref(&windows[*window]);
+        Streamed::new(&graph, &NoSource, 1).unwrap().run(only, &mut alone).unwrap();
+        assert!(*logits == alone.logits[0].1, "window {window}");
+        assert_eq!(logits.rows().len(), windows[*window].len());
+    }
+}

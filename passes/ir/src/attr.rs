@@ -446,9 +446,9 @@ impl Attr for Recipe {
                 out.push_str("values ");
                 values.print(out);
             }
-            Origin::Rounded { name, key, scheme } => {
+            Origin::Rounded { names, key, scheme } => {
                 out.push_str("rounded ");
-                name.print(out);
+                names.print(out);
                 out.push(' ');
                 key.print(out);
                 out.push(' ');
@@ -497,8 +497,8 @@ impl Attr for Recipe {
             "random" => Origin::Random { seed: u64::parse(c)?, scale: f32::parse(c)? },
             "values" => Origin::Values(Vec::parse(c)?),
             "rounded" => {
-                let (name, key) = (c.string()?, c.string()?);
-                Origin::Rounded { name, key, scheme: QuantScheme::parse(c)? }
+                let (names, key) = (Vec::parse(c)?, c.string()?);
+                Origin::Rounded { names, key, scheme: QuantScheme::parse(c)? }
             }
             other => {
                 return Err(format!(

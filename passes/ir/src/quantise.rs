@@ -20,9 +20,24 @@ pub fn quantise(scheme: &QuantScheme, rows: usize, k: usize, values: &[f32]) -> 
     if scheme.elem.is_float() {
         return Rows::floats(scheme.elem, rows, k, values.to_vec());
     }
-    let mut out = Rows { codes: Vec::with_capacity(rows * k), ..Rows::empty(*scheme, rows, k) };
+    let mut out = grid(scheme, rows, k, values);
+    let (mut codes, len) = (vec![0f32; rows * k], scheme.group(k));
+    let groups = Group::of_rows(&out);
+    let rows = values.chunks_exact(k.max(1)).zip(codes.chunks_exact_mut(k.max(1)));
+    for ((x, codes), groups) in rows.zip(groups.chunks_exact(out.groups().max(1))) {
+        for ((x, codes), group) in x.chunks(len).zip(codes.chunks_mut(len)).zip(groups) {
+            group.codes(scheme, x, codes);
+        }
+    }
+    out.codes = codes;
+    out
+}
+
+/// The scales and offsets of [`quantise()`], without codes.
+pub fn grid(scheme: &QuantScheme, rows: usize, k: usize, values: &[f32]) -> Rows {
+    let mut out = Rows::empty(*scheme, rows, k);
     if let Some(levels) = scheme.scale {
-        values.chunks_exact(k).for_each(|row| quantise_row(scheme, &levels, row, &mut out));
+        values.chunks_exact(k.max(1)).for_each(|row| grid_of_row(scheme, &levels, row, &mut out));
     }
     out
 }
@@ -81,28 +96,35 @@ impl Group {
     pub fn nearest(&self, scheme: &QuantScheme, v: f32) -> f32 {
         let v = if let Offset::Float(_) = scheme.offset { v - self.offset } else { v };
         let ratio = if self.scale == 0.0 { 0.0 } else { v / self.scale };
-        match scheme.elem {
-            Elem::U(_) | Elem::S(_) => {
-                let (low, high) = scheme.elem.range();
-                // A symmetric range: the lowest signed code is not used.
-                let low = if let Elem::S(_) = scheme.elem { -high } else { low };
-                (ratio.round_ties_even() + self.shift).clamp(low, high)
-            }
-            elem => elem.nearest(ratio),
+        match integers(scheme) {
+            Some((low, high)) => (ratio.round_ties_even() + self.shift).clamp(low, high),
+            None => scheme.elem.nearest(ratio),
+        }
+    }
+
+    /// The codes that are nearest to some values, without a choice of element inside the loop.
+    #[inline(always)]
+    pub fn codes(&self, scheme: &QuantScheme, values: &[f32], out: &mut [f32]) {
+        let Some((low, high)) = integers(scheme).filter(|_| self.scale != 0.0) else {
+            out.iter_mut().zip(values).for_each(|(o, v)| *o = self.nearest(scheme, *v));
+            return;
+        };
+        let before = if let Offset::Float(_) = scheme.offset { self.offset } else { 0.0 };
+        let (scale, shift) = (self.scale, self.shift);
+        for (o, v) in out.iter_mut().zip(values) {
+            *o = (((v - before) / scale).round_ties_even() + shift).clamp(low, high);
         }
     }
 
     /// What rounding to nearest loses of each of some values: `value(nearest(v)) - v`, without a choice of element inside the loop.
     #[inline(always)]
     pub fn errors(&self, scheme: &QuantScheme, values: &[f32], out: &mut [f32]) {
-        let (Elem::U(_) | Elem::S(_)) = scheme.elem else {
+        let Some((low, high)) = integers(scheme) else {
             for (o, v) in out.iter_mut().zip(values) {
                 *o = self.value(scheme, self.nearest(scheme, *v)) - v;
             }
             return;
         };
-        let (low, high) = scheme.elem.range();
-        let low = if let Elem::S(_) = scheme.elem { -high } else { low };
         // Of a value and of its code, so that one loop serves every kind of offset.
         let (before, between, after) = match scheme.offset {
             Offset::None => (0.0, 0.0, 0.0),
@@ -129,7 +151,18 @@ impl Group {
     }
 }
 
-fn quantise_row(scheme: &QuantScheme, levels: &Levels, row: &[f32], out: &mut Rows) {
+/// The least and the largest code, where codes are integers. Of signed ones the range is symmetric: the lowest is not used.
+#[inline(always)]
+fn integers(scheme: &QuantScheme) -> Option<(f32, f32)> {
+    let (low, high) = scheme.elem.range();
+    match scheme.elem {
+        Elem::U(_) => Some((low, high)),
+        Elem::S(_) => Some((-high, high)),
+        _ => None,
+    }
+}
+
+fn grid_of_row(scheme: &QuantScheme, levels: &Levels, row: &[f32], out: &mut Rows) {
     let group = scheme.group(row.len());
     let outer_groups = scheme.outer_group(row.len()).div_ceil(group);
     let ranges: Vec<(f32, f32)> = row.chunks(group).map(range).collect();
@@ -142,15 +175,8 @@ fn quantise_row(scheme: &QuantScheme, levels: &Levels, row: &[f32], out: &mut Ro
     };
     let ideal = ranges.iter().zip(&offsets).map(|(range, o)| ideal_scale(scheme, levels, *range, *o));
     let scales = stored(levels, outer_groups, ideal.collect(), &mut out.scales, &mut out.outer_scales);
-    for (g, x) in row.chunks(group).enumerate() {
-        let (scale, mut offset, mut zero) = (scales[g], offsets[g], 0.0);
-        if let Offset::Zero(ty) = scheme.offset {
-            zero = zero_point(ty, ranges[g], scale);
-            offset = -(zero * scale);
-            out.offsets.push(zero);
-        }
-        let group = Group::new(scheme, (scale, offset), zero);
-        out.codes.extend(x.iter().map(|&v| group.nearest(scheme, v)));
+    if let Offset::Zero(ty) = scheme.offset {
+        out.offsets.extend(ranges.iter().zip(scales).map(|(range, scale)| zero_point(ty, *range, scale)));
     }
 }
 

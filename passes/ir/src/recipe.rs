@@ -70,8 +70,8 @@ pub enum Origin {
     Values(Vec<f32>),
     /// A matrix that calibration has rounded: codes that no rule gives from the tensor alone.
     Rounded {
-        /// Name of the tensor that it came from.
-        name: String,
+        /// Names of the tensors that it came from, one below the other.
+        names: Vec<String>,
         /// Under which the source holds its codes.
         key: String,
         /// What the codes mean.
@@ -293,14 +293,15 @@ impl Recipe {
 
     /// Names of the tensors it comes from.
     pub fn source_names(&self) -> impl Iterator<Item = &str> {
-        let (one, many) = match &self.origin {
-            Origin::Tensor { name, .. } | Origin::Packed { name, .. } | Origin::Rounded { name, .. } => {
-                (Some(name), &[][..])
+        let (names, pieces) = match &self.origin {
+            Origin::Tensor { name, .. } | Origin::Packed { name, .. } => {
+                (std::slice::from_ref(name), &[][..])
             }
-            Origin::Stack { pieces, .. } => (None, &pieces[..]),
-            Origin::Random { .. } | Origin::Values(_) => (None, &[][..]),
+            Origin::Rounded { names, .. } => (&names[..], &[][..]),
+            Origin::Stack { pieces, .. } => (&[][..], &pieces[..]),
+            Origin::Random { .. } | Origin::Values(_) => (&[][..], &[][..]),
         };
-        one.into_iter().chain(many.iter().map(|piece| &piece.name)).map(String::as_str)
+        names.iter().chain(pieces.iter().map(|piece| &piece.name)).map(String::as_str)
     }
 
     /// Rows (1 for a vector) and elements of a row.
@@ -370,11 +371,11 @@ impl Recipe {
                     values.get(rows.start * k..rows.end * k).ok_or("fewer values than the shape says")?;
                 Rows::floats(Elem::F32, rows.len(), k, slice.to_vec())
             }
-            Origin::Rounded { name, key, scheme } => {
+            Origin::Rounded { names, key, scheme } => {
                 let bytes = source.rounded(key);
                 let bytes =
-                    bytes.ok_or_else(|| format!("`{name}`: its rounded codes `{key}` are not at hand"))?;
-                rounded::decode(scheme, k, bytes, rows.clone()).map_err(|why| format!("`{name}`: {why}"))?
+                    bytes.ok_or_else(|| format!("{names:?}: their rounded codes `{key}` are not at hand"))?;
+                rounded::decode(scheme, k, bytes, rows.clone()).map_err(|why| format!("{names:?}: {why}"))?
             }
         };
         for transform in &self.transforms {

@@ -4,8 +4,11 @@ use crate::attr::{BinaryKind, Epilogue, RopeStyle, Segment, UnaryKind};
 use crate::graph::{Graph, GraphError, NodeId, Value};
 use crate::op::Op;
 use crate::recipe::{Origin, Recipe};
-use bessemer_format::plan::Input;
+use bessemer_format::plan::{Choice, Input, Score};
 use bessemer_format::{Compute, QuantScheme};
+
+/// Experts that a token takes.
+const EXPERTS_OF_A_TOKEN: u32 = 2;
 
 /// What the small model looks like. The default is valid; change a field with struct update syntax.
 #[derive(Clone, Debug)]
@@ -34,6 +37,8 @@ pub struct TinyConfig {
     pub compute: Compute,
     /// Scheme of every matrix.
     pub scheme: QuantScheme,
+    /// Experts in place of the feed-forward network, of which each token takes two; 0 for none.
+    pub experts: u32,
     /// Seed of all weights.
     pub seed: u64,
 }
@@ -53,6 +58,7 @@ impl Default for TinyConfig {
             style: RopeStyle::Half,
             compute: Compute::F32,
             scheme: QuantScheme::F32,
+            experts: 0,
             seed: 1,
         }
     }
@@ -94,11 +100,19 @@ pub fn tiny_llama(config: &TinyConfig) -> Result<Graph, GraphError> {
         let o = b.linear(&name("o"), a, c.hidden, q_width, false)?;
         x = b.binary(&name("attn_add"), BinaryKind::Add, x, o)?;
         let h = b.norm(&name("ffn_norm"), x)?;
-        let gate = b.linear(&name("gate"), h, c.ffn, c.hidden, false)?;
-        let up = b.linear(&name("up"), h, c.ffn, c.hidden, false)?;
+        let routed = if c.experts > 0 { Some(b.route(&name("route"), h)?) } else { None };
+        let project = |b: &mut Builder<'_>, part: &str, x, n, k| match routed {
+            Some((chosen, _)) => b.stack(&name(part), x, chosen, n, k),
+            None => b.linear(&name(part), x, n, k, false),
+        };
+        let gate = project(&mut b, "gate", h, c.ffn, c.hidden)?;
+        let up = project(&mut b, "up", h, c.ffn, c.hidden)?;
         let act = b.add(&name("silu"), Op::Unary { kind: UnaryKind::Silu }, &[gate.into()])?;
         let act = b.binary(&name("mul"), BinaryKind::Mul, act, up)?;
-        let down = b.linear(&name("down"), act, c.hidden, c.ffn, false)?;
+        let mut down = project(&mut b, "down", act, c.hidden, c.ffn)?;
+        if let Some((_, weights)) = routed {
+            down = b.add(&name("combine"), Op::Combine {}, &[down.into(), weights.into()])?;
+        }
         x = b.binary(&name("ffn_add"), BinaryKind::Add, x, down)?;
     }
     let x = b.norm("norm", x)?;
@@ -149,6 +163,32 @@ impl Builder<'_> {
 
     fn binary(&mut self, name: &str, kind: BinaryKind, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
         self.add(name, Op::Binary { kind }, &[a.into(), b.into()])
+    }
+
+    /// The experts of each row of `x`, and what they count.
+    fn route(&mut self, name: &str, x: NodeId) -> Result<(NodeId, NodeId), GraphError> {
+        let experts = self.config.experts;
+        let (score, top_k) = (Score::Softmax, EXPERTS_OF_A_TOKEN.min(experts));
+        let logits = self.linear(&format!("{name}.logits"), x, experts.into(), self.config.hidden, false)?;
+        let choice = Choice { top_k, score, groups: 1, best_groups: 1, group_keys: 1 };
+        let chosen = self.add(name, Op::Route { choice }, &[logits.into()])?;
+        let weights = Op::RouteWeights { score, renormalise: true, scale: 1.0 };
+        Ok((chosen, self.add(&format!("{name}.weights"), weights, &[logits.into(), chosen.into()])?))
+    }
+
+    /// `x`, or the part of a slot of it, times the expert's weight.
+    fn stack(&mut self, name: &str, x: NodeId, chosen: NodeId, n: u64, k: u64) -> Result<NodeId, GraphError> {
+        let groups = self.config.experts;
+        let weight = self.matrix(&format!("{name}.weight"), u64::from(groups) * n, k)?;
+        let op = Op::GroupedLinear {
+            groups,
+            slots: EXPERTS_OF_A_TOKEN.min(groups),
+            routed: true,
+            segments: vec![Segment { name: format!("{name}.weight"), width: n, bias: false }],
+            epilogue: Epilogue::None,
+            compute: self.config.compute,
+        };
+        self.add(name, op, &[x.into(), chosen.into(), weight.into()])
     }
 
     fn linear(&mut self, name: &str, x: NodeId, n: u64, k: u64, bias: bool) -> Result<NodeId, GraphError> {

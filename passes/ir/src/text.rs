@@ -131,7 +131,7 @@ const LONG: usize = 64;
 /// So many of their elements stay.
 const KEPT: usize = 4;
 
-/// As [`print`], for people: of long lists of numbers only the first stand there, so it cannot be parsed.
+/// As [`print()`], for people: of long lists of numbers only the first stand there, so it cannot be parsed.
 pub fn print_brief(graph: &Graph) -> String {
     cut(&print(graph))
 }

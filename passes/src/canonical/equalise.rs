@@ -7,6 +7,7 @@
 use crate::error::Cause;
 use crate::pattern::binary;
 use crate::pipeline::Context;
+use crate::precision::weights;
 use bessemer_ir::attr::{BinaryKind, Epilogue};
 use bessemer_ir::recipe::{Axis, Transform};
 use bessemer_ir::{Graph, NodeId, Op, Value};
@@ -22,9 +23,10 @@ pub struct Pair {
     pub writer: NodeId,
     /// Whether the writer is a matrix, divided by rows; else the vector of a norm.
     pub by_rows: bool,
-    /// Different scales of the input: one for each of its elements, or for each of a key head, which several query heads share.
+    /// Different scales of the input: one for each of its elements, or for each of a key head, which several query heads share, or for each
+    /// of a slot, which all slots share.
     pub scales: usize,
-    /// Elements of a head, where heads share scales.
+    /// Elements of a head or slot, where they share scales.
     head: Option<usize>,
 }
 
@@ -57,16 +59,25 @@ impl Pair {
 pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
     let mut rewrites = 0;
     for Scale { pair, by } in context.refine.scales {
-        let width = graph.ty(pair.input).const_dim(1).unwrap_or(0) as usize;
-        let columns = pair.expand(by, width);
         for &reader in &pair.readers {
-            scale(graph, reader, Axis::Columns, columns.clone())?;
+            let (_, columns) = matrix(graph, reader);
+            scale(graph, reader, Axis::Columns, pair.expand(by, columns))?;
         }
-        let axis = if pair.by_rows { Axis::Rows } else { Axis::Columns };
-        scale(graph, pair.writer, axis, by.iter().map(|s| 1.0 / s).collect())?;
+        let (rows, columns) = matrix(graph, pair.writer);
+        let (axis, count) = if pair.by_rows { (Axis::Rows, rows) } else { (Axis::Columns, columns) };
+        // The weights of a stack are scaled alike, so that it does not matter which of them a row chose.
+        scale(graph, pair.writer, axis, by.iter().cycle().take(count).map(|s| 1.0 / s).collect())?;
         rewrites += 1;
     }
     Ok(rewrites)
+}
+
+/// Rows and columns of a constant.
+fn matrix(graph: &Graph, constant: NodeId) -> (usize, usize) {
+    match graph.op(constant) {
+        Op::Const { recipe } => recipe.matrix(),
+        _ => (0, 0),
+    }
 }
 
 fn scale(graph: &mut Graph, constant: NodeId, axis: Axis, by: Vec<f32>) -> Result<(), Cause> {
@@ -96,6 +107,7 @@ fn pair(graph: &Graph, node: NodeId) -> Option<Pair> {
     }
     let operands = graph.operands(node);
     let width = graph.ty(input).const_dim(1)? as usize;
+    let read = |columns: usize| readers.iter().all(|r| matrix(graph, *r).1.is_multiple_of(columns.max(1)));
     let whole = |writer, by_rows| Pair {
         input,
         readers: readers.clone(),
@@ -109,7 +121,8 @@ fn pair(graph: &Graph, node: NodeId) -> Option<Pair> {
             let weight = operands.get(1)?.node;
             // A norm of each head shares its weight among heads.
             let whole_rows = graph.ty(weight.into()).const_dim(0)? as usize == width;
-            (whole_rows && graph.only_use(weight.into()).is_some()).then(|| whole(weight, false))
+            let own = graph.only_use(weight.into()).is_some();
+            (whole_rows && own && read(width)).then(|| whole(weight, false))
         }
         Op::Binary { .. } => {
             // Of a gate and an up projection, the one that is linear: the gate went through a function.
@@ -117,9 +130,15 @@ fn pair(graph: &Graph, node: NodeId) -> Option<Pair> {
             let up = |v: Value| {
                 let weight =
                     own_matrix(graph, plain(graph, v.node).filter(|_| graph.only_use(v).is_some())?)?;
-                without_bias(graph, v.node).then_some(weight)
+                let slots = match graph.op(v.node) {
+                    Op::GroupedLinear { slots, .. } => *slots as usize,
+                    _ => 1,
+                };
+                let scales = width / slots.max(1);
+                let fits = without_bias(graph, v.node) && read(scales);
+                fits.then(|| Pair { scales, head: (slots > 1).then_some(scales), ..whole(weight, true) })
             };
-            up(b).or_else(|| up(a)).map(|weight| whole(weight, true))
+            up(b).or_else(|| up(a))
         }
         Op::Attention { heads, .. } => {
             let append = operands.get(1)?.node;
@@ -147,11 +166,14 @@ fn pair(graph: &Graph, node: NodeId) -> Option<Pair> {
     }
 }
 
-/// The weight of a linear of one segment without an epilogue.
+/// The weight of a linear, or the stack of one that has several, of one segment without an epilogue.
 fn plain(graph: &Graph, linear: NodeId) -> Option<NodeId> {
     match graph.op(linear) {
-        Op::Linear { segments, epilogue: Epilogue::None, .. } if segments.len() == 1 => {
-            graph.operands(linear).get(1).map(|w| w.node)
+        Op::Linear { segments, epilogue: Epilogue::None, .. }
+        | Op::GroupedLinear { segments, epilogue: Epilogue::None, .. }
+            if segments.len() == 1 =>
+        {
+            weights(graph, linear).first().map(|w| w.node)
         }
         _ => None,
     }
@@ -164,5 +186,8 @@ fn own_matrix(graph: &Graph, weight: NodeId) -> Option<NodeId> {
 }
 
 fn without_bias(graph: &Graph, linear: NodeId) -> bool {
-    matches!(graph.op(linear), Op::Linear { segments, .. } if segments.iter().all(|s| !s.bias))
+    matches!(
+        graph.op(linear),
+        Op::Linear { segments, .. } | Op::GroupedLinear { segments, .. } if segments.iter().all(|s| !s.bias)
+    )
 }

@@ -5,7 +5,7 @@ mod policy;
 pub mod quantise;
 
 pub use policy::{Override, PrecisionPolicy};
-pub use quantise::{is_assignable, scheme_of};
+pub use quantise::{is_assignable, makes_routes, scheme_of};
 
 use bessemer_format::plan::Input;
 use bessemer_ir::{Graph, NodeId, Op, Value};

@@ -64,7 +64,8 @@ fn overridden(graph: &Graph, node: NodeId, context: &Context<'_>) -> Option<Prec
     context.refine.overrides.iter().rev().find(|o| o.matches(name)).map(|o| o.precision)
 }
 
-fn makes_routes(graph: &Graph, matrix: NodeId) -> bool {
+/// Whether a matrix makes the logits of a router.
+pub fn makes_routes(graph: &Graph, matrix: NodeId) -> bool {
     graph.uses(matrix.into()).into_iter().any(|(reader, _)| is_router(graph, reader))
 }
 

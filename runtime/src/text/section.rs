@@ -350,7 +350,9 @@ mod tests {
 
     #[test]
     fn values_take_the_bytes_of_the_largest() {
-        for (largest, width) in [(0, 1), (255, 1), (256, 2), (65_535, 2), (65_536, 3), (1 << 24, 4), (NO_TOKEN, 4)] {
+        for (largest, width) in
+            [(0, 1), (255, 1), (256, 2), (65_535, 2), (65_536, 3), (1 << 24, 4), (NO_TOKEN, 4)]
+        {
             let values = [3, largest, 0, largest / 2];
             let array: U32Array = values.into_iter().collect();
             assert_eq!((array.width, array.bytes.0.len()), (width, 4 * usize::from(width)));
