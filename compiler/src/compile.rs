@@ -328,7 +328,8 @@ pub fn compile_checkpoint(
     let mut failure = None;
     let weights_source = Calibrated { checkpoint, codes: &prepared.codes };
     {
-        let mut file = BufWriter::with_capacity(1 << 20, temp.as_file());
+        // Linux caches a file in pages as large as the writes, and maps those of 2 MB whole: the engine starts faster.
+        let mut file = BufWriter::with_capacity(16 << 20, temp.as_file());
         let result = write_engine(&mut file, out, sections, &mut |id, sink| {
             weights::write(&weights_source, scheduled, id, run.threads, progress, sink).map_err(|e| {
                 let message = e.to_string();

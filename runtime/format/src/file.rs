@@ -75,6 +75,10 @@ pub fn map_opened(file: &std::fs::File) -> std::io::Result<Bytes> {
     // SAFETY: the map is read-only and private to readers of this type, which treat its bytes as untrusted input;
     // a change of the file by another process may change values, which every reader tolerates (documented above).
     let map = unsafe { memmap2::Mmap::map(file)? };
+    // Where the file system can, what is read from disk becomes pages of 2 MB: fewer faults, fewer walks of the page table. An
+    // error means that it cannot.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
     Ok(Bytes(Arc::new(Storage::Map(map))))
 }
 

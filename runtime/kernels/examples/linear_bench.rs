@@ -12,7 +12,16 @@ use bessemer_kernels::{Isa, KernelSet, LinearBf16, LinearF32};
 use std::hint::black_box;
 use std::time::Instant;
 
-const SHAPES: [(usize, usize); 5] = [(576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096)];
+const SHAPES: [(usize, usize); 8] = [
+    (576, 576),
+    (1536, 576),
+    (576, 1536),
+    (49152, 576),
+    (8192, 2048),
+    (2048, 8192),
+    (4096, 4096),
+    (131072, 2048),
+];
 const SCHEMES: [&str; 11] = [
     "f32",
     "bf16",
@@ -41,7 +50,7 @@ fn main() {
                 let Some(set) = KernelSet::for_isa(isa) else { continue };
                 for rows in [1, 8, 64, 512] {
                     // Large products by slow kernels tell nothing new.
-                    if rows == 512 && n * k > 1 << 20 || isa == Isa::Portable && rows * n * k > 1 << 27 {
+                    if rows == 512 && n * k > 1 << 25 || isa == Isa::Portable && rows * n * k > 1 << 27 {
                         continue;
                     }
                     for compute in ["f32", "bf16", "int8x32"] {

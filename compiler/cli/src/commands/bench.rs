@@ -5,7 +5,7 @@ use crate::device::DeviceArgs;
 use crate::exit::{Code, Failure};
 use crate::json;
 use crate::measure::baseline::{self, Tolerance};
-use crate::measure::ceilings::{Ceilings, cpu_name};
+use crate::measure::ceilings::{Ceilings, Sampler, cpu_name};
 use crate::measure::clock::median;
 use crate::measure::first_token;
 use crate::measure::memory;
@@ -30,7 +30,7 @@ Examples:
   bessemer bench model.engine --baseline base.json --fail-on 'slower>10%'
 
 Medians of -r runs on tokens drawn from a fixed seed. Prefill processes -p tokens a sequence; decode then takes -n steps,
-each giving every sequence one token. Ceilings are measured on this machine in the same run.";
+each giving every sequence one token. Ceilings are measured on this machine, before each repetition.";
 
 /// Measure speed, start-up and memory, against what this machine can do
 #[derive(clap::Args, Debug)]
@@ -225,28 +225,34 @@ impl Args {
             other.measure()?;
         }
 
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut ours, mut theirs, mut limits) = (Vec::new(), Vec::new(), Vec::new());
+        let sampler = Sampler::new(threads);
         let meter = Meter::new(Unit::Items);
         meter.start("bench", self.r.into());
         for _ in 0..self.r {
+            limits.push(sampler.sample());
             ours.push(engine.measure()?);
             theirs.extend(other.as_mut().map(|o| o.measure()).transpose()?);
             meter.advance(1);
         }
         drop(meter);
         let on_cpu = engine.worker().kind() == DeviceKind::Cpu;
-        let ceilings = Ceilings::measure(threads);
+        drop(sampler);
+        let ceilings = Ceilings::median(&limits);
         let profile = match self.profile {
             true => Some(phases(&mut engine, kv, self.r.into(), &ceilings)?),
             false => None,
         };
         let work = Work::of(&model.engine, kv, load);
-        let decode = |tok_s: f64, samples| {
-            let steps_s = tok_s / load.sequences as f64;
-            let share = steps_s * work.decode_step_bytes as f64 / ceilings.read_bytes_s;
-            Measured { tok_s, samples, share_of_ceiling: on_cpu.then_some(share) }
+        // Each sample against the ceilings that were found just before it.
+        let measured = |samples: Vec<f64>, share: &dyn Fn(f64, &Ceilings) -> f64| Measured {
+            tok_s: median(&samples),
+            share_of_ceiling: on_cpu.then(|| {
+                median(&samples.iter().zip(&limits).map(|(tok_s, at)| share(*tok_s, at)).collect::<Vec<_>>())
+            }),
+            samples,
         };
-        let prefill_tok_s = median_of(&ours, |s| s.prefill);
+        let step_bytes = work.decode_step_bytes as f64 / load.sequences as f64;
         let mut output = Output {
             model: self.model.path.display().to_string(),
             hash: model.engine.hash().to_string(),
@@ -258,12 +264,11 @@ impl Args {
             threads,
             load,
             repetitions: self.r,
-            prefill: Measured {
-                tok_s: prefill_tok_s,
-                samples: ours.iter().map(|s| s.prefill).collect(),
-                share_of_ceiling: on_cpu.then_some(prefill_tok_s * work.seconds_per_prefill_token(&ceilings)),
-            },
-            decode: decoded(&ours).map(|samples| decode(median(&samples), samples)),
+            prefill: measured(ours.iter().map(|s| s.prefill).collect(), &|tok_s, at| {
+                tok_s * work.seconds_per_prefill_token(at)
+            }),
+            decode: decoded(&ours)
+                .map(|samples| measured(samples, &|tok_s, at| tok_s * step_bytes / at.read_bytes_s)),
             ceilings,
             open_ms,
             first_token_ms: first_token.warm_ms,
@@ -339,10 +344,6 @@ fn phases(
         .profile(repetitions)?
         .map(|(profile, passes)| Phase::new(subject.worker().plan(), &profile, kv, passes, ceilings));
     Ok(Phases { prefill, decode })
-}
-
-fn median_of(speeds: &[Speed], of: impl Fn(&Speed) -> f64) -> f64 {
-    median(&speeds.iter().map(of).collect::<Vec<_>>())
 }
 
 /// What every repetition decoded a second, if they did.

@@ -1,5 +1,6 @@
 //! What this machine can do at most: how fast it reads memory, and how fast it multiplies.
 
+use super::clock::median;
 use bessemer_format::Compute;
 use bessemer_kernels::peak::{Arithmetic, multiply_adds};
 use serde::Serialize;
@@ -8,11 +9,13 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long each ceiling is measured.
-const SPAN: Duration = Duration::from_millis(250);
-/// A buffer is so many times larger than the last-level cache, within bounds.
-const TIMES_CACHE: u64 = 4;
-const BUFFER: std::ops::RangeInclusive<u64> = (64 << 20)..=(1 << 30);
+/// How long a sample of each ceiling takes.
+const SPAN: Duration = Duration::from_millis(120);
+/// A buffer is so many times larger than the last-level cache, within bounds. Caches that keep some lines of a cycle longer than
+/// the cycle lasts serve part of a buffer that is only a few times their size: 128 MB beside a cache of 32 MB read at up to 1.8 times
+/// the speed of memory.
+const TIMES_CACHE: u64 = 16;
+const BUFFER: std::ops::RangeInclusive<u64> = (256 << 20)..=(1 << 30);
 
 /// Ceilings of this machine with some threads.
 #[derive(Clone, Debug, Serialize)]
@@ -69,19 +72,46 @@ impl std::ops::AddAssign for MultiplyAdds {
 }
 
 impl Ceilings {
-    /// Measures them, in under a second.
-    pub fn measure(threads: usize) -> Self {
-        let buffer_bytes = buffer_bytes();
-        let buffer = vec![1_u64; buffer_bytes as usize / 8];
-        let parts: Vec<&[u64]> = buffer.chunks(buffer.len().div_ceil(threads)).collect();
+    /// The median of each over some samples.
+    ///
+    /// # Panics
+    /// Without a sample.
+    pub fn median(samples: &[Ceilings]) -> Self {
+        let of = |f: fn(&Ceilings) -> f64| median(&samples.iter().map(f).collect::<Vec<_>>());
+        Self {
+            read_bytes_s: of(|c| c.read_bytes_s),
+            buffer_bytes: samples[0].buffer_bytes,
+            f32_multiply_adds_s: of(|c| c.f32_multiply_adds_s),
+            bf16_multiply_adds_s: of(|c| c.bf16_multiply_adds_s),
+            int8_multiply_adds_s: of(|c| c.int8_multiply_adds_s),
+        }
+    }
+}
+
+/// Samples the ceilings. On a machine that is shared they change within seconds, memory's above all, so a sample belongs beside
+/// each measurement that is compared with them.
+pub struct Sampler {
+    threads: usize,
+    buffer: Vec<u64>,
+}
+
+impl Sampler {
+    /// Of so many threads.
+    pub fn new(threads: usize) -> Self {
+        Self { threads, buffer: vec![1; buffer_bytes() as usize / 8] }
+    }
+
+    /// Half a second's look.
+    pub fn sample(&self) -> Ceilings {
+        let parts: Vec<&[u64]> = self.buffer.chunks(self.buffer.len().div_ceil(self.threads)).collect();
         let read_bytes_s = rate(parts.len(), &|thread| {
             black_box(sum(parts[thread]));
             parts[thread].len() as u64 * 8
         });
-        let peak = |arithmetic| rate(threads, &|_| multiply_adds(arithmetic, 20_000));
-        Self {
+        let peak = |arithmetic| rate(self.threads, &|_| multiply_adds(arithmetic, 20_000));
+        Ceilings {
             read_bytes_s,
-            buffer_bytes,
+            buffer_bytes: self.buffer.len() as u64 * 8,
             f32_multiply_adds_s: peak(Arithmetic::F32),
             bf16_multiply_adds_s: peak(Arithmetic::Bf16),
             int8_multiply_adds_s: peak(Arithmetic::Int8),
@@ -97,7 +127,6 @@ fn rate(threads: usize, work: &(dyn Fn(usize) -> u64 + Sync)) -> f64 {
         for thread in 0..threads {
             let (barrier, over, total, started) = (&barrier, &over, &total, &started);
             scope.spawn(move || {
-                work(thread);
                 barrier.wait();
                 let begin = *started.get_or_init(Instant::now);
                 let mut done = 0;

@@ -19,8 +19,8 @@ use std::mem::MaybeUninit;
 const ROWS: usize = 6;
 /// From how many rows on to unpack apart pays.
 pub(super) const FROM_ROWS: usize = 12;
-/// Steps of 16 elements along k of a stretch: the codes of two panels take half of the L1 cache.
-const STRETCH: usize = 48;
+/// Steps of 16 elements along k of a stretch: the codes of two panels take a third of the L1 cache.
+const STRETCH: usize = 32;
 
 /// Four atoms, a step along k of a panel.
 type Step = [__m512i; 4];
@@ -102,25 +102,32 @@ unsafe fn unpack<const BITS: usize, const PANELS: usize>(
     stretch: &mut Stretch<PANELS>,
 ) {
     let next = PANELS * layout.panel_bytes();
-    let (group_steps, run_groups) = (act.group / K_STEP, (layout.run() / act.group).max(1));
+    let group_steps = act.group / K_STEP;
+    // Runs are as long as the first, but for the last.
+    let runs = layout.runs();
+    let run = |r: usize| (layout.run_code_bytes(r), layout.run_len(r).div_ceil(K_STEP));
+    let (whole, last) = (run(0), run(runs - 1));
+    let side_bytes = layout.scale_bytes() + layout.offset_bytes();
+    // A single run may hold every group.
+    let run_groups = (layout.run() / act.group).max(1);
+    let first = (groups.start / run_groups).min(runs - 1);
     for panel in 0..PANELS {
         let start = panels[panel].as_ptr();
         let mut codes = stretch.codes.as_mut_ptr().cast::<__m512i>().wrapping_add(panel);
-        for (at, group) in groups.clone().enumerate() {
-            // A single run may hold every group.
-            let r = (group / run_groups).min(layout.runs() - 1);
-            let steps = layout.run_len(r).div_ceil(K_STEP);
-            let first = (group - r * run_groups) * group_steps;
+        let mut numbers = panel;
+        let (mut r, mut run) = (first, start.wrapping_add(layout.run_offset(first)));
+        let mut step = (groups.start - first * run_groups) * group_steps;
+        for _ in groups.clone() {
+            let (code_bytes, steps) = if r + 1 < runs { whole } else { last };
             // SAFETY: a run lies inside its panel with its codes, scales and offsets, and the steps inside the run; where the last
             // group is short, codes of zero stand for the steps that it lacks. The stretch has room for every step.
             unsafe {
-                let run = start.add(layout.run_offset(r));
-                let side = run.add(layout.run_code_bytes(r));
+                let side = run.add(code_bytes);
                 let (scale, offset) = scales(stored, layout, start, side, r);
                 prefetch_to_l2(side.wrapping_add(next));
-                stretch.scales.as_mut_ptr().cast::<__m512>().add(at * PANELS + panel).write(scale);
-                stretch.offsets.as_mut_ptr().cast::<__m512>().add(at * PANELS + panel).write(offset);
-                for step in first..first + group_steps {
+                stretch.scales.as_mut_ptr().cast::<__m512>().add(numbers).write(scale);
+                stretch.offsets.as_mut_ptr().cast::<__m512>().add(numbers).write(offset);
+                for step in step..step + group_steps {
                     for line in 0..BITS.div_ceil(2) {
                         prefetch_to_l2(run.wrapping_add(next + step * BITS * LINE / 2 + line * LINE));
                     }
@@ -132,6 +139,11 @@ unsafe fn unpack<const BITS: usize, const PANELS: usize>(
                         codes.write(atom);
                         codes = codes.wrapping_add(PANELS);
                     }
+                }
+                numbers += PANELS;
+                step += group_steps;
+                if step >= steps && r + 1 < runs {
+                    (r, run, step) = (r + 1, side.add(side_bytes), 0);
                 }
             }
         }

@@ -97,11 +97,14 @@ macro_rules! kernels {
                 ) {
                     // SAFETY: the caller's promises are those of `gemm::multiply` and of `linear`.
                     unsafe {
-                        // A shift and a mask unpack these codes: that costs least where they are multiplied.
-                        if matches!($bits, 2 | 4) && even_groups(act) {
+                        // A shift and a mask unpack these codes: that costs least where they are multiplied. Few rows wait for
+                        // memory, which is asked best by a block that reads every line once.
+                        let rows = out[0].len();
+                        let once = (PAIR_BLOCK + 1..=BLOCK).contains(&rows);
+                        if matches!($bits, 2 | 4) && even_groups(act) && !once {
                             return linear_pair::<$bits, EVEN_STEPS>(l, act, panels, x, out);
                         }
-                        if out[0].len() >= gemm::FROM_ROWS && gemm::takes(act, constant::<$bits>(l)) {
+                        if rows >= gemm::FROM_ROWS && gemm::takes(act, constant::<$bits>(l)) {
                             return gemm::multiply::<$bits, 2>(l, act, panels, x, out);
                         }
                         for (panel, out) in panels.into_iter().zip(out) {
@@ -201,13 +204,11 @@ unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
     mut out: [&mut [Lane]; 2],
 ) {
     let mut ahead = Ahead::of(2, panels[0].len());
+    // As equal as they can be: the sums of few rows do not hide the latency of their products.
+    let mut blocks = out[0].len().div_ceil(PAIR_BLOCK);
     while !out[0].is_empty() {
-        let rows = match out[0].len() {
-            // Three and three, rather than five and one.
-            6 => 3,
-            PAIR_BLOCK.. => PAIR_BLOCK,
-            few => few,
-        };
+        let rows = out[0].len().div_ceil(blocks);
+        blocks -= 1;
         let [(a, rest_a), (b, rest_b)] = out.map(|out| out.split_at_mut(rows));
         let (block, prefetch) = ([a, b], ahead.block(rest_a.is_empty()));
         // SAFETY: as in `linear`.
