@@ -1,90 +1,13 @@
 //! The command line from outside: exit codes, what goes to which stream, stable JSON keys.
 
+mod common;
+
+use common::{User, fixture, model, stderr, text};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use tempfile::TempDir;
-
-/// A user of their own: folders for cache and trust list that no other test sees.
-struct User {
-    home: TempDir,
-}
-
-impl User {
-    fn new() -> Self {
-        Self { home: TempDir::new().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bessemer"));
-        command.args(args).stdin(Stdio::null()).env("HOME", self.home.path());
-        command.env("XDG_CACHE_HOME", self.path("cache")).env("XDG_DATA_HOME", self.path("data"));
-        command.env_remove("BESSEMER_CACHE");
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Runs a command that must succeed; gives stdout.
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.ok(args)).unwrap()
-    }
-
-    /// Runs a command that must fail with `code` and say `words`, and nothing on stdout.
-    fn fails(&self, args: &[&str], code: i32, words: &[&str]) {
-        let output = self.run(args);
-        let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
-        assert!(output.stdout.is_empty(), "{args:?} printed on stdout");
-        for word in words {
-            assert!(text.contains(word), "{args:?} does not say `{word}`: {text}");
-        }
-        assert!(!text.contains("panicked"), "{text}");
-    }
-
-    /// A compiled fixture.
-    fn engine(&self) -> String {
-        let path = text(&self.path("model.engine"));
-        self.ok(&["compile", &model(), "-o", &path]);
-        path
-    }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn text(path: &Path) -> String {
-    path.to_str().unwrap().to_owned()
-}
-
-fn fixture(name: &str) -> String {
-    text(
-        &Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../fixtures/models")
-            .join(name)
-            .canonicalize()
-            .unwrap(),
-    )
-}
-
-fn model() -> String {
-    fixture("gqa_tied")
-}
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 #[test]
 fn compile_writes_one_file_and_says_what_it_is() {
@@ -297,30 +220,6 @@ fn a_chat_takes_another_template_and_tools() {
     let refusing = file("no.jinja", "{{ raise_exception('roles must alternate') }}");
     user.fails(&["run", &engine, "--chat-template", &refusing, "-p", "x"], 4, &["roles must alternate"]);
     user.fails(&["run", &engine, "--chat-template", "none.jinja", "-p", "x"], 2, &["none.jinja"]);
-}
-
-#[test]
-fn a_model_of_the_hub_is_found_in_its_cache() {
-    let user = User::new();
-    let commit = "0123456789abcdef0123456789abcdef01234567";
-    let repository = user.path("hf/hub/models--org--tiny");
-    let snapshot = repository.join("snapshots").join(commit);
-    fs::create_dir_all(&snapshot).unwrap();
-    fs::create_dir_all(repository.join("refs")).unwrap();
-    fs::write(repository.join("refs/main"), commit).unwrap();
-    for file in fs::read_dir(model()).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), snapshot.join(file.file_name())).unwrap();
-    }
-    let hub = |args: &[&str]| user.command(args).env("HF_HOME", user.path("hf")).output().unwrap();
-    let found = hub(&["compile", "hf:org/tiny", "--offline", "--key"]);
-    assert!(stderr(&found).contains(&format!("source: hf:org/tiny@{commit}")), "{}", stderr(&found));
-    assert_eq!(String::from_utf8(found.stdout).unwrap(), user.ok(&["compile", &model(), "--key"]));
-    for (name, words) in [("hf:org/other", "run once without --offline"), ("hf:tiny", "hf:ORG/MODEL")] {
-        let missing = hub(&["compile", name, "--offline", "--key"]);
-        assert_eq!(missing.status.code(), Some(2));
-        assert!(stderr(&missing).contains(words), "{}", stderr(&missing));
-    }
 }
 
 #[test]
