@@ -197,7 +197,7 @@ impl Context<'_> {
             let floats = segments * WARPS * rows * 16;
             b.shared("parts", floats, floats.into());
         } else {
-            for (name, width) in [("weights", TILE_COLUMNS), ("inputs", rows)] {
+            for (name, width) in [("weights", TILE_COLUMNS), ("inputs", rows + 1)] {
                 b.shared(name, format!("TILE_K * {width}"), u64::from(TILE_K * width));
             }
         }

@@ -33,10 +33,10 @@ struct Softmax {
             float score = -INF;
             if (seen) {
                 const GLOBAL kv* key = home + see.keys + lane / 16 * 16 * DIM + lane % 16 * 2;
-                float dot = 0.0f;
+                float dot = 0.0f, pair[2];
                 for (int d = 0; d < DIM; d += 2) {
-                    dot = fused(q[d], load_kv(key[d * 16]), dot);
-                    dot = fused(q[d + 1], load_kv(key[d * 16 + 1]), dot);
+                    load_kv_pair(key + d * 16, pair);
+                    dot = fused(q[d + 1], pair[1], fused(q[d], pair[0], dot));
                 }
                 score = dot * scale;
                 if (softcap > 0.0f) score = softcap * hyperbolic_tangent(score / softcap);
@@ -50,14 +50,21 @@ struct Softmax {
             UNROLL for (int i = 0; i < PARTS; ++i) mixed[i] = mixed[i] * fade;
             // Places of tokens that the row does not see may hold anything.
             const int begin = see.first - block * BLOCK_TOKENS, end = see.last - block * BLOCK_TOKENS;
-            for (int t = 0; t < BLOCK_TOKENS; ++t) {
-                const float share = lane_at(weight, t);
-                if (t < begin || t > end) continue;
+            for (int t = 0; t < BLOCK_TOKENS; t += 2) {
+                const float first = lane_at(weight, t), second = lane_at(weight, t + 1);
+                if (t + 1 < begin || t > end) continue;
                 UNROLL for (int i = 0; i < PARTS; ++i) {
                     const int d = i * LANES + lane;
-                    const int at = see.latent ? t / 16 * 16 * DIM + d / 2 * 32 + t % 16 * 2 + d % 2
-                                              : t / 2 * 2 * DIM + d * 2 + t % 2;
-                    if (d < DIM) mixed[i] = fused(share, load_kv(home[see.values + at]), mixed[i]);
+                    if (d >= DIM) continue;
+                    float pair[2];
+                    if (see.latent) {
+                        const GLOBAL kv* key = home + see.values + t / 16 * 16 * DIM + d / 2 * 32 + t % 16 * 2 + d % 2;
+                        pair[0] = load_kv(key[0]), pair[1] = load_kv(key[2]);
+                    } else {
+                        load_kv_pair(home + see.values + t * DIM + d * 2, pair);
+                    }
+                    if (t >= begin) mixed[i] = fused(first, pair[0], mixed[i]);
+                    if (t + 1 <= end) mixed[i] = fused(second, pair[1], mixed[i]);
                 }
             }
         }

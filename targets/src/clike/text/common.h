@@ -72,10 +72,16 @@ FN float scale_e8m0(const GLOBAL uchar* at, int i) {
 #ifdef KV_F32
 typedef float kv;
 FN float load_kv(kv x) { return x; }
+FN void load_kv_pair(const GLOBAL kv* at, LOCAL float (&v)[2]) { v[0] = at[0], v[1] = at[1]; }
 FN kv store_kv(float x) { return x; }
 #else
 typedef ushort kv;
 FN float load_kv(kv bits) { return bf16(bits); }
+// Two neighbours in one load; `at` is a multiple of 4.
+FN void load_kv_pair(const GLOBAL kv* at, LOCAL float (&v)[2]) {
+    const uint both = *(const GLOBAL uint*)at;
+    v[0] = as_float(both << 16), v[1] = as_float(both & 0xffff0000u);
+}
 FN kv store_kv(float x) { return to_bf16(x); }
 #endif
 

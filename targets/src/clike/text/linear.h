@@ -4,6 +4,20 @@
 // is 16 elements along k by 4 columns, decoded by one thread from 16-byte loads; the four threads of a quad take the four quarters
 // of a panel's columns, and a quad's neighbours the tiles that follow, so that a warp reads one contiguous stretch.
 
+// Elements 16 `tile` to 16 `tile` + 15 of a row of K, in loads of 16 bytes where rows begin at multiples of them; zero behind its end.
+template <int K>
+FN void row_tile(const GLOBAL float* row, int tile, LOCAL float (&a)[16]) {
+    UNROLL for (int q = 0; q < 4; ++q) {
+        const int k = tile * 16 + q * 4;
+        uint words[4] = {0, 0, 0, 0};
+        if (K % 4 == 0 && (K % 16 == 0 || k < K)) load16((const GLOBAL uchar*)(row + k), words);
+        UNROLL for (int i = 0; i < 4; ++i) {
+            if (K % 4 == 0) a[q * 4 + i] = as_float(words[i]);
+            else a[q * 4 + i] = k + i < K ? row[k + i] : 0.0f;
+        }
+    }
+}
+
 // The products of `rows` (1 to ROWS) rows of x with the 16 columns of a panel, in parts: `parts` is [warps][ROWS][16], to be
 // added up by `product`. Row r starts at x + r * stride.
 template <class W, int ROWS, int WARPS>
@@ -15,11 +29,10 @@ FN void panel_products(const GLOBAL uchar* panel, const GLOBAL float* x, idx str
         float w[16][4];
         W::decode(panel, tile, quarter, w);
         UNROLL for (int r = 0; r < ROWS; ++r) {
-            const GLOBAL float* row = x + lesser(r, rows - 1) * stride;
+            float a[16];
+            row_tile<W::K>(x + lesser(r, rows - 1) * stride, tile, a);
             UNROLL for (int j = 0; j < 16; ++j) {
-                const int k = tile * 16 + j;
-                const float a = W::K % 16 == 0 || k < W::K ? row[k] : 0.0f;
-                UNROLL for (int c = 0; c < 4; ++c) sums[r][c] = fused(w[j][c], a, sums[r][c]);
+                UNROLL for (int c = 0; c < 4; ++c) sums[r][c] = fused(w[j][c], a[j], sums[r][c]);
             }
         }
     }
@@ -44,7 +57,7 @@ FN float product(const SHARED float* parts, int i) {
 #define TILE_K 32
 
 // The products of `rows` (1 to ROWS) rows of x with 64 columns from `first_panel` on, by 128 threads through workgroup memory: `weights` is
-// [TILE_K][TILE_COLUMNS], `inputs` is [TILE_K][ROWS]. Thread t holds rows t / 16 + 8 i and columns 4 (t % 16) + c.
+// [TILE_K][TILE_COLUMNS], `inputs` is [TILE_K][ROWS + 1], so that threads which store neighbours along k use different banks. Thread t holds rows t / 16 + 8 i and columns 4 (t % 16) + c.
 template <class W, int ROWS>
 FN void tile_products(
     const GLOBAL uchar* w, int first_panel, const GLOBAL float* x, int rows, int tid,
@@ -64,12 +77,12 @@ FN void tile_products(
         }
         for (int i = tid; i < ROWS * TILE_K; i += 128) {
             const int r = i / TILE_K, k = i % TILE_K;
-            inputs[k * ROWS + r] = r < rows && k0 + k < W::K ? x[(idx)r * W::K + k0 + k] : 0.0f;
+            inputs[k * (ROWS + 1) + r] = r < rows && k0 + k < W::K ? x[(idx)r * W::K + k0 + k] : 0.0f;
         }
         barrier();
         for (int k = 0; k < TILE_K; ++k) {
             float a[ROWS / 8], b[4];
-            UNROLL for (int i = 0; i < ROWS / 8; ++i) a[i] = inputs[k * ROWS + tid / 16 + 8 * i];
+            UNROLL for (int i = 0; i < ROWS / 8; ++i) a[i] = inputs[k * (ROWS + 1) + tid / 16 + 8 * i];
             UNROLL for (int c = 0; c < 4; ++c) b[c] = weights[k * TILE_COLUMNS + tid % 16 * 4 + c];
             UNROLL for (int i = 0; i < ROWS / 8; ++i) UNROLL for (int c = 0; c < 4; ++c) sums[i][c] = fused(b[c], a[i], sums[i][c]);
         }
