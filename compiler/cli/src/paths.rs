@@ -2,7 +2,7 @@
 
 use crate::exit::{Code, Failure};
 use etcetera::BaseStrategy;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn strategy() -> Result<impl BaseStrategy, Failure> {
     etcetera::choose_base_strategy().map_err(|e| Failure::new(Code::Internal, e))
@@ -22,7 +22,12 @@ pub fn toolchain() -> Result<PathBuf, Failure> {
 
 /// Folder of compiled kernels.
 pub fn kernels() -> Result<PathBuf, Failure> {
-    Ok(cache()?.join("kernels"))
+    Ok(kernels_in(&cache()?))
+}
+
+/// Where compiled kernels lie in a cache.
+pub fn kernels_in(cache: &Path) -> PathBuf {
+    cache.join("kernels")
 }
 
 /// The trust list.

@@ -4,12 +4,14 @@ use crate::exit::Failure;
 use crate::json;
 use crate::model::{CacheArgs, waiting};
 use crate::output::out;
+use crate::paths;
 use crate::size::Size;
 use bessemer_runtime::Engine;
 use clap::Subcommand;
 use serde::Serialize;
+use std::path::Path;
 
-/// List, limit or clear the cache of compiled engines
+/// List, limit or clear the cache of compiled engines and kernels
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Examples:\n  bessemer cache list\n  bessemer cache limit 20G\n  bessemer cache clear"
@@ -35,7 +37,7 @@ enum Action {
         /// A size such as 20G
         size: Size,
     },
-    /// Remove all engines
+    /// Remove all engines, and the compiled kernels of GPUs beside them
     Clear,
 }
 
@@ -44,6 +46,8 @@ struct Listing {
     root: String,
     limit: u64,
     bytes: u64,
+    /// Bytes of compiled kernels, which the limit does not count.
+    kernels: u64,
     engines: Vec<Row>,
 }
 
@@ -60,6 +64,7 @@ impl Args {
     /// Does it.
     pub fn run(self) -> Result<(), Failure> {
         let cache = self.cache.open()?;
+        let kernels = paths::kernels_in(cache.root());
         match self.action {
             Action::List { json } => {
                 let rows = cache.list()?.into_iter().map(|e| {
@@ -72,6 +77,7 @@ impl Args {
                     root: cache.root().display().to_string(),
                     limit: cache.limit(),
                     bytes,
+                    kernels: bytes_below(&kernels),
                     engines,
                 };
                 if json {
@@ -87,15 +93,34 @@ impl Args {
                 }
                 let (bytes, limit) = (Size(listing.bytes), Size(listing.limit));
                 out!("{} engines, {bytes} of {limit} in {}", listing.engines.len(), listing.root)?;
+                if listing.kernels > 0 {
+                    out!("{} of compiled kernels", Size(listing.kernels))?;
+                }
             }
             Action::Limit { size } => {
                 let freed = cache.set_limit(size.0, &waiting)?;
                 eprintln!("limit {size}; freed {}", Size(freed));
             }
-            Action::Clear => eprintln!("freed {}", Size(cache.clear(&waiting)?)),
+            Action::Clear => {
+                let freed = cache.clear(&waiting)? + bytes_below(&kernels);
+                match std::fs::remove_dir_all(&kernels) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+                    _ => eprintln!("freed {}", Size(freed)),
+                }
+            }
         }
         Ok(())
     }
+}
+
+/// Bytes of the files in a folder and in those below it. What cannot be read counts as nothing.
+fn bytes_below(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => bytes_below(&entry.path()),
+        _ => entry.metadata().map_or(0, |file| file.len()),
+    });
+    bytes.sum()
 }
 
 fn about(engine: &Engine) -> String {
