@@ -231,7 +231,9 @@ fn schedule_for(
 ) -> Result<Scheduled, CompileError> {
     let shapes = tactics::shapes(graph);
     let chosen = tuning::chosen(&options.tactics, options.tuning.as_ref(), &target.name(), &shapes);
-    let schedule_options = ScheduleOptions { tactics: chosen, ..ScheduleOptions::default() };
+    // A CPU's cache is reserved, not allocated, and a block of all layers takes few of its pages.
+    let layers_apart = !matches!(target, Target::Cpu(_));
+    let schedule_options = ScheduleOptions { tactics: chosen, layers_apart, ..ScheduleOptions::default() };
     Ok(schedule_beside(before, graph, facts, &schedule_options)?)
 }
 

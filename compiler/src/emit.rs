@@ -109,6 +109,10 @@ fn program(plan: &Plan, p: &Program) -> String {
     for (i, b) in p.buffers.iter().enumerate() {
         let _ = writeln!(out, "  buffer {i} {}", buffer(b));
     }
+    for (i, cut) in p.cuts.iter().enumerate() {
+        let live: Vec<String> = cut.live.iter().map(|b| format!("b{b}")).collect();
+        let _ = writeln!(out, "  layer {i} from step {}, reads {}", cut.step, live.join(", "));
+    }
     for (i, s) in p.steps.iter().enumerate() {
         let text = match &s.kind {
             StepKind::Embed { tokens, table, out } => {

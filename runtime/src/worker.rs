@@ -37,6 +37,8 @@ pub struct WorkerOptions {
     pub nests: Nests,
     /// Where passes run.
     pub device: DeviceChoice,
+    /// How many layers run on the GPU, the last ones and the head; the others run on the CPU. `None`, or as many as the model has, is all of it.
+    pub gpu_layers: Option<usize>,
     /// Folder that kernels are kept in once the system has compiled them, where it compiles them (Metal); none keeps nothing.
     pub kernel_cache: Option<PathBuf>,
 }
@@ -62,6 +64,7 @@ impl Default for WorkerOptions {
             max_memory: None,
             nests: Nests::Auto,
             device: DeviceChoice::Auto,
+            gpu_layers: None,
             kernel_cache: None,
         }
     }
@@ -106,6 +109,11 @@ impl WorkerOptions {
     /// Sets [`WorkerOptions::device`].
     pub fn device(self, device: DeviceChoice) -> Self {
         Self { device, ..self }
+    }
+
+    /// Sets [`WorkerOptions::gpu_layers`].
+    pub fn gpu_layers(self, layers: usize) -> Self {
+        Self { gpu_layers: Some(layers), ..self }
     }
 
     /// Sets [`WorkerOptions::kernel_cache`].

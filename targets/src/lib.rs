@@ -9,6 +9,7 @@ pub mod clike;
 pub mod codegen;
 pub mod cpu;
 pub mod cuda;
+mod cuts;
 pub mod error;
 pub mod lower;
 pub mod memory;

@@ -3,6 +3,7 @@
 //! Steps follow the graph's own order (operands before readers, depth first), which is also the order in which weights
 //! lie in the file.
 
+use crate::cuts::{self, StepUse};
 use crate::error::TargetError;
 use crate::lower::{self, Lowered};
 use crate::memory::{self, Request};
@@ -12,7 +13,7 @@ use bessemer_format::act::{Bf16Layout, Int8Layout};
 use bessemer_format::manifest::Selection;
 use bessemer_format::nest::Nest;
 use bessemer_format::plan::{
-    Arg, Attention, Buffer, BufferElem, BufferId, Choice, Epilogue, GroupedLinear, Home, Input, Linear,
+    Arg, Attention, Buffer, BufferElem, BufferId, Choice, Cut, Epilogue, GroupedLinear, Home, Input, Linear,
     ModelFacts, Plan, Program, Regime, Route, RowCount, Segment, Step, StepKind, WeightId, WeightLayout,
     WeightSlice,
 };
@@ -32,11 +33,14 @@ pub struct ScheduleOptions {
     pub tactics: BTreeMap<Tactic, Setting>,
     /// Whether hand-written kernels may be used. Without them every op runs as a nest: slow, for tests.
     pub kernels: bool,
+    /// Whether each layer has a state of its own, so that a device may hold those of some layers, and kernels are the same for all. The
+    /// others lie side by side in a block.
+    pub layers_apart: bool,
 }
 
 impl Default for ScheduleOptions {
     fn default() -> Self {
-        Self { tactics: BTreeMap::new(), kernels: true }
+        Self { tactics: BTreeMap::new(), kernels: true, layers_apart: false }
     }
 }
 
@@ -79,7 +83,8 @@ pub fn schedule_beside(
     }
     let whole = facts.whole.then_some(facts.context);
     let tactics = Tactics::new(graph, whole, &options.tactics).map_err(TargetError::Graph)?;
-    let mut shared = Shared::new(graph, &order, before.last())?;
+    let states = States::of(graph, &order, options.layers_apart);
+    let mut shared = Shared::new(graph, &order, states, before.last())?;
     let mut programs = Vec::new();
     for regime in regimes(&tactics) {
         let builder = ProgramBuilder::new(graph, facts, options.kernels, &tactics, &mut shared, regime);
@@ -118,7 +123,12 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(graph: &Graph, order: &[NodeId], before: Option<&Scheduled>) -> Result<Self, TargetError> {
+    fn new(
+        graph: &Graph,
+        order: &[NodeId],
+        states: States,
+        before: Option<&Scheduled>,
+    ) -> Result<Self, TargetError> {
         let mut shared = Self {
             slices: before.map_or_else(Vec::new, |b| b.plan.weights.clone()),
             recipes: before.map_or_else(Vec::new, |b| b.weights.clone()),
@@ -126,7 +136,7 @@ impl Shared {
             nests: Vec::new(),
             selection: Vec::new(),
             position: order.iter().enumerate().map(|(i, n)| (*n, i)).collect(),
-            states: States::of(graph, order),
+            states,
         };
         for &node in order {
             if let Op::Const { recipe } = graph.op(node) {
@@ -207,6 +217,8 @@ struct Draft {
     writes: Vec<BufferId>,
     /// Rows that threads share out, for steps whose row r touches rows r of its buffers only.
     by_row: Option<RowCount>,
+    /// The layer whose state it touches.
+    layer: Option<u32>,
 }
 
 /// Whether each weight of a stack begins at a panel, as kernels need it.
@@ -695,7 +707,9 @@ impl<'a> ProgramBuilder<'a> {
         writes: Vec<BufferId>,
         by_row: Option<RowCount>,
     ) {
-        self.drafts.push(Draft { kind, source: self.graph.name(node).to_string(), reads, writes, by_row });
+        let layer = self.graph.operands(node).iter().find_map(|v| self.state_of.get(v)).copied();
+        let source = self.graph.name(node).to_string();
+        self.drafts.push(Draft { kind, source, reads, writes, by_row, layer });
     }
 
     /// Notes a choice, once for all programs.
@@ -739,12 +753,27 @@ impl<'a> ProgramBuilder<'a> {
         for (id, offset) in ids.into_iter().zip(offsets) {
             self.buffers[id].home = Home::Arena { offset };
         }
+        let cuts = self.cuts();
         let steps = self
             .drafts
             .into_iter()
             .zip(barriers)
             .map(|(d, barrier)| Step { kind: d.kind, place: 0, barrier, source: d.source })
             .collect();
-        Ok(Program { regime: self.regime, arena_bytes, buffers: self.buffers, steps })
+        Ok(Program { regime: self.regime, arena_bytes, buffers: self.buffers, steps, cuts })
+    }
+
+    /// Where each layer begins.
+    fn cuts(&self) -> Vec<Cut> {
+        if self.facts.whole {
+            return Vec::new();
+        }
+        let step =
+            |d: &'_ Draft| StepUse { reads: d.reads.clone(), writes: d.writes.clone(), layer: d.layer };
+        let steps: Vec<StepUse> = self.drafts.iter().map(step).collect();
+        let row =
+            |(buffer, planned): (&Buffer, &bool)| planned.then(|| buffer.row_elems * buffer.elem.bytes());
+        let rows: Vec<Option<u64>> = self.buffers.iter().zip(&self.planned).map(row).collect();
+        cuts::cuts(&steps, &rows)
     }
 }

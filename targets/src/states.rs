@@ -45,17 +45,23 @@ impl LayerState {
 pub struct States {
     /// Where each layer's is.
     pub layers: BTreeMap<u32, LayerState>,
-    /// Elements of a block of keys and values, and of what is carried beside them.
-    cache_elems: u64,
-    carried_elems: u64,
+    /// What each state holds, and elements of its blocks.
+    declared: Vec<StateDecl>,
+}
+
+/// A piece of a block that one layer has, or several after each other.
+#[derive(Default)]
+struct Piece {
+    layers: Vec<(u32, LayerState)>,
+    elems: u64,
 }
 
 impl States {
-    /// Those of `graph`, in the order in which layers are run.
-    pub fn of(graph: &Graph, order: &[NodeId]) -> Self {
-        let mut states = Self::default();
+    /// Those of `graph`, in the order in which layers are run: a state for all caches and one for all that is carried, or one for each
+    /// layer where they are to lie `apart`. One behind the other, the states of a block hold the same numbers either way.
+    pub fn of(graph: &Graph, order: &[NodeId], apart: bool) -> Self {
         let kept = kept_layers(graph);
-        let mut passing = 0;
+        let (mut caches, mut carried, mut passing) = (Vec::new(), Vec::new(), Piece::default());
         for (layer, holds, kv_heads, head_dim) in order.iter().filter_map(|node| layer_state(graph.op(*node)))
         {
             let elems = match holds {
@@ -63,39 +69,57 @@ impl States {
                 Holds::Latents => kv::latent_elems(head_dim as usize) as u64,
                 Holds::Carried => u64::from(head_dim),
             };
-            let carried = holds == Holds::Carried;
-            let total = if carried { &mut states.carried_elems } else { &mut states.cache_elems };
-            let first_elem = *total;
-            let state = LayerState { state: 0, holds, first_elem, kv_heads, head_dim, block_elems: 0 };
-            states.layers.insert(layer, state);
-            if carried || kept.contains(&layer) {
-                *total += elems;
-            } else {
-                passing = elems.max(passing);
+            let state = LayerState { state: 0, holds, first_elem: 0, kv_heads, head_dim, block_elems: 0 };
+            match holds {
+                Holds::Carried => carried.push(Piece { layers: vec![(layer, state)], elems }),
+                _ if kept.contains(&layer) => caches.push(Piece { layers: vec![(layer, state)], elems }),
+                // Keys and values that no pass leaves behind are needed by their own layer only: one place serves all.
+                _ => {
+                    passing.layers.push((layer, state));
+                    passing.elems = passing.elems.max(elems);
+                }
             }
         }
-        // Keys and values that no pass leaves behind are needed by their own layer only: one place serves all, behind what is kept.
-        let passes = |layer: &u32, state: &LayerState| state.holds != Holds::Carried && !kept.contains(layer);
-        for (_, state) in states.layers.iter_mut().filter(|(layer, state)| passes(layer, state)) {
-            state.first_elem = states.cache_elems;
+        if passing.elems > 0 {
+            caches.push(passing);
         }
-        states.cache_elems += passing;
-        for state in states.layers.values_mut() {
-            (state.state, state.block_elems) = match state.holds {
-                Holds::KeysAndValues | Holds::Latents => (0, states.cache_elems),
-                Holds::Carried => (StateId::from(states.cache_elems > 0), states.carried_elems),
-            };
-        }
+        let mut states = Self::default();
+        states.declare(caches, apart, |elems| StateDecl::Blocks { elems });
+        states.declare(carried, apart, |elems| StateDecl::Recurrent { elems });
         states
+    }
+
+    /// Declares states of one kind for `pieces`.
+    fn declare(&mut self, pieces: Vec<Piece>, apart: bool, kind: impl Fn(u64) -> StateDecl) {
+        let mut blocks: Vec<Vec<Piece>> = Vec::new();
+        for piece in pieces {
+            match blocks.last_mut().filter(|_| !apart) {
+                Some(block) => block.push(piece),
+                None => blocks.push(vec![piece]),
+            }
+        }
+        for block in blocks {
+            let block_elems = block.iter().map(|piece| piece.elems).sum();
+            let mut first_elem = 0;
+            for Piece { layers, elems } in block {
+                for (layer, state) in layers {
+                    let place = LayerState {
+                        state: self.declared.len() as StateId,
+                        first_elem,
+                        block_elems,
+                        ..state
+                    };
+                    self.layers.insert(layer, place);
+                }
+                first_elem += elems;
+            }
+            self.declared.push(kind(block_elems));
+        }
     }
 
     /// As the plan declares them.
     pub fn declared(&self) -> Vec<StateDecl> {
-        let states = [
-            (self.cache_elems > 0).then_some(StateDecl::Blocks { elems: self.cache_elems }),
-            (self.carried_elems > 0).then_some(StateDecl::Recurrent { elems: self.carried_elems }),
-        ];
-        states.into_iter().flatten().collect()
+        self.declared.clone()
     }
 }
 

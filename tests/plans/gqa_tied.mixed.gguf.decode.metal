@@ -355,14 +355,14 @@ KERNEL(128) rope_append_4(
             const float r17 = r12 * r11;
             const float r18 = r14 - r15;
             const float r19 = r16 + r17;
-            cache_v4[(idx)(n0 / 32) * 4096 + (idx)i1 * 512 + (idx)(n0 / 16 % 2) * 256 + (idx)i2 * 32 + (idx)(n0 % 16) * 2] = store_kv(r18);
-            cache_v4[(idx)(n0 / 32) * 4096 + (idx)i1 * 512 + (idx)(n0 / 16 % 2) * 256 + (idx)i2 * 32 + (idx)(n0 % 16) * 2 + 1] = store_kv(r19);
+            cache_v4[(idx)(n0 / 32) * 2048 + (idx)i1 * 512 + (idx)(n0 / 16 % 2) * 256 + (idx)i2 * 32 + (idx)(n0 % 16) * 2] = store_kv(r18);
+            cache_v4[(idx)(n0 / 32) * 2048 + (idx)i1 * 512 + (idx)(n0 / 16 % 2) * 256 + (idx)i2 * 32 + (idx)(n0 % 16) * 2 + 1] = store_kv(r19);
         }
     }
     for (int i1 = warp; i1 < 2; i1 += 4) {
         for (int i2 = lane; i2 < 16; i2 += LANES) {
             const float r20 = qkv_v0[(idx)i0 * 128 + (idx)i1 * 16 + i2 + 96];
-            cache_v4[(idx)(n0 / 32) * 4096 + (idx)i1 * 512 + (idx)(n0 / 2 % 16) * 32 + (idx)i2 * 2 + n0 % 2 + 1024] = store_kv(r20);
+            cache_v4[(idx)(n0 / 32) * 2048 + (idx)i1 * 512 + (idx)(n0 / 2 % 16) * 32 + (idx)i2 * 2 + n0 % 2 + 1024] = store_kv(r20);
         }
     }
 }
@@ -386,7 +386,7 @@ KERNEL(128) attention_5(
     Sight see;
     see.first = 0;
     see.last = position;
-    see.block_elems = 4096;
+    see.block_elems = 2048;
     see.keys = 0 + (idx)(head / 2) * 512;
     see.values = see.keys + 1024, see.latent = 0;
     int from = see.first / BLOCK_TOKENS, to = see.last / BLOCK_TOKENS + 1;
@@ -561,100 +561,8 @@ KERNEL(128) linear_10(
     tile -= 2;
 }
 
-// layer.1.append
-KERNEL(128) rope_append_11(
-    const GLOBAL float* qkv_v0 [[buffer(0)]],
-    const GLOBAL float* table_v1 [[buffer(1)]],
-    const GLOBAL int* slots_v2 [[buffer(2)]],
-    GLOBAL float* q_v3 [[buffer(3)]],
-    GLOBAL kv* cache_v4 [[buffer(4)]],
-    const GLOBAL int* pass [[buffer(5)]],
-    GLOBAL int* fault [[buffer(6)]],
-    uint3 group [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]]
-) {
-    PLACE
-    const int warp = tid / LANES;
-    const int lane = tid % LANES;
-    const int i0 = gx;
-    const int n0 = checked(slots_v2[i0], 2147483647, fault);
-    for (int i1 = warp; i1 < 4; i1 += 4) {
-        for (int i2 = lane; i2 < 8; i2 += LANES) {
-            const float r0 = table_v1[(idx)i0 * 16 + i2];
-            const float r1 = table_v1[(idx)i0 * 16 + i2 + 8];
-            const float r2 = qkv_v0[(idx)i0 * 128 + (idx)i1 * 16 + (idx)i2 * 2];
-            const float r3 = qkv_v0[(idx)i0 * 128 + (idx)i1 * 16 + (idx)i2 * 2 + 1];
-            const float r4 = r2 * r0;
-            const float r5 = r3 * r1;
-            const float r6 = r3 * r0;
-            const float r7 = r2 * r1;
-            const float r8 = r4 - r5;
-            const float r9 = r6 + r7;
-            q_v3[(idx)i0 * 64 + (idx)i1 * 16 + (idx)i2 * 2] = r8;
-            q_v3[(idx)i0 * 64 + (idx)i1 * 16 + (idx)i2 * 2 + 1] = r9;
-        }
-    }
-    for (int i1 = warp; i1 < 2; i1 += 4) {
-        for (int i2 = lane; i2 < 8; i2 += LANES) {
-            const float r10 = table_v1[(idx)i0 * 16 + i2];
-            const float r11 = table_v1[(idx)i0 * 16 + i2 + 8];
-            const float r12 = qkv_v0[(idx)i0 * 128 + (idx)i1 * 16 + (idx)i2 * 2 + 64];
-            const float r13 = qkv_v0[(idx)i0 * 128 + (idx)i1 * 16 + (idx)i2 * 2 + 65];
-            const float r14 = r12 * r10;
-            const float r15 = r13 * r11;
-            const float r16 = r13 * r10;
-            const float r17 = r12 * r11;
-            const float r18 = r14 - r15;
-            const float r19 = r16 + r17;
-            cache_v4[(idx)(n0 / 32) * 4096 + (idx)i1 * 512 + (idx)(n0 / 16 % 2) * 256 + (idx)i2 * 32 + (idx)(n0 % 16) * 2 + 2048] = store_kv(r18);
-            cache_v4[(idx)(n0 / 32) * 4096 + (idx)i1 * 512 + (idx)(n0 / 16 % 2) * 256 + (idx)i2 * 32 + (idx)(n0 % 16) * 2 + 2049] = store_kv(r19);
-        }
-    }
-    for (int i1 = warp; i1 < 2; i1 += 4) {
-        for (int i2 = lane; i2 < 16; i2 += LANES) {
-            const float r20 = qkv_v0[(idx)i0 * 128 + (idx)i1 * 16 + i2 + 96];
-            cache_v4[(idx)(n0 / 32) * 4096 + (idx)i1 * 512 + (idx)(n0 / 2 % 16) * 32 + (idx)i2 * 2 + n0 % 2 + 3072] = store_kv(r20);
-        }
-    }
-}
-
-// layer.1.attention
-KERNEL(128) attention_12(
-    const GLOBAL float* q [[buffer(0)]],
-    const GLOBAL int* positions [[buffer(1)]],
-    const GLOBAL int* starts [[buffer(2)]],
-    const GLOBAL int* table [[buffer(3)]],
-    const GLOBAL kv* cache [[buffer(4)]],
-    GLOBAL float* out [[buffer(5)]],
-    const GLOBAL int* pass [[buffer(6)]],
-    GLOBAL int* fault [[buffer(7)]],
-    uint3 group [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]]
-) {
-    PLACE
-    const int row = gx, head = gy;
-    const int position = checked(positions[row], 256, fault);
-    Sight see;
-    see.first = 0;
-    see.last = position;
-    see.block_elems = 4096;
-    see.keys = 2048 + (idx)(head / 2) * 512;
-    see.values = see.keys + 1024, see.latent = 0;
-    int from = see.first / BLOCK_TOKENS, to = see.last / BLOCK_TOKENS + 1;
-    from = from < gz * 4 ? gz * 4 : from, to = lesser(to, (gz + 1) * 4);
-    if (from >= to) return;
-    SHARED_ARRAY(float, states, 72);
-    Softmax<16, 4, 0>::run(q + (idx)row * 64 + 0 + head * 16, table + starts[row], cache, see, from, to, pass[4], 0.25f, 0.0f, q, tid, states, fault);
-    GLOBAL float* state = out + ((idx)(row * 4 + head) * 2 + gz) * 18;
-    const float max = merged_max<16>(states, 4, -INF);
-    if (tid == 0) state[0] = max;
-    for (int i = tid; i <= 16; i += 128) {
-        state[1 + i] = merged<16>(states, 4, max, i);
-    }
-}
-
 // blk.1.ffn_{gate,up}.weight
-KERNEL(128) linear_13(
+KERNEL(128) linear_11(
     const GLOBAL float* x [[buffer(0)]],
     const GLOBAL uchar* w0 [[buffer(1)]],
     const GLOBAL uchar* w1 [[buffer(2)]],
@@ -683,7 +591,7 @@ KERNEL(128) linear_13(
 }
 
 // blk.1.ffn_down.weight
-KERNEL(128) linear_14(
+KERNEL(128) linear_12(
     const GLOBAL float* x [[buffer(0)]],
     const GLOBAL uchar* w0 [[buffer(1)]],
     const GLOBAL float* residual [[buffer(2)]],
@@ -711,7 +619,7 @@ KERNEL(128) linear_14(
 }
 
 // select_rows
-KERNEL(32) select_rows_15(
+KERNEL(32) select_rows_13(
     const GLOBAL float* x_v0 [[buffer(0)]],
     const GLOBAL int* rows_v1 [[buffer(1)]],
     GLOBAL float* out_v2 [[buffer(2)]],
@@ -730,7 +638,7 @@ KERNEL(32) select_rows_15(
 }
 
 // output.weight
-KERNEL(128) linear_16(
+KERNEL(128) linear_14(
     const GLOBAL float* x [[buffer(0)]],
     const GLOBAL uchar* w0 [[buffer(1)]],
     GLOBAL float* out [[buffer(2)]],

@@ -2,13 +2,15 @@
 // whose threads are fibers; memory is the host's, with pages that nobody may touch around every allocation.
 //
 // It is as late and as strict as a driver may be. What is put on a stream runs only when somebody waits for it; copies from pageable
-// memory are taken at once, and those from pinned memory at the last moment; a call on a thread without a context is refused.
+// memory are taken at once, and those from pinned memory at the last moment; a call on a thread without a context is refused; memory that
+// was given back to a pool is free again only when somebody waits.
 //
 // Its machine is described by variables that no real driver reads:
 //   FAKE_CUDA_VERSION      what the driver supports, 13000 by default
 //   FAKE_CUDA_DEVICES      how many GPUs there are, 1 by default
 //   FAKE_CUDA_CAPABILITY   80 by default
 //   FAKE_CUDA_MEMORY       bytes of a GPU, 4 GiB by default
+//   FAKE_CUDA_POOLS        whether memory comes in the order of a stream, from a pool: 1 by default, as on every GPU of today
 //   FAKE_CUDA_BROKEN       1 lets every hundredth kernel not run
 //   FAKE_CUDA_LOG          a file for what was done: a line a count, written when the process ends
 #include "fiber.h"
@@ -83,22 +85,13 @@ static std::set<Graph*> graphs;
 static std::map<Address, shim::Memory> memories;
 static std::map<char*, size_t> pinned;
 static std::map<std::string, unsigned long> counts;
-static size_t used;
+static size_t used, peak;
+// Allocations whose pages a pool keeps until somebody waits.
+static std::vector<Address> returned;
 static int failure;
 static thread_local void* context;
 static char primary;
 
-struct Report {
-    ~Report() {
-        const char* path = getenv("FAKE_CUDA_LOG");
-        FILE* file = path ? fopen(path, "w") : nullptr;
-        if (!file) return;
-        counts["bytes_left"] = used;
-        for (auto& [what, count] : counts) fprintf(file, "%s %lu\n", what.c_str(), count);
-        fclose(file);
-    }
-};
-static Report report;
 
 #define GUARD std::lock_guard<std::recursive_mutex> guard(lock)
 #define IN_CONTEXT \
@@ -127,6 +120,31 @@ static void drain(Stream* stream) {
         work();
     }
 }
+static void release(Address at) {
+    auto found = memories.find(at);
+    used -= found->second.bytes;
+    found->second.release();
+    memories.erase(found);
+}
+// What every call that waits ends with.
+static int waited() {
+    for (Address at : returned) release(at);
+    returned.clear();
+    return failure;
+}
+struct Report {
+    ~Report() {
+        const char* path = getenv("FAKE_CUDA_LOG");
+        FILE* file = path ? fopen(path, "w") : nullptr;
+        if (!file) return;
+        waited();
+        counts["bytes_left"] = used;
+        counts["bytes_peak"] = peak;
+        for (auto& [what, count] : counts) fprintf(file, "%s %lu\n", what.c_str(), count);
+        fclose(file);
+    }
+};
+static Report report;
 static int put(Stream* stream, std::function<void()> work) {
     if (!streams.count(stream)) return INVALID_HANDLE;
     if (stream->records) return CAPTURE_UNSUPPORTED;
@@ -160,6 +178,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
         case 75: *value = capability / 10; break;
         case 76: *value = capability % 10; break;
+        case 115: *value = (int)setting("FAKE_CUDA_POOLS", 1); break;
         default: *value = 0;
     }
     return SUCCESS;
@@ -171,7 +190,7 @@ API cuCtxGetCurrent(void** out) { return *out = context, SUCCESS; }
 API cuCtxSynchronize() {
     IN_CONTEXT;
     for (Stream* stream : streams) drain(stream);
-    return failure;
+    return waited();
 }
 
 // --- streams and events
@@ -194,7 +213,7 @@ API cuStreamSynchronize(Stream* stream) {
     if (stream->records) return CAPTURE_UNSUPPORTED;
     ++counts["waits"];
     drain(stream);
-    return failure;
+    return waited();
 }
 API cuEventCreate(Event** out, unsigned) {
     IN_CONTEXT;
@@ -219,7 +238,7 @@ API cuEventSynchronize(Event* event) {
         event->stream->work.pop_front();
         work();
     }
-    return failure;
+    return waited();
 }
 API cuEventElapsedTime_v2(float* milliseconds, Event* start, Event* end) {
     GUARD;
@@ -244,6 +263,7 @@ API cuMemAlloc_v2(Address* out, size_t bytes) {
     shim::Memory memory;
     memory.allocate(bytes);
     used += bytes;
+    peak = used > peak ? used : peak;
     *out = (Address)memory.data;
     memories[*out] = memory;
     return SUCCESS;
@@ -251,12 +271,22 @@ API cuMemAlloc_v2(Address* out, size_t bytes) {
 API cuMemFree_v2(Address at) {
     GUARD;
     for (Stream* stream : streams) drain(stream);
-    auto found = memories.find(at);
-    if (found == memories.end()) return INVALID_VALUE;
-    used -= found->second.bytes;
-    found->second.release();
-    memories.erase(found);
+    if (!memories.count(at)) return INVALID_VALUE;
+    release(at);
     return SUCCESS;
+}
+API cuMemAllocAsync(Address* out, size_t bytes, Stream* stream) {
+    IN_CONTEXT;
+    if (!streams.count(stream)) return INVALID_HANDLE;
+    if (stream->records) return CAPTURE_UNSUPPORTED;
+    const int status = cuMemAlloc_v2(out, bytes);
+    if (status == SUCCESS) ++counts["pool_allocations"];
+    return status;
+}
+API cuMemFreeAsync(Address at, Stream* stream) {
+    GUARD;
+    if (!memories.count(at)) return INVALID_VALUE;
+    return put(stream, [at] { returned.push_back(at); });
 }
 API cuMemGetInfo_v2(size_t* unused, size_t* total) {
     IN_CONTEXT;

@@ -1,5 +1,6 @@
 //! Kernels for GPUs, on the shim: results against what transformers computed in f32, with threads in both orders. No GPU is used.
 
+use bessemer_compiler::options::CompileOptions;
 use bessemer_format::QuantScheme;
 use bessemer_format::nest::{Extent, Index, Op as NestOp, Reg, ViewElem};
 use bessemer_format::plan::{
@@ -129,6 +130,7 @@ fn function(elem: ViewElem, width: u32, rows: u32, body: impl FnOnce(&mut NestBu
             arena_bytes: 0,
             buffers: vec![out],
             steps: vec![step],
+            cuts: vec![],
         }],
     }
 }
@@ -219,7 +221,7 @@ fn the_text_is_a_function_of_the_plan() {
     }
     // Linears that round their activations have no kernel, which is said.
     let mut int8 = Case::new("biases", "biases", PrecisionPolicy::Int8 { group: 32 });
-    int8.options.f32_activations = false;
+    int8.options.targets = CompileOptions::default().targets;
     let refused = bessemer_targets::clike::emit(&int8.build().plan, KvElem::Bf16, Dialect::Cuda).unwrap_err();
     assert!(refused.to_string().contains("Int8"), "{refused}");
 }
@@ -257,14 +259,14 @@ fn planted_bugs_are_caught() {
         ),
         (
             "a lane that leaves",
-            "if (t < begin || t > end) continue;\n",
+            "if (t + 1 < begin || t > end) continue;\n",
             "if (lane == 3) break;\n",
             "deadlock",
         ),
         (
             "a collective that some lanes miss",
-            "const float share = lane_at(weight, t);",
-            "const float share = lane == 3 ? lane_xor(weight, 1) : lane_at(weight, t);",
+            "const float first = lane_at(weight, t),",
+            "const float first = lane == 3 ? lane_xor(weight, 1) : lane_at(weight, t),",
             "diverges",
         ),
         (

@@ -1,15 +1,12 @@
 //! The kernels of the golden plans through NVIDIA's compiler. It is fetched by `bessemer toolchain install cuda --folder .cache/toolchain`;
 //! without it a test says that it was skipped. No GPU is used.
 
-use bessemer_compiler::compile::{plan, prepare};
-use bessemer_compiler::import::Checkpoint;
-use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::KvElem;
 use bessemer_targets::clike::{Dialect, Emitter};
 use bessemer_targets::cuda::{CudaError, FALLBACK, Nvrtc};
-use bessemer_tests::gpu::{Built, Case, emit, families, schemes};
-use bessemer_tests::models::{fixture, root};
+use bessemer_tests::gpu::{Case, families, schemes};
+use bessemer_tests::models::root;
 use std::time::Instant;
 
 fn nvrtc() -> Option<Nvrtc> {
@@ -24,43 +21,27 @@ fn nvrtc() -> Option<Nvrtc> {
     }
 }
 
-/// The kernels of all golden plans, as they are for GPUs.
-fn text() -> String {
-    let mut emitter = Emitter::new(Dialect::Cuda, KvElem::Bf16);
-    for (model, precision) in [
-        ("gqa_tied", PrecisionPolicy::F32),
-        ("biases", PrecisionPolicy::Int8 { group: 32 }),
-        ("gqa_tied.mixed.gguf", PrecisionPolicy::Source),
-    ] {
-        let checkpoint = Checkpoint::open(fixture(model)).unwrap();
-        let options = CompileOptions { precision, f32_activations: true, ..CompileOptions::default() };
-        let prepared = prepare(&checkpoint, &options, &RunOptions::default()).unwrap();
-        emitter.plan(&plan(&prepared, &options).unwrap().plan).unwrap();
-    }
-    emitter.finish().0
-}
-
+/// Golden plans, every family of the fixtures, every kind of packed number: no kernel spills. All kernels are
+/// one text for each of two architectures, which are compiled at once.
 #[test]
 fn no_kernel_spills() {
     let Some(nvrtc) = nvrtc() else { return };
-    without_spills(&nvrtc, &text());
-}
-
-/// Every family of the fixtures, and every kind of packed number.
-#[test]
-fn no_kernel_of_any_family_or_scheme_spills() {
-    let Some(nvrtc) = nvrtc() else { return };
-    let built: Vec<Built> = families().iter().chain(&schemes()).map(Case::build).collect();
-    without_spills(&nvrtc, &emit(Dialect::Cuda, KvElem::Bf16, &built).text);
-}
-
-/// Compiles a text for two architectures at once and looks at what every kernel takes.
-fn without_spills(nvrtc: &Nvrtc, text: &str) {
+    let golden = [
+        ("gqa_tied", PrecisionPolicy::F32),
+        ("biases", PrecisionPolicy::Int8 { group: 32 }),
+        ("gqa_tied.mixed.gguf", PrecisionPolicy::Source),
+    ];
+    let golden = golden.map(|(model, precision)| Case::new(model, model, precision));
+    let mut emitter = Emitter::new(Dialect::Cuda, KvElem::Bf16);
+    for case in golden.into_iter().chain(families()).chain(schemes()) {
+        emitter.plan(&case.plan()).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let text = emitter.finish().0;
+    let kernels = text.matches("\nKERNEL(").count();
     let check = |arch: &str| {
         let started = Instant::now();
-        let binary = nvrtc.compile(text, arch).unwrap_or_else(|e| panic!("{e}"));
+        let binary = nvrtc.compile(&text, arch).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(&binary.bytes[..4], b"\x7fELF");
-        let kernels = text.matches("\nKERNEL(").count();
         assert_eq!(binary.usage.len(), kernels, "{arch}: a kernel without a line in the log");
         let most = binary.usage.iter().map(|u| u.registers).max().unwrap();
         let (bytes, seconds) = (binary.bytes.len(), started.elapsed().as_secs_f64());

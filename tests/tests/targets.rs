@@ -3,8 +3,9 @@
 //! NVRTC is fetched by `bessemer toolchain install cuda --folder .cache/toolchain`; without it what compiles CUDA kernels says that it was
 //! skipped. No GPU is used.
 
+use bessemer_compiler::calibrate::{Budget, Corpus, Text};
 use bessemer_compiler::options::{CompileOptions, RunOptions};
-use bessemer_compiler::{Amount, CompileError, Compiled, Progress, compile};
+use bessemer_compiler::{Amount, CompileError, Compiled, Method, Progress, compile};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{DeviceCode, DeviceKind, Engine, EngineError, KvElem, Worker, WorkerOptions};
 use bessemer_targets::Targets;
@@ -157,6 +158,39 @@ fn kernels_are_compiled_once_and_bytes_are_those_of_any_number_of_threads() {
         for kernel in &variant.gpu.unwrap().kernels {
             assert!(bytes.windows(kernel.name.len()).any(|w| w == kernel.name.as_bytes()));
         }
+    }
+}
+
+/// A size that is asked for counts plans and kernels of every device, before a compiler has seen them.
+#[test]
+fn a_size_counts_the_kernels_of_every_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let toolchain = toolchain();
+    for (at, targets) in [&["metal"][..], &["cpu", "metal"], &["cuda:sm_80", "cpu"]].into_iter().enumerate() {
+        if targets[0].starts_with("cuda") && toolchain.is_none() {
+            continue;
+        }
+        let made = |budget, precision: &str| {
+            let tokens = |seed: u32| Text::Tokens((0..256).map(|i| (i * i * 7 + i * seed) % 96).collect());
+            let options = CompileOptions {
+                precision: precision.parse().unwrap(),
+                budget,
+                method: Method::Rtn,
+                calibration: Corpus { text: tokens(3), windows: 8, window: 32 },
+                measure: Some(Corpus { text: tokens(5), windows: 4, window: 32 }),
+                ..options(targets)
+            };
+            let kernels = Some(folder.path().join("kernels"));
+            let run = RunOptions { toolchain: toolchain.clone(), kernels, ..RunOptions::default() };
+            make(&fixture("gqa_untied"), &folder.path().join(format!("{at}.engine")), &options, &run)
+        };
+        let small = made(None, "int3").unwrap().0.bytes;
+        let bytes = small + small / 2;
+        let within = made(Some(Budget::Size(bytes)), "source").unwrap().0.bytes;
+        println!("{targets:?}: {small} bytes in three bits; {within} where {bytes} are allowed");
+        assert!(within <= bytes && within > small, "{targets:?}: {within} of {bytes}");
+        let refused = made(Some(Budget::Size(small / 2)), "source").unwrap_err();
+        assert!(matches!(refused, CompileError::Budget { .. }), "{targets:?}: {refused}");
     }
 }
 

@@ -90,7 +90,9 @@ impl From<EngineError> for Failure {
             EngineError::Target { .. } => Code::Device,
             EngineError::Device { why, .. } => match why {
                 DeviceError::Memory { .. } => Code::Budget,
-                DeviceError::Untrusted | DeviceError::Cache { .. } => Code::Usage,
+                DeviceError::Untrusted | DeviceError::Cache { .. } | DeviceError::Layers { .. } => {
+                    Code::Usage
+                }
                 _ => Code::Device,
             },
             EngineError::MemoryLimit { .. } => Code::Budget,

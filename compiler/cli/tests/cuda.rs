@@ -5,7 +5,7 @@ use bessemer_compiler::options::CompileOptions;
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::KvElem;
 use bessemer_tests::gpu::FakeCuda;
-use bessemer_tests::models::{fixture, root};
+use bessemer_tests::models::{fixture, relative_error, root};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -156,6 +156,148 @@ fn verify_and_bench_on_a_device() {
     );
 }
 
+/// A model that is larger than the GPU: the error says how many layers fit, and these run there.
+#[test]
+fn a_model_that_is_too_large_is_divided() {
+    let Some(machine) = Machine::new() else { return };
+    let run = |memory: u64, more: &[&str]| {
+        let args = [&["--trust", "--device", "cuda:0"][..], more].concat();
+        let out = machine.run(Driver::Fake, &[("FAKE_CUDA_MEMORY", &memory.to_string())], &args);
+        let (text, said) = texts(&out);
+        (out.status.code(), text, said)
+    };
+    let number = |said: &str, before: &str, behind: &str| -> Option<u64> {
+        let (head, tail) = said.split_once(if before.is_empty() { behind } else { before })?;
+        let word =
+            if before.is_empty() { head.rsplit(' ').next()? } else { tail.split(['`', ' ']).next()? };
+        word.parse().ok()
+    };
+    let needed = |said: &str| number(said, "", " bytes are needed").unwrap_or_else(|| panic!("{said}"));
+    let (code, _, said) = run(1000, &[]);
+    assert!(code == Some(5) && !said.contains("--gpu-layers"), "nothing fits: {said}");
+    let (all, cpu) =
+        (needed(&said), texts(&machine.run(Driver::None, &[], &["--device", "cpu", "--trust"])).0);
+    let (mut memory, mut layers) = (all, 3);
+    while layers > 1 {
+        // One byte too few for them.
+        memory -= 1;
+        let asked = layers.to_string();
+        let (code, _, said) = run(memory, &["--gpu-layers", &asked]);
+        let fits = number(&said, "--gpu-layers ", "").unwrap_or_else(|| panic!("{said}"));
+        assert!(code == Some(5) && fits == layers - 1, "{said}");
+        layers = fits;
+        let (code, text, said) = run(memory, &["--gpu-layers", &layers.to_string()]);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains(&format!("{layers} of 3 layers; the first {} on cpu", 3 - layers)), "{said}");
+        assert_eq!(text, cpu, "{layers} layers on the GPU");
+        memory = needed(&run(1000, &["--gpu-layers", &layers.to_string()]).2);
+    }
+    // As many as there are, or more, are all; none needs no driver.
+    for layers in ["3", "99"] {
+        let (code, text, said) = run(all, &["--n-gpu-layers", layers]);
+        assert!(code == Some(0) && text == cpu && !said.contains("of 3 layers"), "{said}");
+    }
+    let none = machine.run(Driver::None, &[], &["--trust", "--device", "cuda:0", "--gpu-layers", "0"]);
+    let (text, said) = texts(&none);
+    assert!(text == cpu && said.contains("device: cpu ("), "{said}");
+
+    let refused = |engine: &std::path::Path, args: &[&str], code, words: &str| {
+        let mut command = machine.command(env!("CARGO_BIN_EXE_bessemer"), Driver::Fake);
+        let out =
+            command.arg("run").arg(engine).args(["--raw", "-p", "x", "--trust"]).args(args).output().unwrap();
+        let said = texts(&out).1;
+        assert!(out.status.code() == Some(code) && said.contains(words), "{args:?}: {said}");
+    };
+    refused(&machine.engine, &["--device", "cpu", "--gpu-layers", "1"], 2, "name one with `--device`");
+    let only = machine.folder.path().join("only.engine");
+    let mut compile = machine.command(env!("CARGO_BIN_EXE_bessemer"), Driver::None);
+    compile.arg("compile").arg(fixture("bf16")).arg("-o").arg(&only).args(["--target", "cuda:sm_80"]);
+    let out = compile.output().unwrap();
+    assert!(out.status.success(), "{}", texts(&out).1);
+    refused(
+        &only,
+        &["--device", "cuda:0", "--gpu-layers", "2"],
+        2,
+        "compile the model with `--target cpu` too",
+    );
+    refused(
+        &only,
+        &["--device", "cuda:0", "--gpu-layers", "0"],
+        6,
+        "compile the model again with `--target cpu`",
+    );
+
+    // Compiled kernels are kept beside the engines, and leave with them.
+    let cache = |action: &str| {
+        let mut command = machine.command(env!("CARGO_BIN_EXE_bessemer"), Driver::None);
+        let out = command.args(["cache", action]).output().unwrap();
+        assert!(out.status.success(), "{}", texts(&out).1);
+        texts(&out).0
+    };
+    let kernels = machine.folder.path().join("home/cache/bessemer/kernels");
+    assert!(kernels.is_dir() && cache("list").contains("of compiled kernels"), "{}", cache("list"));
+    cache("clear");
+    assert!(!kernels.exists() && machine.fake.toolchain().is_dir() && !cache("list").contains("kernels"));
+}
+
+/// An encoder's checkpoint with a tokeniser.
+fn encoder(model: &str, folder: &std::path::Path) -> PathBuf {
+    let to = folder.join(model);
+    std::fs::create_dir_all(&to).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture(model).join(file), to.join(file)).unwrap();
+    }
+    let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "of", "pig", "iron", "blow", "##s", "steel", "."];
+    let vocab: serde_json::Map<_, _> =
+        words.iter().enumerate().map(|(id, word)| (word.to_string(), id.into())).collect();
+    let special = |id: usize| serde_json::json!({"id": id, "special": true, "content": words[id], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false});
+    let token = |name: &str, part: u32| serde_json::json!({"SpecialToken": {"id": name, "type_id": part}});
+    let text = |name: &str, part: u32| serde_json::json!({"Sequence": {"id": name, "type_id": part}});
+    let single = [token("[CLS]", 0), text("A", 0), token("[SEP]", 0)];
+    let pair = [&single[..], &[text("B", 1), token("[SEP]", 1)]].concat();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0), special(1), special(2), special(3)],
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {
+            "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+            "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]},
+        }},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab},
+    });
+    std::fs::write(to.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    to
+}
+
+#[test]
+fn vectors_and_scores_on_a_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(fake) = FakeCuda::build(folder.path()) else { return };
+    let models = ["bert", "bert_scores"].map(|model| encoder(model, folder.path()));
+    let options = CompileOptions { precision: PrecisionPolicy::F32, ..CompileOptions::default() };
+    let engines = fake.engines(&models.map(|model| (model, options.clone())), KvElem::Bf16, &["sm_80"]);
+    for (engine, more) in engines.iter().zip([&[][..], &["--query", "the pig"]]) {
+        let rows = |device: &str, code: i32| -> (Vec<Vec<f32>>, String) {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bessemer"));
+            command.arg("embed").arg(engine).args(["--text", "the blows of steel.", "--text", "iron"]);
+            command.args(["--trust", "--device", device]).args(more).env("HOME", folder.path());
+            command.env("XDG_DATA_HOME", folder.path()).env("LD_LIBRARY_PATH", fake.driver());
+            let out = command.output().unwrap();
+            let (text, said) = texts(&out);
+            assert_eq!(out.status.code(), Some(code), "{said}");
+            (text.lines().map(|l| l.split(' ').map(|x| x.parse().unwrap()).collect()).collect(), said)
+        };
+        let ((found, said), (expected, _)) = (rows("cuda:0", 0), rows("cpu", 0));
+        assert!(said.contains("device: cuda:0 (") && found.len() == 2, "{said}");
+        // Both keep keys and values in bf16, each from sums in an order of its own.
+        let error = relative_error(&found, &expected);
+        assert!(error < 2e-2, "{error:.2e}: {found:?} and {expected:?}");
+        assert!(rows("cuda:7", 6).1.contains("no GPU 7"));
+    }
+}
+
 /// The script for machines with a GPU, as far as a machine without one can run it.
 #[test]
 fn the_script_for_hardware_checks_and_measures() {
@@ -180,7 +322,7 @@ fn the_script_for_hardware_checks_and_measures() {
     assert!(results["ceilings"]["copy_bytes_s"].as_f64().unwrap() > 0.0);
     assert_eq!(
         (results["speed"].as_array().unwrap().len(), results["checks"].as_object().unwrap().len()),
-        (2, 3)
+        (2, 6)
     );
     let table = std::fs::read_to_string(out.join("table.md")).unwrap();
     assert!(table.contains("steps checked") && table.contains("| tiny int4:64 |"), "{table}");

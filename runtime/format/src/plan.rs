@@ -139,6 +139,18 @@ pub struct Program {
     pub buffers: Vec<Buffer>,
     /// Steps in execution order.
     pub steps: Vec<Step>,
+    /// Where each layer begins, in their order: the places at which a run can be divided between devices. There are none where sequences
+    /// come whole.
+    pub cuts: Vec<Cut>,
+}
+
+/// A place between two steps, at which another device can go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The first step behind it.
+    pub step: u32,
+    /// Buffers of the arena that steps before it write and steps behind it read, ascending: what one device hands to the other.
+    pub live: Vec<BufferId>,
 }
 
 /// A named piece of memory of a program: `elems_per_row` elements for each row.

@@ -364,6 +364,34 @@ fn the_memory_plan_is_verified() {
 }
 
 #[test]
+fn cuts_list_what_crosses_them() {
+    refused(&[
+        ("step 1 (norm)", "0 buffers where 1 live", |p, _| cut(p).live.clear()),
+        ("step 1 (norm)", "2 buffers where 1 live", |p, _| cut(p).live.push(buffer::NORMED)),
+        ("step 1 (norm)", "cannot be handed over", |p, _| cut(p).live[0] = buffer::NORMED),
+        ("step 1 (norm)", "cannot be handed over", |p, _| cut(p).live[0] = buffer::SLOTS),
+        ("step 1 (norm)", "cannot be handed over", |p, _| cut(p).live[0] = u32::MAX),
+        // Two buffers live behind the norm: the residual and what was normed.
+        ("step 2 (qkv)", "1 buffers where 2 live", |p, _| cut(p).step = 2),
+        ("step 0 (embed)", "1 buffers where 0 live", |p, _| cut(p).step = 0),
+        ("program 0, end", "layers begin at steps [9] of 9", |p, _| cut(p).step = 9),
+        ("program 0, end", "layers begin at steps [1, 1]", |p, _| {
+            let again = cut(p).clone();
+            p.programs[0].cuts.push(again);
+        }),
+    ]);
+    let mut valid = plan();
+    *cut(&mut valid) = Cut { step: 2, live: vec![buffer::X, buffer::NORMED] };
+    check(&valid, &manifest()).unwrap();
+    valid.programs[0].cuts.clear();
+    check(&valid, &manifest()).unwrap();
+}
+
+fn cut(plan: &mut Plan) -> &mut Cut {
+    &mut plan.programs[0].cuts[0]
+}
+
+#[test]
 fn buffers_may_share_bytes_when_they_do_not_live_together() {
     let mut plan = plan();
     // `normed` is dead when `attended` is born.

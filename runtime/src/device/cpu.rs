@@ -31,7 +31,7 @@ impl Cpu {
         };
         let threads = if options.threads == 0 { allowed_cores().len() } else { options.threads };
         let arena = engine.programs_for(room.rows).iter().map(|p| p.arena_bytes).max().unwrap_or(0);
-        let state = HostBlocks::reserve(room.layout.clone(), room.blocks);
+        let state = HostBlocks::reserve(room);
         let state = Arc::new(state.map_err(resource("memory for the KV cache"))?);
         let cpu = Self {
             pool: Pool::new(threads, options.pin).map_err(resource("threads"))?,
@@ -51,12 +51,30 @@ impl Device for Cpu {
     }
 
     fn run(&mut self, pass: DevicePass<'_, '_>) -> Result<(), RunError> {
+        self.run_before(pass, |_| usize::MAX).map(drop)
+    }
+}
+
+impl Cpu {
+    /// Activations of the last pass.
+    #[cfg(feature = "cuda")]
+    pub(super) fn activations(&self, range: std::ops::Range<usize>) -> &[u8] {
+        self.arena.bytes().get(range)
+    }
+
+    /// Runs a pass up to the step that `end` says for its program. Gives the program.
+    pub(super) fn run_before(
+        &mut self,
+        pass: DevicePass<'_, '_>,
+        end: impl Fn(usize) -> usize,
+    ) -> Result<usize, RunError> {
         let DevicePass { inputs, logits, cancel, watch } = pass;
         let programs = self.engine.programs_for(inputs.tokens.len());
-        let Some(program) = programs.last() else { return Ok(()) };
+        let index = programs.len() - 1;
+        let program = &programs[index];
         let threads = self.pool.threads();
         let pass = Pass {
-            program,
+            steps: &program.steps[..end(index).min(program.steps.len())],
             file: self.engine.bytes(),
             nests: &self.nests,
             arena: self.arena.bytes(),
@@ -68,6 +86,7 @@ impl Device for Cpu {
             cancel,
             watching: watch.map(|w| w.pass(programs.len() - 1, threads, program.steps.len())),
         };
-        pass.run(&self.pool)
+        pass.run(&self.pool)?;
+        Ok(index)
     }
 }

@@ -1,5 +1,6 @@
 //! Blocks of the cache in this process's memory.
 
+use super::Room;
 use crate::error::RunError;
 use crate::pool::{SharedBytes, SharedMemory};
 use crate::state::{BlockLayout, BlockMemory};
@@ -9,14 +10,18 @@ use std::io;
 pub(crate) struct HostBlocks {
     pub(crate) layout: BlockLayout,
     states: Vec<SharedMemory>,
+    /// Bytes from the begin of each state's blocks that are used.
+    held: Vec<usize>,
 }
 
 impl HostBlocks {
-    /// Reserves room for `total` blocks.
-    pub(super) fn reserve(layout: BlockLayout, total: usize) -> io::Result<Self> {
+    /// Reserves the room.
+    pub(super) fn reserve(room: &Room) -> io::Result<Self> {
         let too_large = || io::Error::new(io::ErrorKind::OutOfMemory, "more than can be addressed");
-        let state = |bytes: &usize| SharedMemory::reserve(bytes.checked_mul(total).ok_or_else(too_large)?);
-        Ok(Self { states: layout.block_bytes.iter().map(state).collect::<io::Result<_>>()?, layout })
+        let state =
+            |bytes: &usize| SharedMemory::reserve(bytes.checked_mul(room.blocks).ok_or_else(too_large)?);
+        let states = room.layout.block_bytes.iter().map(state).collect::<io::Result<_>>()?;
+        Ok(Self { states, layout: room.layout.clone(), held: room.held.clone() })
     }
 
     /// All blocks of a state, from block 0.
@@ -30,9 +35,10 @@ impl HostBlocks {
         self.states[state].bytes().slice(block * bytes..(block + 1) * bytes)
     }
 
-    /// One block of every state, in order.
+    /// What is used of one block of every state, in order.
     fn block_of_each(&self, block: u32) -> impl Iterator<Item = SharedBytes<'_>> {
-        (0..self.states.len()).map(move |state| self.block(state, block as usize))
+        let held = self.held.iter().enumerate();
+        held.map(move |(state, held)| self.block(state, block as usize).slice(0..*held))
     }
 }
 

@@ -11,6 +11,8 @@ mod host;
 mod metal;
 #[cfg(any(feature = "cuda", all(target_os = "macos", feature = "metal")))]
 mod program;
+#[cfg(feature = "cuda")]
+mod split;
 #[cfg(any(test, all(target_os = "macos", feature = "metal")))]
 mod windows;
 
@@ -59,6 +61,8 @@ pub(crate) struct Room {
     /// Blocks of the cache.
     pub(crate) blocks: usize,
     pub(crate) layout: BlockLayout,
+    /// Bytes from the begin of each state's blocks that lie on the device: all of them, unless layers are divided between devices.
+    pub(crate) held: Vec<usize>,
 }
 
 impl Room {
@@ -84,7 +88,7 @@ impl Room {
         }
         let layout = BlockLayout::new(plan, options.kv)
             .map_err(|why| EngineError::Unsupported { step: "the KV cache".into(), why })?;
-        Ok(Self { rows, blocks, layout })
+        Ok(Self { rows, blocks, held: layout.block_bytes.clone(), layout })
     }
 }
 
@@ -246,8 +250,9 @@ pub enum DeviceError {
     },
     /// Not enough memory on the device.
     #[error(
-        "{needed} bytes are needed ({weights} of weights, {cache} of cache) and {free} are free; ask for fewer tokens or rows, \
-         compile at a lower precision, or use `--device cpu`"
+        "{needed} bytes are needed ({weights} of weights, {cache} of cache) and {free} are free; {}ask for fewer tokens or rows, \
+         compile at a lower precision, or use `--device cpu`",
+        fitting(layers)
     )]
     Memory {
         /// Bytes needed in all.
@@ -258,6 +263,16 @@ pub enum DeviceError {
         cache: u64,
         /// Bytes that the driver says are free.
         free: u64,
+        /// Layers that would fit, if others can run on the CPU.
+        layers: Option<usize>,
+    },
+    /// Layers cannot be divided as it is asked for.
+    #[error("`--gpu-layers {asked}`: {why}")]
+    Layers {
+        /// Layers asked for.
+        asked: usize,
+        /// Why not.
+        why: String,
     },
     /// Something else that the driver refused.
     #[error("{what} failed: {why}")]
@@ -267,6 +282,11 @@ pub enum DeviceError {
         /// Its answer.
         why: String,
     },
+}
+
+/// What to do where some layers fit.
+fn fitting(layers: &Option<usize>) -> String {
+    layers.map_or_else(String::new, |fit| format!("give it fewer layers with `--gpu-layers {fit}`, "))
 }
 
 /// A device that is ready for passes.
@@ -281,8 +301,18 @@ pub(crate) struct Started {
 
 /// Starts the device that the options ask for.
 pub(crate) fn start(engine: &Engine, options: &WorkerOptions) -> Result<Started, EngineError> {
+    if options.gpu_layers == Some(0) {
+        return start_cpu(engine, options, Some("no layer is given to a GPU".into()));
+    }
     match options.device {
-        DeviceChoice::Cpu => start_cpu(engine, options, None),
+        DeviceChoice::Cpu => match options.gpu_layers {
+            None => start_cpu(engine, options, None),
+            Some(asked) => {
+                let why = "the CPU is asked for, which has no layers of a GPU; name one with `--device`";
+                let why = DeviceError::Layers { asked, why: why.into() };
+                Err(EngineError::Device { device: DeviceChoice::Cpu.to_string(), why })
+            }
+        },
         DeviceChoice::Cuda(ordinal) => start_cuda(engine, options, ordinal),
         DeviceChoice::Metal => start_metal(engine, options),
         DeviceChoice::Auto => {
@@ -345,6 +375,10 @@ fn start_metal(engine: &Engine, options: &WorkerOptions) -> Result<Started, Engi
         return Err(no(DeviceError::NoKernels { device: "Metal", target: "metal" }));
     };
     let kv = cache_of(held.plan, code, options).map_err(no)?;
+    if let Some(asked) = options.gpu_layers.filter(|asked| *asked < held.plan.model.layers as usize) {
+        let why = "the CPU and the GPU of a Mac share their memory, so all layers run on the GPU; leave the option out";
+        return Err(no(DeviceError::Layers { asked, why: why.into() }));
+    }
     let text = std::str::from_utf8(engine.file().device_code(*text))
         .map_err(|e| no(DeviceError::Driver { what: "reading the kernels".into(), why: e.to_string() }))?;
     let gpu = metal::open(*family).map_err(no)?;
@@ -389,22 +423,35 @@ fn start_cuda(engine: &Engine, options: &WorkerOptions, ordinal: usize) -> Resul
         return Err(no(DeviceError::NoKernels { device: "CUDA", target: "cuda" }));
     };
     let kv = cache_of(held.plan, code, options).map_err(no)?;
+    let first = split::first_layer(engine, held.plan, options).map_err(no)?;
     let gpu = cuda::open(ordinal, *driver).map_err(no)?;
     let binary = best_binary(binaries, gpu.capability()).map(|best| &binaries[best]).ok_or_else(|| {
         let (major, minor) = gpu.capability();
         let held: Vec<_> = binaries.iter().map(|b| b.arch.to_string()).collect();
         no(DeviceError::Architecture { found: format!("sm_{major}{minor}"), held: held.join(", ") })
     })?;
-    let room = Room::of(engine, held.plan, &options.clone().kv(kv))?;
+    let options = options.clone().kv(kv);
+    let mut room = Room::of(engine, held.plan, &options)?;
     let model = cuda::Model {
         plan: held.plan,
         code,
         weights: engine.section(SectionKind::Weights),
         binary: engine.file().device_code(binary.code),
         is_ptx: binary.arch.ptx,
+        first,
+        divisible: split::is_divisible(engine, held.plan),
     };
     let on = format!("{} with kernels for {}", gpu.describe(), binary.arch);
-    let (device, memory) = gpu.start(&model, &room)?;
+    let (device, memory) = gpu.start(&model, &mut room)?;
+    if first > 0 {
+        let gpu = split::Begun { device, memory, held: room.held, plan: held.plan, first, on };
+        return split::start(engine, &options, gpu).map_err(|why| match why {
+            split::Refusal::Engine(e) => e,
+            split::Refusal::Layers(why) => {
+                no(DeviceError::Layers { asked: options.gpu_layers.unwrap_or_default(), why })
+            }
+        });
+    }
     Ok(Started { device: Box::new(device), memory, room, kind: DeviceKind::Cuda, on })
 }
 

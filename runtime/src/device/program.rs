@@ -2,7 +2,7 @@
 
 use crate::exec::Inputs;
 use bessemer_format::gpu::{GpuArg, GpuCode, Groups, PASS_NUMBERS};
-use bessemer_format::plan::{BufferId, Home, Input, Plan, Program, RowCount, StateId, WeightId};
+use bessemer_format::plan::{BufferId, Cut, Home, Input, Plan, Program, RowCount, StateId, WeightId};
 
 /// Words in front of the arrays: the numbers of the pass.
 const HEAD: usize = PASS_NUMBERS.next_multiple_of(4);
@@ -76,7 +76,11 @@ pub(super) struct DeviceProgram<P> {
     /// The most that it takes.
     pub(super) rows: usize,
     pub(super) layout: InputLayout,
-    pub(super) steps: Vec<DeviceStep<P>>,
+    /// All steps of the plan's program. Those before `first` are another device's.
+    steps: Vec<DeviceStep<P>>,
+    first: usize,
+    /// What the other device hands over.
+    pub(super) live: Vec<DeviceOutput<P>>,
 }
 
 /// One step.
@@ -121,17 +125,31 @@ impl<P> DeviceOutput<P> {
 }
 
 impl<P> DeviceProgram<P> {
-    /// Binds program `index` of a plan.
+    /// The steps that the device runs, with their numbers in the plan.
+    pub(super) fn steps(&self) -> impl ExactSizeIterator<Item = (usize, &DeviceStep<P>)> {
+        self.steps.iter().enumerate().skip(self.first)
+    }
+
+    /// Steps of the plan's program.
+    pub(super) fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Binds program `index` of a plan, or what lies behind a cut of it.
     pub(super) fn bind(
         plan: &Plan,
         code: &GpuCode,
         index: usize,
+        cut: Option<&Cut>,
         places: &dyn Places<Pointer = P>,
     ) -> Result<Self, String> {
         let program = plan.programs.get(index).ok_or("a program that does not exist")?;
         let launches = code.programs.get(index).ok_or("a program without launches")?;
         let layout = InputLayout::new(program.regime.max_rows as usize);
         let bind = Bind { program, layout, places };
+        let first = cut.map_or(0, |cut| cut.step as usize);
+        let live = cut.map_or(&[][..], |cut| &cut.live);
+        let live = live.iter().map(|id| bind.output(*id)).collect::<Result<_, _>>()?;
         let mut steps = Vec::with_capacity(program.steps.len());
         for step in &program.steps {
             let outputs = crate::bind::outputs(plan, &step.kind);
@@ -141,7 +159,7 @@ impl<P> DeviceProgram<P> {
                 outputs: outputs.into_iter().map(|id| bind.output(id)).collect::<Result<_, _>>()?,
             });
         }
-        for launch in launches {
+        for launch in launches.iter().filter(|launch| launch.step as usize >= first) {
             let kernel = code.kernels.get(launch.kernel as usize).ok_or("a kernel that does not exist")?;
             let pointers = launch.args.iter().map(|arg| bind.pointer(*arg)).collect::<Result<_, _>>()?;
             let step = steps.get_mut(launch.step as usize).ok_or("a launch of a step that does not exist")?;
@@ -152,7 +170,7 @@ impl<P> DeviceProgram<P> {
                 pointers,
             });
         }
-        Ok(Self { rows: program.regime.max_rows as usize, layout, steps })
+        Ok(Self { rows: program.regime.max_rows as usize, layout, steps, first, live })
     }
 }
 

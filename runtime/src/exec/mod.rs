@@ -15,7 +15,7 @@ pub(crate) use nests::{BoundNest, ViewBinding};
 pub use watch::{Profile, StepResult, StepTime};
 pub(crate) use watch::{Waited, Watch, Watching};
 
-use crate::bind::{BoundBuffer, BoundKind, BoundProgram, BoundStep};
+use crate::bind::{BoundBuffer, BoundKind, BoundStep};
 use crate::device::HostBlocks;
 use crate::error::RunError;
 use crate::pool::{Aborted, Barrier, Pool, SharedBytes};
@@ -94,9 +94,9 @@ pub(crate) struct Scratch {
     pub(crate) staged: staging::Staged,
 }
 
-/// One pass of one program over at most its number of rows.
+/// One pass of one program, or of its first steps, over at most its number of rows.
 pub(crate) struct Pass<'a> {
-    pub(crate) program: &'a BoundProgram,
+    pub(crate) steps: &'a [BoundStep],
     /// The engine file, which weights are ranges of.
     pub(crate) file: &'a [u8],
     pub(crate) nests: &'a [BoundNest],
@@ -182,7 +182,7 @@ impl Pass<'_> {
     fn thread(&self, thread: &Thread<'_>) -> Result<(), Stop> {
         // Nobody else asks for this thread's scratch; the lock only proves it.
         let mut scratch = self.scratch[thread.index].lock().unwrap_or_else(|e| e.into_inner());
-        for (index, step) in self.program.steps.iter().enumerate() {
+        for (index, step) in self.steps.iter().enumerate() {
             // One thread looks, so that all agree: the others learn it at their next barrier.
             if thread.index == 0 && self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
                 return Err(Stop::Error(RunError::Cancelled));

@@ -104,6 +104,7 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
             arena_bytes: b.bytes,
             buffers: b.buffers,
             steps: b.steps,
+            cuts: Vec::new(),
         }
     };
     let programs = vec![program(1, 1, true), program(2, 5, true), program(6, CHUNK_ROWS, false)];

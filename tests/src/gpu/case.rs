@@ -4,7 +4,7 @@ use super::model::{GpuModel, Weights};
 use super::shim::{self, Shim};
 use crate::models::{ENCODERS, FAMILIES, encoder_golden, fixture, golden, relative_error, root};
 use bessemer_compiler::Silent;
-use bessemer_compiler::compile::{plan, prepare};
+use bessemer_compiler::compile::{Prepared, plan, prepare};
 use bessemer_compiler::import::Checkpoint;
 use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_compiler::weights;
@@ -13,8 +13,9 @@ use bessemer_format::manifest::KvElem;
 use bessemer_format::plan::Plan;
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::EmbedInput;
+use bessemer_targets::Targets;
 use bessemer_targets::clike::{Dialect, Emitter};
-use bessemer_targets::schedule::{ScheduleOptions, schedule};
+use bessemer_targets::schedule::{ScheduleOptions, Scheduled, schedule};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -41,23 +42,36 @@ pub struct Built {
 }
 
 impl Case {
-    /// A fixture whose linears compute in f32, as kernels for GPUs do.
+    /// A fixture as it is planned for a GPU.
     pub fn new(model: &str, golden: &str, precision: PrecisionPolicy) -> Self {
-        let options = CompileOptions { precision, f32_activations: true, ..CompileOptions::default() };
+        // All GPUs have the same plans.
+        let targets = Targets::parse(["cuda"]).unwrap();
+        let options = CompileOptions { targets, precision, ..CompileOptions::default() };
         Self { source: fixture(model), golden: golden.into(), options, kernels: true }
+    }
+
+    fn schedule(&self, checkpoint: &Checkpoint) -> (Prepared, Scheduled) {
+        let prepared = prepare(checkpoint, &self.options, &RunOptions::default()).unwrap();
+        let scheduled = match self.kernels {
+            true => plan(&prepared, &self.options).unwrap(),
+            false => {
+                let options =
+                    ScheduleOptions { kernels: false, layers_apart: true, ..ScheduleOptions::default() };
+                schedule(&prepared.graph, &prepared.facts, &options).unwrap()
+            }
+        };
+        (prepared, scheduled)
+    }
+
+    /// Its plan alone.
+    pub fn plan(&self) -> Plan {
+        self.schedule(&Checkpoint::open(&self.source).unwrap()).1.plan
     }
 
     /// Compiles it.
     pub fn build(&self) -> Built {
         let checkpoint = Checkpoint::open(&self.source).unwrap();
-        let prepared = prepare(&checkpoint, &self.options, &RunOptions::default()).unwrap();
-        let scheduled = match self.kernels {
-            true => plan(&prepared, &self.options).unwrap(),
-            false => {
-                let options = ScheduleOptions { kernels: false, ..ScheduleOptions::default() };
-                schedule(&prepared.graph, &prepared.facts, &options).unwrap()
-            }
-        };
+        let (prepared, scheduled) = self.schedule(&checkpoint);
         let weight = |id| {
             let mut bytes = Vec::new();
             weights::write(&checkpoint, &scheduled, id, 1, &Silent, &mut bytes).unwrap();

@@ -2,12 +2,16 @@
 //! (`tests/shim/nvrtc.cpp`), whose "machine code" is the host's. Both are found as the real ones are; nothing in the product knows of them.
 
 use crate::models::root;
-use bessemer_compiler::options::CompileOptions;
+use bessemer_compiler::compile::{plans, prepare};
+use bessemer_compiler::import::Checkpoint;
+use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_format::file::EngineFile;
+use bessemer_format::gpu::GpuCode;
 use bessemer_format::manifest::KvElem;
 use bessemer_format::variant::{CodeSlice, CudaBinary, DeviceCode, KernelUsage, Variant, VariantPlan};
 use bessemer_format::write::{Sections, write_engine};
-use bessemer_targets::clike::{Dialect, Emitted, emit};
+use bessemer_targets::Targets;
+use bessemer_targets::clike::{Dialect, Emitter};
 use bessemer_targets::cuda::Nvrtc;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -64,54 +68,75 @@ impl FakeCuda {
         self.folder.join("toolchain")
     }
 
-    /// Compiles a model for the CPU and for CUDA with a cache of `kv` elements, its activations in f32 on both.
+    /// As [`FakeCuda::engines`], for one model.
     pub fn engine(&self, source: &Path, options: &CompileOptions, kv: KvElem, archs: &[&str]) -> PathBuf {
-        let options = CompileOptions { f32_activations: true, ..options.clone() };
-        let folder = tempfile::tempdir().unwrap();
-        let (cpu, _) = crate::models::compile(source, folder.path(), &options).unwrap();
-        let name =
-            format!("{}.{}.{}.engine", cpu.file_stem().unwrap().display(), options.precision, kv.name());
-        let out = self.folder.join(name.replace(':', "-"));
-        self.add(&cpu, kv, archs, &out);
-        out
+        self.engines(&[(source.to_path_buf(), options.clone())], kv, archs).remove(0)
     }
 
-    /// Writes `engine`, which is for the CPU, with a variant for CUDA.
-    fn add(&self, engine: &Path, kv: KvElem, archs: &[&str], out: &Path) {
-        let file = EngineFile::open(engine).unwrap();
-        let cpu = file.variants().next().unwrap();
-        let Emitted { text, code } = emit(cpu.plan, kv, Dialect::Cuda).unwrap();
+    /// Compiles models for the CPU and for CUDA with a cache of `kv` elements, their activations in f32 on both. The kernels of all are one
+    /// text, which is compiled once for each architecture.
+    pub fn engines(&self, models: &[(PathBuf, CompileOptions)], kv: KvElem, archs: &[&str]) -> Vec<PathBuf> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut emitter = Emitter::new(Dialect::Cuda, kv);
+        let mut planned = Vec::new();
+        for (at, (source, options)) in models.iter().enumerate() {
+            let targets = Targets::parse(["cpu", "cuda"]).unwrap();
+            let both = CompileOptions { targets, f32_activations: true, ..options.clone() };
+            let checkpoint = Checkpoint::open(source).unwrap();
+            let prepared = prepare(&checkpoint, &both, &RunOptions::default()).unwrap();
+            let plan = plans(&prepared, &both).unwrap().pop().unwrap().plan;
+            let programs = emitter.plan(&plan).unwrap_or_else(|e| panic!("{e}"));
+            let own = folder.path().join(at.to_string());
+            std::fs::create_dir(&own).unwrap();
+            let options = CompileOptions { targets: CompileOptions::default().targets, ..both };
+            let (cpu, _) = crate::models::compile(source, &own, &options).unwrap();
+            let name =
+                format!("{}.{}.{}.engine", cpu.file_stem().unwrap().display(), options.precision, kv.name());
+            planned.push((cpu, plan, programs, self.folder.join(name.replace(':', "-"))));
+        }
+        let (text, kernels) = emitter.finish();
         let nvrtc = Nvrtc::load(&self.toolchain()).unwrap();
-        let mut device = Vec::new();
+        let mut section = Vec::new();
         let mut binary = |arch: &&str| {
             let binary = nvrtc.compile(&text, arch).unwrap_or_else(|e| panic!("{e}"));
-            device.resize(device.len().next_multiple_of(64), 0);
-            let place = CodeSlice { offset: device.len() as u64, len: binary.bytes.len() as u64 };
-            device.extend(binary.bytes);
+            section.resize(section.len().next_multiple_of(64), 0);
+            let code = CodeSlice { offset: section.len() as u64, len: binary.bytes.len() as u64 };
+            section.extend(binary.bytes);
             let usage = binary.usage.iter();
             let usage =
                 usage.map(|u| KernelUsage { registers: u.registers, stack: u.stack, spilled: u.spilled });
-            CudaBinary { arch: arch.parse().unwrap(), code: place, usage: usage.collect() }
+            CudaBinary { arch: arch.parse().unwrap(), code, usage: usage.collect() }
         };
         let binaries: Vec<_> = archs.iter().map(&mut binary).collect();
-        let plans = [
-            VariantPlan { plan: cpu.plan.clone(), gpu: None },
-            VariantPlan { plan: cpu.plan.clone(), gpu: Some(code) },
-        ];
-        let mut manifest = (*file.manifest).clone();
         let target = format!("cuda:{}", archs.join(","));
-        manifest.variants.push(Variant { target, device: DeviceCode::Cuda { driver: 13000, binaries } });
-        use bessemer_format::header::SectionKind;
-        let sections = Sections {
-            manifest,
-            plans: &plans,
-            tokenizer: file.section(SectionKind::Tokenizer),
-            code: file.section(SectionKind::Code),
-            device: &device,
-            report: &file.report().unwrap().unwrap_or_default(),
-            debug: "",
-        };
-        let mut fill = |id, to: &mut dyn std::io::Write| to.write_all(file.weight(id));
-        write_engine(&mut File::create_new(out).unwrap(), out, sections, &mut fill).unwrap();
+        let variant = Variant { target, device: DeviceCode::Cuda { driver: 13000, binaries } };
+        let mut made = Vec::new();
+        for (cpu, plan, programs, out) in planned {
+            let code = GpuCode { kv, kernels: kernels.clone(), programs };
+            add(&cpu, VariantPlan { plan, gpu: Some(code) }, &variant, &section, &out);
+            made.push(out);
+        }
+        made
     }
+}
+
+/// Writes `engine`, which is for the CPU, with one variant more, which reads the same weights.
+fn add(engine: &Path, plan: VariantPlan, variant: &Variant, device: &[u8], out: &Path) {
+    use bessemer_format::header::SectionKind;
+    let file = EngineFile::open(engine).unwrap();
+    let cpu = file.variants().next().unwrap();
+    assert_eq!(cpu.plan.weights, plan.plan.weights);
+    let mut manifest = (*file.manifest).clone();
+    manifest.variants.push(variant.clone());
+    let sections = Sections {
+        manifest,
+        plans: &[VariantPlan { plan: cpu.plan.clone(), gpu: None }, plan],
+        tokenizer: file.section(SectionKind::Tokenizer),
+        code: file.section(SectionKind::Code),
+        device,
+        report: &file.report().unwrap().unwrap_or_default(),
+        debug: "",
+    };
+    let mut fill = |id, to: &mut dyn std::io::Write| to.write_all(file.weight(id));
+    write_engine(&mut File::create_new(out).unwrap(), out, sections, &mut fill).unwrap();
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 /// Memories are numbered: weights (or their section), then states, inputs and buffers.
 const STATES: u32 = 1 << 20;
-const PASS: u32 = STATES + 16;
+const PASS: u32 = STATES + (1 << 16);
 const FAULT: u32 = PASS + 1;
 const INPUTS: u32 = PASS + 16;
 const ARENA: u32 = (1 << 21) - 1;

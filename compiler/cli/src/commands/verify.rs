@@ -55,6 +55,10 @@ pub struct Args {
     #[arg(long, value_name = "D")]
     device: Option<DeviceChoice>,
 
+    /// Layers that run on this device, the last ones; the others run on the CPU here, too
+    #[arg(long, value_name = "N", alias = "n-gpu-layers", requires = "device")]
+    gpu_layers: Option<usize>,
+
     /// Run the machine code in this engine, this once
     #[arg(long)]
     trust: bool,
@@ -135,7 +139,10 @@ impl Args {
             tensors: engine.manifest().tensors.len(),
             kernels: engine.isa().name(),
             numerics: self.numerics(&engine)?,
-            devices: self.device.map(|device| devices::compare(&engine, device)).transpose()?,
+            devices: self
+                .device
+                .map(|device| devices::compare(&engine, device, self.gpu_layers))
+                .transpose()?,
         };
         if self.json {
             json::print(&output)?;

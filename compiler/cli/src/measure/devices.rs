@@ -9,8 +9,16 @@ use bessemer_runtime::{
 };
 use serde::Serialize;
 
-/// Passes of the one sequence: a prefill that leaves the first block of the cache, single rows that a device records and replays, a few rows.
-const PASSES: [usize; 5] = [kv::TOKENS + 3, 1, 1, 4, 1];
+/// Rows of the passes of the one sequence: for each program of the plan, the largest first, the fewest that it serves; a prefill that leaves
+/// the first block of the cache; single rows that a device records and replays; a few rows.
+fn passes(engine: &Engine) -> Vec<usize> {
+    let model = &engine.plan().model;
+    if model.whole {
+        return vec![usize::MAX];
+    }
+    let programs = engine.plan().programs.iter().rev().map(|p| p.regime.min_rows as usize);
+    programs.chain([kv::TOKENS + 3, 1, 1, 4, 1]).collect()
+}
 
 /// Relative distances (‖device − CPU‖ / ‖CPU‖).
 #[derive(Clone, Debug, Serialize)]
@@ -27,16 +35,17 @@ pub struct Devices {
     pub replay_is_exact: bool,
 }
 
-/// Runs the same tokens on `device` and on the CPU.
-pub fn compare(engine: &Engine, device: DeviceChoice) -> Result<Devices, Failure> {
+/// Runs the same tokens on `device`, which may take the last `layers` only, and on the CPU.
+pub fn compare(engine: &Engine, device: DeviceChoice, layers: Option<usize>) -> Result<Devices, Failure> {
     // A device has kernels for one element type of the cache.
     let of_device = engine.variants().find(|v| v.device.kind() != DeviceKind::Cpu);
     let kv = of_device.and_then(|v| v.gpu).map_or(KvElem::Bf16, |code| code.kv);
-    let worker = |device| {
-        let options = WorkerOptions::default().kv(kv).device(device);
+    let worker = |device, layers| {
+        let mut options = WorkerOptions::default().kv(kv).device(device);
+        options.gpu_layers = layers;
         Worker::new(engine, options.max_tokens(2 * tokens(engine).next_multiple_of(kv::TOKENS)))
     };
-    let (mut theirs, mut ours) = (worker(device)?, worker(DeviceChoice::Cpu)?);
+    let (mut theirs, mut ours) = (worker(device, layers)?, worker(DeviceChoice::Cpu, None)?);
     let exact = [ours.plan(), theirs.plan()].into_iter().all(rounds_nothing);
     let model = &engine.plan().model;
     let mut random = Pcg32::new(1);
@@ -45,9 +54,8 @@ pub fn compare(engine: &Engine, device: DeviceChoice) -> Result<Devices, Failure
     let (mut a, mut b, mut c) = (theirs.sequence(), ours.sequence(), theirs.sequence());
     let mut steps: Vec<(String, f64)> = Vec::new();
     let (mut positions, mut replay_is_exact, mut rest) = (Vec::new(), true, &all[..]);
-    let passes = if model.whole { &[usize::MAX][..] } else { &PASSES[..] };
-    for rows in passes {
-        let (some, later) = rest.split_at((*rows).min(rest.len()));
+    for rows in passes(engine) {
+        let (some, later) = rest.split_at(rows.min(rest.len()));
         rest = later;
         if some.is_empty() {
             continue;
@@ -73,9 +81,10 @@ pub fn compare(engine: &Engine, device: DeviceChoice) -> Result<Devices, Failure
     Ok(Devices { device: theirs.device().into(), exact, steps, positions, replay_is_exact })
 }
 
-/// Tokens of the sequence: as many as the passes take, or as the model does.
+/// Tokens of the sequence: as many as the passes take, or as the model does. Of whole sequences, a few blocks.
 fn tokens(engine: &Engine) -> usize {
-    PASSES.iter().sum::<usize>().min(engine.plan().model.context as usize)
+    let all = passes(engine).into_iter().fold(0, usize::saturating_add).min(4 * kv::TOKENS);
+    all.min(engine.plan().model.context as usize)
 }
 
 /// Whether no linear of a plan rounds its activations.

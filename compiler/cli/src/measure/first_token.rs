@@ -50,6 +50,7 @@ fn start(path: &Path, trust: bool, threads: usize, device: DeviceArgs) -> Result
         .arg("first-token")
         .arg(path)
         .args(["--threads", &threads.to_string(), "--device", &device.device.to_string()])
+        .args(device.gpu_layers.map(|layers| format!("--gpu-layers={layers}")))
         .args(trust.then_some("--trust"))
         .stdin(Stdio::null())
         .output()

@@ -1,11 +1,11 @@
 //! The memory plan, verified from the steps alone: what is read was written, what lives at one time shares no byte, and threads
-//! that are not held by a barrier touch rows of their own only.
+//! that are not held by a barrier touch rows of their own only. Cuts, at which another device may go on, list what crosses them.
 //!
 //! Time is counted in epochs, the stretches between barriers: within one, threads are not ordered. A buffer lives from the epoch of
 //! its first write to that of its last use.
 
 use super::program::buffer_bytes;
-use crate::plan::{BufferId, Home, Program, RowCount};
+use crate::plan::{BufferElem, BufferId, Home, Program, RowCount};
 use std::collections::BTreeMap;
 
 /// What a step does to the buffers of its program.
@@ -27,7 +27,8 @@ type Fault = (usize, String);
 pub(super) fn verify(program: &Program, effects: &[Effects]) -> Result<(), Fault> {
     barriers(program, effects)?;
     defined(program, effects)?;
-    apart(program, effects)
+    apart(program, effects)?;
+    cuts(program, effects)
 }
 
 fn barriers(program: &Program, effects: &[Effects]) -> Result<(), Fault> {
@@ -142,6 +143,50 @@ fn apart(program: &Program, effects: &[Effects]) -> Result<(), Fault> {
             ));
         }
         alive.insert(start, id);
+    }
+    Ok(())
+}
+
+/// Layers begin one behind another, and what lives across their begin is what the cut says. A buffer lives from its first write to its
+/// last read; the numbers are compared first, so that the work is bounded by what the plan spells out.
+fn cuts(program: &Program, effects: &[Effects]) -> Result<(), Fault> {
+    let end = effects.len();
+    let mut spans: Vec<Option<(usize, usize)>> = vec![None; program.buffers.len()];
+    for (i, step) in effects.iter().enumerate() {
+        for id in &step.reads {
+            if let Some((_, last)) = &mut spans[*id as usize] {
+                *last = i;
+            }
+        }
+        for (id, _) in &step.writes {
+            spans[*id as usize].get_or_insert((i, i));
+        }
+    }
+    let in_arena = |id: usize| matches!(program.buffers[id].home, Home::Arena { .. });
+    let span = |id: usize| spans.get(id).copied().flatten().filter(|_| in_arena(id));
+    let steps: Vec<usize> = program.cuts.iter().map(|cut| cut.step as usize).collect();
+    if !steps.is_sorted_by(|a, b| a < b) || steps.last().is_some_and(|last| *last >= end) {
+        return Err((end, format!("layers begin at steps {steps:?} of {end}")));
+    }
+    // How many buffers begin and cease to live across each cut.
+    let mut changes = vec![0i64; steps.len() + 1];
+    for (first, last) in (0..spans.len()).filter_map(span) {
+        changes[steps.partition_point(|step| *step <= first)] += 1;
+        changes[steps.partition_point(|step| *step <= last)] -= 1;
+    }
+    let mut count = 0;
+    for (cut, change) in program.cuts.iter().zip(changes) {
+        count += change;
+        let at = cut.step as usize;
+        if cut.live.len() as i64 != count || !cut.live.is_sorted_by(|a, b| a < b) {
+            return Err((at, format!("a cut lists {} buffers where {count} live", cut.live.len())));
+        }
+        for id in &cut.live {
+            let lives = span(*id as usize).is_some_and(|(first, last)| first < at && at <= last);
+            if !lives || program.buffers[*id as usize].elem == BufferElem::Bytes {
+                return Err((at, format!("a cut lists buffer {id}, which cannot be handed over there")));
+            }
+        }
     }
     Ok(())
 }

@@ -17,7 +17,12 @@ pub(super) fn programs(plan: &Plan) -> Result<(), FormatError> {
         .at(|| "programs".into())?;
     let mut next_rows = 1;
     let mut work = nest::Work::default();
+    let layers = plan.programs[0].cuts.len();
     for (id, program) in plan.programs.iter().enumerate() {
+        (program.cuts.len() == layers)
+            .then_some(())
+            .ok_or_else(|| format!("{} cuts, and the first program has {layers}", program.cuts.len()))
+            .at(|| format!("program {id}"))?;
         next_rows = regime(program, next_rows).at(|| format!("program {id}"))?;
         for (b, buffer) in program.buffers.iter().enumerate() {
             self::buffer(plan, program, buffer)

@@ -272,8 +272,9 @@ pub fn plan() -> Plan {
         .into_iter()
         .map(|(kind, barrier, source)| Step { kind, place: 0, barrier, source: source.into() })
         .collect();
-    let program =
-        Program { regime: Regime { min_rows: 1, max_rows: MAX_ROWS }, arena_bytes: arena, buffers, steps };
+    let cuts = vec![Cut { step: 1, live: vec![buffer::X] }];
+    let regime = Regime { min_rows: 1, max_rows: MAX_ROWS };
+    let program = Program { regime, arena_bytes: arena, buffers, steps, cuts };
     Plan {
         model: ModelFacts {
             vocab: VOCAB,

@@ -2,7 +2,7 @@
 
 use super::driver::failed;
 use crate::error::RunError;
-use crate::state::{BlockLayout, BlockMemory};
+use crate::state::BlockMemory;
 use bessemer_format::plan::{WeightId, WeightSlice};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice, result,
@@ -142,11 +142,11 @@ impl Stager {
     }
 }
 
-/// Blocks of every state.
-pub(super) struct CudaBlocks {
+/// Blocks of the states that the GPU's layers have.
+pub(in crate::device) struct CudaBlocks {
     stream: Arc<CudaStream>,
     device: String,
-    states: Vec<State>,
+    states: Vec<Option<State>>,
 }
 
 struct State {
@@ -155,26 +155,27 @@ struct State {
 }
 
 impl CudaBlocks {
-    /// Room for `total` blocks, all zero.
+    /// Room for `total` blocks of so many bytes of each state, all zero.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         device: &str,
-        layout: &BlockLayout,
+        block_bytes: &[usize],
         total: usize,
     ) -> Result<Self, DriverError> {
-        let state = |&block_bytes: &usize| {
-            Ok(State { memory: stream.alloc_zeros((block_bytes * total).max(ALIGN))?, block_bytes })
+        let state = |&block_bytes: &usize| match block_bytes * total {
+            0 => Ok(None),
+            bytes => Ok(Some(State { memory: stream.alloc_zeros(bytes)?, block_bytes })),
         };
         Ok(Self {
             stream: Arc::clone(stream),
             device: device.into(),
-            states: layout.block_bytes.iter().map(state).collect::<Result<_, DriverError>>()?,
+            states: block_bytes.iter().map(state).collect::<Result<_, DriverError>>()?,
         })
     }
 
     /// Where block 0 of a state lies.
     pub(super) fn state(&self, state: usize) -> Option<u64> {
-        self.states.get(state).map(|s| address(&s.memory))
+        self.states.get(state)?.as_ref().map(|s| address(&s.memory))
     }
 
     /// Lets `each` work on the address and the length of one block of every state.
@@ -186,7 +187,7 @@ impl CudaBlocks {
     ) -> Result<(), RunError> {
         let mut work = || {
             self.stream.context().bind_to_thread()?;
-            self.states.iter().try_for_each(|State { memory, block_bytes }| {
+            self.states.iter().flatten().try_for_each(|State { memory, block_bytes }| {
                 let at = block as usize * block_bytes;
                 assert!(at + block_bytes <= memory.len(), "block {block} of {} bytes", memory.len());
                 each(address(memory) + at as u64, *block_bytes)

@@ -7,14 +7,13 @@
 
 mod driver;
 mod memory;
+mod part;
 
-use super::program::{DeviceLaunch, DeviceProgram, InputLayout, Places};
+use super::program::{DeviceLaunch, DeviceOutput, DeviceProgram, Places};
 use super::{Device, DeviceError, DevicePass, Room};
 use crate::error::{EngineError, RunError};
 use crate::exec::{Inputs, Profile, StepResult, Watch};
-use crate::state::BlockMemory;
-use bessemer_format::gpu::{GpuArg, GpuCode};
-use bessemer_format::kv::TOKENS;
+use bessemer_format::gpu::GpuCode;
 use bessemer_format::plan::{Plan, StateId, WeightId};
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{
@@ -25,7 +24,9 @@ use cudarc::nvrtc::Ptx;
 use driver::{Gpu, failed, is_full, refused};
 
 pub(super) use driver::open;
-use memory::{CudaBlocks, WeightPlaces, address};
+pub(super) use memory::CudaBlocks;
+use memory::{WeightPlaces, address};
+use part::Part;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -45,6 +46,10 @@ pub(super) struct Model<'a> {
     /// The kernels: a cubin, or PTX without a NUL at its end.
     pub(super) binary: &'a [u8],
     pub(super) is_ptx: bool,
+    /// The first layer that runs on the GPU.
+    pub(super) first: usize,
+    /// Whether other layers could run elsewhere.
+    pub(super) divisible: bool,
 }
 
 /// A GPU with a model on it.
@@ -57,6 +62,8 @@ pub(super) struct Cuda {
     graphs: Graphs,
     functions: Vec<Option<CudaFunction>>,
     programs: Vec<DeviceProgram<u64>>,
+    /// Whether another device runs the first layers.
+    part: bool,
     inputs: CudaSlice<i32>,
     results: CudaSlice<f32>,
     /// Pages that the driver copies from and to without a detour.
@@ -121,9 +128,9 @@ impl Gpu {
     pub(super) fn start(
         self,
         model: &Model<'_>,
-        room: &Room,
-    ) -> Result<(Cuda, Arc<dyn BlockMemory>), EngineError> {
-        let Model { plan, code, weights: section, binary, is_ptx } = model;
+        room: &mut Room,
+    ) -> Result<(Cuda, Arc<CudaBlocks>), EngineError> {
+        let Model { plan, code, weights: section, binary, is_ptx, first, divisible } = model;
         let name = self.device.clone();
         let no = |why| EngineError::Device { device: name.clone(), why };
         let refuse = |what: &'static str| {
@@ -136,81 +143,66 @@ impl Gpu {
             bytes.push(0);
         }
         let module = context.load_module(Ptx::from_binary(bytes)).map_err(refuse("loading the kernels"))?;
-        // Programs for more rows than a pass may have are left out, and weights that only they use.
-        let programs = plan.programs.iter().position(|p| p.regime.max_rows as usize >= room.rows);
-        let programs = programs.map_or(plan.programs.len(), |last| last + 1);
-        let launches = || code.programs.iter().take(programs).flatten();
+        let part = Part::new(model, room, *first);
         let mut functions: Vec<Option<CudaFunction>> = vec![None; code.kernels.len()];
-        for launch in launches() {
+        for launch in part.launches(code) {
             let at = launch.kernel as usize;
             if let (Some(function @ None), Some(kernel)) = (functions.get_mut(at), code.kernels.get(at)) {
                 let found = module.load_function(&kernel.name).map_err(refuse("finding a kernel"))?;
                 *function = Some(found);
             }
         }
-        let used = launches().flat_map(|launch| &launch.args).filter_map(|arg| match arg {
-            GpuArg::Weight(id) => Some(*id),
-            _ => None,
-        });
-        let places = WeightPlaces::new(&plan.weights, &used.collect());
-
-        let width = plan.model.output_width() as usize;
-        let stride = room.blocks.min((plan.model.context as usize).div_ceil(TOKENS)).max(1);
-        let arena = plan.programs[..programs].iter().map(|p| p.arena_bytes).max().unwrap_or(0) as usize;
-        let words = plan.programs[..programs]
-            .iter()
-            .map(|p| InputLayout::new(p.regime.max_rows as usize).words(stride))
-            .max()
-            .unwrap_or(0);
-        let largest = plan.programs[programs - 1].regime.max_rows as usize;
-        let results = FAULT_WORDS + largest * width;
-        let cache: usize = room.layout.block_bytes.iter().map(|b| b * room.blocks).sum();
-        let needed = (places.bytes + cache + arena + 4 * (words + results)) as u64;
+        // Memory that a worker gave back is free once somebody has waited.
+        context.synchronize().map_err(refuse("waiting for the GPU"))?;
         let (free, _) = context.mem_get_info().map_err(refuse("asking for free memory"))?;
-        let full = DeviceError::Memory {
-            needed,
-            weights: places.bytes as u64,
-            cache: cache as u64,
-            free: free as u64,
+        let fitting = || {
+            let more = (first + 1..plan.model.layers as usize).filter(|_| *divisible);
+            let fits = |first: &usize| Part::new(model, room, *first).needed() <= free as u64;
+            more.into_iter().find(fits).map(|first| plan.model.layers as usize - first)
         };
-        if needed > free as u64 {
-            return Err(no(full));
+        let full = || DeviceError::Memory {
+            needed: part.needed(),
+            weights: part.weights.bytes as u64,
+            cache: part.cache as u64,
+            free: free as u64,
+            layers: fitting(),
+        };
+        if part.needed() > free as u64 {
+            return Err(no(full()));
         }
         let memory = |what: &'static str| {
-            let (full, no) = (full.clone(), &no);
-            move |e: DriverError| no(if is_full(&e) { full.clone() } else { refused(what, e) })
+            let (full, no) = (&full, &no);
+            move |e: DriverError| no(if is_full(&e) { full() } else { refused(what, e) })
         };
         let stream = context.new_stream().map_err(refuse("making a stream"))?;
         let recorder = context.new_stream().map_err(refuse("making a stream"))?;
         let weights =
-            places.upload(&stream, &plan.weights, section).map_err(memory("uploading the weights"))?;
-        let states = CudaBlocks::new(&stream, &name, &room.layout, room.blocks);
+            part.weights.upload(&stream, &plan.weights, section).map_err(memory("uploading the weights"))?;
+        let states = CudaBlocks::new(&stream, &name, &part.held, room.blocks);
         let states = Arc::new(states.map_err(memory("making room for the cache"))?);
+        let received = FAULT_WORDS + RECORDED_ROWS * plan.model.output_width() as usize;
         let others = || -> Result<_, DriverError> {
             Ok((
-                stream.alloc_zeros::<u8>(arena.max(1))?,
-                stream.alloc_zeros::<i32>(words)?,
-                stream.alloc_zeros::<f32>(results)?,
+                stream.alloc_zeros::<u8>(part.arena.max(1))?,
+                stream.alloc_zeros::<i32>(part.words)?,
+                stream.alloc_zeros::<f32>(part.results)?,
                 // SAFETY: what is copied from or read in them was written before.
-                unsafe { context.alloc_pinned_with_flags::<i32>(words, 0) }?,
+                unsafe { context.alloc_pinned_with_flags::<i32>(part.words, 0) }?,
                 // SAFETY: as above.
-                unsafe {
-                    context
-                        .alloc_pinned_with_flags::<f32>(FAULT_WORDS + largest.min(RECORDED_ROWS) * width, 0)
-                }?,
+                unsafe { context.alloc_pinned_with_flags::<f32>(part.results.min(received), 0) }?,
             ))
         };
         let (arena, inputs, results, sent, received) =
             others().map_err(memory("making room for activations"))?;
         let to = Addresses {
-            weights: (&places, address(&weights)),
+            weights: (&part.weights, address(&weights)),
             states: &states,
             arena: address(&arena),
             inputs: address(&inputs),
             results: address(&results),
         };
-        let bind = |index| DeviceProgram::bind(plan, code, index, &to);
-        let programs = (0..programs)
+        let bind = |index| DeviceProgram::bind(plan, code, index, part::cut(plan, index, *first), &to);
+        let programs = (0..part.first_steps.len())
             .map(bind)
             .collect::<Result<_, _>>()
             .map_err(|why| EngineError::Unsupported { step: name.clone(), why })?;
@@ -220,6 +212,7 @@ impl Gpu {
             recorder,
             functions,
             programs,
+            part: *first > 0,
             graphs: Graphs::default(),
             inputs,
             results,
@@ -230,11 +223,28 @@ impl Gpu {
             _arena: arena,
             _states: Arc::clone(&states),
         };
+        room.held = part.held;
         Ok((cuda, states))
     }
 }
 
 impl Cuda {
+    /// What another device hands over before a pass of so many rows.
+    pub(super) fn expects(&self, rows: usize) -> &[DeviceOutput<u64>] {
+        self.programs.iter().find(|p| p.rows >= rows).map_or(&[], |p| &p.live)
+    }
+
+    /// Copies activations of another device to their place. They have left `bytes` when this returns.
+    pub(super) fn take(&mut self, to: u64, bytes: &[u8]) -> Result<(), RunError> {
+        let copy = || {
+            self.stream.context().bind_to_thread()?;
+            // SAFETY: `to` is the place of activations that are as large (`expects`); pages that are not pinned are read before the
+            // driver returns.
+            unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }
+        };
+        copy().map_err(failed(&self.name, "taking over activations"))
+    }
+
     /// Copies the arrays of a pass to the GPU.
     fn send(&mut self, program: usize, inputs: &Inputs) -> Result<(), DriverError> {
         let words = self.sent.as_mut_slice()?;
@@ -270,8 +280,8 @@ impl Cuda {
         rows: (usize, usize),
         stream: &CudaStream,
     ) -> Result<(), DriverError> {
-        let launches = self.programs[program].steps.iter().flat_map(|step| &step.launches);
-        launches.into_iter().try_for_each(|launch| self.launch(launch, rows, stream))
+        let mut launches = self.programs[program].steps().flat_map(|(_, step)| &step.launches);
+        launches.try_for_each(|launch| self.launch(launch, rows, stream))
     }
 
     /// Runs a recorded pass, which is recorded first if it is new.
@@ -334,7 +344,7 @@ impl Cuda {
         (rows, wanted): (usize, usize),
         see: &mut (dyn FnMut(&StepResult<'_>) + Send),
     ) -> Result<(), DriverError> {
-        for step in &self.programs[program].steps {
+        for (_, step) in self.programs[program].steps() {
             step.launches.iter().try_for_each(|launch| self.launch(launch, (rows, wanted), &self.stream))?;
             let mut outputs = Vec::with_capacity(step.outputs.len());
             for output in &step.outputs {
@@ -358,16 +368,18 @@ impl Cuda {
         rows: (usize, usize),
         profile: &mut Profile,
     ) -> Result<(), DriverError> {
-        let steps = &self.programs[program].steps;
         let now = || self.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
         let mut events = vec![now()?];
-        for step in steps {
+        for (_, step) in self.programs[program].steps() {
             step.launches.iter().try_for_each(|launch| self.launch(launch, rows, &self.stream))?;
             events.push(now()?);
         }
         self.stream.synchronize()?;
-        profile.begin(program, 1, steps.len());
-        for (step, pair) in events.windows(2).enumerate() {
+        // Where another device runs the first steps, it has begun.
+        if !self.part {
+            profile.begin(program, 1, self.programs[program].len());
+        }
+        for ((step, _), pair) in self.programs[program].steps().zip(events.windows(2)) {
             let milliseconds = pair[0].elapsed_ms(&pair[1])?.max(0.0);
             profile.add(program, step, Duration::from_secs_f32(milliseconds / 1e3));
         }

@@ -162,7 +162,7 @@ impl Opened {
         let pipelines = pipelines::compile(gpu, text, &code.kernels, |k| used[k], folder).map_err(no)?;
 
         let (windows, copy) = map_weights(gpu, engine, plan).map_err(no)?;
-        let states = HostBlocks::reserve(room.layout.clone(), room.blocks);
+        let states = HostBlocks::reserve(room);
         let states = Arc::new(states.map_err(resource("memory for the KV cache"))?);
         let arena = programs.iter().map(|p| p.arena_bytes).max().unwrap_or(0) as usize;
         let stride = room.blocks.min((plan.model.context as usize).div_ceil(TOKENS)).max(1);
@@ -184,7 +184,7 @@ impl Opened {
         }
         buffers.extend([&arena, &inputs, &results, &fault].map(Pages::buffer));
         let layout = Layout { weights: windows.places, first_state, states: plan.states.len() };
-        let bind = |index| DeviceProgram::bind(plan, code, index, &layout);
+        let bind = |index| DeviceProgram::bind(plan, code, index, None, &layout);
         let programs = (0..programs.len()).map(bind).collect::<Result<_, _>>();
         let programs = programs.map_err(|why| EngineError::Unsupported { step: NAME.into(), why })?;
         let queue = gpu.newCommandQueue().ok_or_else(|| no(failure("making a queue")))?;
@@ -295,18 +295,18 @@ impl Metal {
 
     /// Runs the steps of a program, one by one where somebody watches.
     fn steps(&self, index: usize, rows: (usize, usize), watch: Option<&mut Watch<'_>>) -> Result<(), String> {
-        let steps = &self.programs[index].steps;
+        let program = &self.programs[index];
         match watch {
-            None => self.submit(steps.iter().flat_map(|step| &step.launches), rows).map(drop),
+            None => self.submit(program.steps().flat_map(|(_, step)| &step.launches), rows).map(drop),
             Some(Watch::Times(profile)) => {
-                profile.begin(index, 1, steps.len());
-                for (at, step) in steps.iter().enumerate() {
+                profile.begin(index, 1, program.len());
+                for (at, step) in program.steps() {
                     profile.add(index, at, self.submit(step.launches.iter(), rows)?);
                 }
                 Ok(())
             }
             Some(Watch::Results(see)) => {
-                for step in steps {
+                for (_, step) in program.steps() {
                     self.submit(step.launches.iter(), rows)?;
                     let floats = step.outputs.iter().map(|output| {
                         let pages = match output.at.buffer + 4 - self.buffers.len() {
