@@ -19,6 +19,7 @@ use crate::options::{CompileOptions, RunOptions};
 use crate::scratch::Scratch;
 use bessemer_calibrate::awq::{self, Sample};
 use bessemer_calibrate::gptq::Factor;
+use bessemer_calibrate::refine::refine;
 use bessemer_calibrate::{Gather, Grid, Method, Moment, Reach, grid, smooth};
 use bessemer_eager::{Observer, Streamed};
 use bessemer_format::QuantScheme;
@@ -413,7 +414,7 @@ impl Calibrate<'_> {
             false => Grid::whole(scheme, prepared.k, values),
         };
         match &prepared.factor {
-            Some(factor) => factor.round(values, grid),
+            Some(factor) => refine(factor.round(values, grid), values, &prepared.full, factor.damping()),
             None => grid.round(values),
         }
     }

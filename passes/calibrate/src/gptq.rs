@@ -22,6 +22,7 @@ pub struct Factor {
     order: Vec<usize>,
     /// `[j][i - j]` for `i >= j`: columns of L, one behind the other.
     columns: Vec<Vec<f32>>,
+    damping: f32,
 }
 
 impl Factor {
@@ -42,10 +43,15 @@ impl Factor {
             if let Some(rows) = cholesky(k, &element) {
                 let columns =
                     (0..k).into_par_iter().map(|j| (j..k).map(|i| rows[i][j] as f32).collect()).collect();
-                return Ok(Self { order, columns });
+                return Ok(Self { order, columns, damping: added as f32 });
             }
         }
         Err("the second moment of its input is not positive definite; calibrate on more text".into())
+    }
+
+    /// What was added to the diagonal.
+    pub fn damping(&self) -> f32 {
+        self.damping
     }
 
     /// Rounds rows of a weight on `grid`.
