@@ -36,13 +36,16 @@ impl Caches {
         let held = self.layers.entry((sequence, layer)).or_default();
         let d = width / kv_heads;
         held.head_dim = d;
-        for (lists, rows) in [(&mut held.keys, k), (&mut held.values, v)] {
+        let stored: fn(KvElem, &mut [f32]) = kv::stored;
+        // Vectors that are keys and values at once come without values.
+        let stored_key = if v.is_empty() { stored } else { kv::stored_key };
+        for (lists, rows, store) in [(&mut held.keys, k, stored_key), (&mut held.values, v, stored)] {
             lists.resize(kv_heads, Vec::new());
             let enter = |(h, list): (usize, &mut Vec<f32>)| {
                 for row in rows.chunks_exact(width) {
                     let start = list.len();
                     list.extend_from_slice(&row[h * d..][..d]);
-                    kv::stored(elem, &mut list[start..]);
+                    store(elem, &mut list[start..]);
                 }
             };
             if rows.len() < SHARED {

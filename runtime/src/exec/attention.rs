@@ -109,9 +109,11 @@ impl Pass<'_> {
         while let Some((unit, chunk)) = mine.next() {
             let mut state = softmax(self.partial(a, partials, &unit, chunk), a.group);
             state.reset();
-            let q = self.queries(a, unit.row(), unit.head);
             let then = mine.peek().map(|(unit, chunk)| (*unit, unit.chunk(a, *chunk).start));
-            self.attend_chunk(a, &unit, chunk, then, q, &mut state, scratch.room());
+            let Scratch { visible, floats, bytes, bias, .. } = scratch;
+            let q = self.queries(a, unit.row(), unit.head, floats);
+            let room = Room { counts: visible, values: bytes, bias };
+            self.attend_chunk(a, &unit, chunk, then, q, &mut state, room);
         }
     }
 
@@ -167,7 +169,8 @@ impl Pass<'_> {
             };
             let queries = unit.rows * a.group;
             for (row, q) in q.chunks_exact_mut(row_elems).take(unit.rows).enumerate() {
-                q.copy_from_slice(self.queries(a, unit.row() + row, unit.head));
+                q.copy_from_slice(self.stored_queries(a, unit.row() + row, unit.head));
+                self.meet_keys(a, q);
             }
             let q = &q[..unit.rows * row_elems];
             let mut total = softmax(&mut total[..unit.rows * a.partial_elems()], queries);
@@ -293,8 +296,38 @@ impl Pass<'_> {
         })
     }
 
+    /// The queries of a row that read KV head `head`, as the cache's keys need them; `room` is for those that are changed.
+    fn queries<'a>(
+        &'a self,
+        a: &BoundAttention,
+        row: usize,
+        head: usize,
+        room: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let stored = self.stored_queries(a, row, head);
+        if !self.turned(a) {
+            return stored;
+        }
+        room.clear();
+        room.extend(stored);
+        self.meet_keys(a, room);
+        room
+    }
+
+    /// Whether the cache holds turned keys.
+    fn turned(&self, a: &BoundAttention) -> bool {
+        self.state.layout.kv.is_scaled() && !a.latent
+    }
+
+    /// Turns queries as their keys are.
+    fn meet_keys(&self, a: &BoundAttention, q: &mut [f32]) {
+        if self.turned(a) {
+            q.chunks_exact_mut(a.head_dim).for_each(kv::turn_back);
+        }
+    }
+
     /// The queries of a row that read KV head `head`: neighbours in the row.
-    fn queries(&self, a: &BoundAttention, row: usize, head: usize) -> &[f32] {
+    fn stored_queries(&self, a: &BoundAttention, row: usize, head: usize) -> &[f32] {
         let elems = a.group * a.head_dim;
         let start = a.query_column + head * elems;
         self.row(&a.query, row, start..start + elems)
@@ -375,12 +408,6 @@ struct Room<'a> {
 impl Room<'_> {
     fn again(&mut self) -> Room<'_> {
         Room { counts: self.counts, values: self.values, bias: self.bias }
-    }
-}
-
-impl Scratch {
-    fn room(&mut self) -> Room<'_> {
-        Room { counts: &mut self.visible, values: &mut self.bytes, bias: &mut self.bias }
     }
 }
 

@@ -78,6 +78,9 @@ impl Pass<'_> {
         for (head, staged) in heads {
             let place = if head < layer.kv_heads { kv::key } else { kv::value };
             (0..d).for_each(|i| x[i] = staged[place(d, row % TOKENS, i)]);
+            if head < layer.kv_heads && !layer.latent {
+                kv::turn(x);
+            }
             let scale = kv::scale(elem, x);
             let at = layer_at + head * kv::head_bytes(elem, d);
             for (i, &x) in x.iter().enumerate() {

@@ -29,12 +29,13 @@ impl<'a> Reference<'a> {
         let mut x: Vec<f64> = (0..s.hidden()).map(|k| f64::from(table.value(token as usize, k))).collect();
         for (layer, cache) in self.model.layers.iter().zip(&mut self.cache) {
             let q = linear(&layer.q, &x, s.compute);
-            let store = |v: Vec<f64>| -> Vec<f64> {
+            let store = |v: Vec<f64>, stored: fn(KvElem, &mut [f32])| -> Vec<f64> {
                 let mut v: Vec<f32> = v.into_iter().map(|v| v as f32).collect();
-                v.chunks_mut(s.head_dim).for_each(|head| bessemer_format::kv::stored(self.kv, head));
+                v.chunks_mut(s.head_dim).for_each(|head| stored(self.kv, head));
                 v.into_iter().map(f64::from).collect()
             };
-            cache.push((store(linear(&layer.k, &x, s.compute)), store(linear(&layer.v, &x, s.compute))));
+            let (k, v) = (linear(&layer.k, &x, s.compute), linear(&layer.v, &x, s.compute));
+            cache.push((store(k, kv::stored_key), store(v, kv::stored)));
             let mut out = vec![0.0; s.hidden()];
             for h in 0..s.heads {
                 let (d, g) = (s.head_dim, h / (s.heads / s.kv_heads));

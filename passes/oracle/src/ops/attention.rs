@@ -3,16 +3,21 @@
 use super::{Context, head_dim, rope, same};
 use crate::oracle::Reading;
 use crate::value::{Tensor, Weight};
+use bessemer_format::kv;
+use bessemer_format::manifest::KvElem;
 use bessemer_ir::attr::RopeStyle;
 
+/// How a cache of some type holds the elements of a head.
+type Stored = fn(KvElem, &mut [f32]);
+
 /// A row of keys or values as the cache holds it, heads of `d` elements.
-fn cached(row: &[f64], d: usize, reading: Reading) -> Vec<f64> {
+fn cached(row: &[f64], d: usize, reading: Reading, stored: Stored) -> Vec<f64> {
     match reading {
         Reading::Exact => row.to_vec(),
         // By way of f32, which is what an append is given.
         Reading::Declared { kv } => {
             let mut row: Vec<f32> = row.iter().map(|x| *x as f32).collect();
-            row.chunks_mut(d).for_each(|head| bessemer_format::kv::stored(kv, head));
+            row.chunks_mut(d).for_each(|head| stored(kv, head));
             row.into_iter().map(f64::from).collect()
         }
     }
@@ -27,7 +32,8 @@ pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Contex
     let reading = cx.reading;
     for (r, (k, v)) in k.each_row().zip(v.each_row()).enumerate() {
         let (sequence, position) = (cx.batch.sequences[r], cx.batch.positions[r]);
-        cx.caches.append(layer, sequence, position, cached(k, d, reading), cached(v, d, reading))?;
+        let (k, v) = (cached(k, d, reading, kv::stored_key), cached(v, d, reading, kv::stored));
+        cx.caches.append(layer, sequence, position, k, v)?;
     }
     Ok(())
 }
@@ -36,7 +42,7 @@ pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Contex
 pub fn append_latent(layer: u32, x: &Tensor, cx: &mut Context<'_>) -> Result<(), String> {
     same("rows of the batch", cx.batch.rows(), x.rows)?;
     for (r, row) in x.each_row().enumerate() {
-        let stored = cached(row, row.len(), cx.reading);
+        let stored = cached(row, row.len(), cx.reading, kv::stored);
         cx.caches.append(layer, cx.batch.sequences[r], cx.batch.positions[r], stored, Vec::new())?;
     }
     Ok(())
