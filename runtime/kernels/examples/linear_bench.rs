@@ -22,7 +22,7 @@ const SHAPES: [(usize, usize); 8] = [
     (4096, 4096),
     (131072, 2048),
 ];
-const SCHEMES: [&str; 11] = [
+const SCHEMES: [&str; 16] = [
     "f32",
     "bf16",
     "f16",
@@ -34,6 +34,11 @@ const SCHEMES: [&str; 11] = [
     "u3:f16x32-4",
     "u5:f16x32-16",
     "u6:f16x32-32",
+    "e4m3:f16x0",
+    "e5m2:f16x0",
+    "e2m1:e8m0x32",
+    "e2m1:e4m3x16*f32x0",
+    "iq4:f16x32",
 ];
 
 fn main() {

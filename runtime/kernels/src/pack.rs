@@ -228,7 +228,7 @@ mod tests {
     fn every_scheme_round_trips() {
         let mut random = Random::new(1);
         let mut schemes: Vec<String> = ["f32", "f16", "bf16"].map(String::from).to_vec();
-        for group in [16, 32, 48, 128, 0] {
+        for group in [16, 32, 48, 64, 96, 128, 256, 0] {
             for bits in 1..=8 {
                 schemes.push(format!("u{bits}:f16x{group}"));
                 schemes.push(format!("u{bits}:f32x{group}+bf16"));
@@ -242,9 +242,17 @@ mod tests {
                 schemes.push(format!("{elem}:e8m0x{group}"));
             }
         }
-        for scheme in
-            [QuantScheme::Q2_K, QuantScheme::Q3_K, QuantScheme::Q6_K, QuantScheme::IQ4_XS, QuantScheme::NVFP4]
-        {
+        for scheme in [
+            QuantScheme::Q2_K,
+            QuantScheme::Q3_K,
+            QuantScheme::Q4_K,
+            QuantScheme::Q5_K,
+            QuantScheme::Q6_K,
+            QuantScheme::IQ4_NL,
+            QuantScheme::IQ4_XS,
+            QuantScheme::MXFP4,
+            QuantScheme::NVFP4,
+        ] {
             schemes.push(scheme.to_string());
         }
         for bits in 1..=8 {

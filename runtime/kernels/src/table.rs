@@ -50,6 +50,10 @@ mod family {
     pub(super) const U5: Family = Family::Elem(Elem::U(5));
     pub(super) const U6: Family = Family::Elem(Elem::U(6));
     pub(super) const S8: Family = Family::Elem(Elem::S(8));
+    pub(super) const E4M3: Family = Family::Elem(Elem::E4M3);
+    pub(super) const E5M2: Family = Family::Elem(Elem::E5M2);
+    pub(super) const E2M1: Family = Family::Elem(Elem::E2M1);
+    pub(super) const IQ4: Family = Family::Elem(Elem::Iq4);
 }
 const ANY: Family = Family::Any;
 
@@ -131,12 +135,20 @@ kernels! {
             linear_f32_bf16_avx2: Avx2, BF16, avx2::linear_f32::bf16;
             linear_f32_u4_avx2: Avx2, U4, avx2::linear_f32::u4;
             linear_f32_s8_avx2: Avx2, S8, avx2::linear_f32::s8;
+            linear_f32_e4m3_avx2: Avx2, E4M3, avx2::linear_f32::e4m3;
+            linear_f32_e5m2_avx2: Avx2, E5M2, avx2::linear_f32::e5m2;
+            linear_f32_e2m1_avx2: Avx2, E2M1, avx2::linear_f32::table;
+            linear_f32_iq4_avx2: Avx2, IQ4, avx2::linear_f32::table;
             linear_f32_any_avx512: Avx512, ANY, avx512::any::linear_f32;
             linear_f32_f32_avx512: Avx512, F32, avx512::linear_f32::f32;
             linear_f32_f16_avx512: Avx512, F16, avx512::linear_f32::f16;
             linear_f32_bf16_avx512: Avx512, BF16, avx512::linear_f32::bf16;
             linear_f32_u4_avx512: Avx512, U4, avx512::linear_f32::u4;
             linear_f32_s8_avx512: Avx512, S8, avx512::linear_f32::s8;
+            linear_f32_e4m3_avx512: Avx512, E4M3, avx512::linear_f32::e4m3;
+            linear_f32_e5m2_avx512: Avx512, E5M2, avx512::linear_f32::e5m2;
+            linear_f32_e2m1_avx512: Avx512, E2M1, avx512::linear_f32::u4;
+            linear_f32_iq4_avx512: Avx512, IQ4, avx512::linear_f32::u4;
         }
         aarch64 {
             linear_f32_neon: Neon, ANY, neon::linear_f32::linear_f32;

@@ -1,6 +1,6 @@
 //! f32 linears: a chunk of weights is dequantised once into L1, then multiplied with every row of the tile.
 
-use super::scales;
+use super::{e4m3 as e4m3_numbers, scales};
 use crate::linear::Lane;
 use crate::x86_64::Side;
 use bessemer_format::PanelLayout;
@@ -20,6 +20,9 @@ const F16: u8 = 1;
 const BF16: u8 = 2;
 const U4: u8 = 3;
 const S8: u8 = 4;
+const E4M3: u8 = 5;
+const E5M2: u8 = 6;
+const TABLE: u8 = 7;
 
 macro_rules! entry {
     ($($(#[$doc:meta])* $name:ident: $kind:ident;)*) => {
@@ -45,11 +48,19 @@ entry! {
     u4: U4;
     /// [`crate::linear::LinearF32Fn`] for signed bytes.
     s8: S8;
+    /// [`crate::linear::LinearF32Fn`] for E4M3.
+    e4m3: E4M3;
+    /// [`crate::linear::LinearF32Fn`] for E5M2.
+    e5m2: E5M2;
+    /// [`crate::linear::LinearF32Fn`] for 4-bit codes of a table of 16 numbers.
+    table: TABLE;
 }
 
 /// What turns codes into weights, for either half of the columns.
 struct Dequant {
     constant: __m256,
+    /// The 16 numbers of a table.
+    table: [__m256; 2],
     scale: [__m256; 2],
     offset: [__m256; 2],
     float: bool,
@@ -71,6 +82,11 @@ unsafe fn linear<const KIND: u8>(
     let stored = Side::of(layout);
     let mut dequant = Dequant {
         constant: _mm256_set1_ps(constant),
+        table: match scheme.elem.numbers() {
+            // SAFETY: a table has 256 numbers, of which these are the first 16.
+            Some(table) => [0, 8].map(|half| unsafe { _mm256_loadu_ps(table.as_ptr().add(half)) }),
+            None => [_mm256_setzero_ps(); 2],
+        },
         scale: [_mm256_setzero_ps(); 2],
         offset: [_mm256_setzero_ps(); 2],
         float: float.is_some(),
@@ -83,7 +99,7 @@ unsafe fn linear<const KIND: u8>(
         // multiple of 16 elements. Activations are read up to k only, in rows that are there.
         unsafe {
             let codes = panel.as_ptr().add(layout.run_offset(r));
-            if KIND == U4 || KIND == S8 {
+            if !matches!(KIND, F32 | F16 | BF16) {
                 let side = codes.add(layout.run_code_bytes(r));
                 if let Some(stored) = stored {
                     (dequant.scale, dequant.offset) = scales(stored, layout, panel.as_ptr(), side, r);
@@ -180,6 +196,8 @@ unsafe fn eight_weights<const KIND: u8>(p: *const u8, dequant: &Dequant, out: &m
             let w = _mm256_mul_ps(code, dequant.scale[half]);
             if dequant.float { _mm256_add_ps(w, dequant.offset[half]) } else { w }
         };
+        // Tables have no offsets.
+        let number = |number: __m256| _mm256_mul_ps(number, dequant.scale[half]);
         match KIND {
             BF16 => {
                 for pair in 0..STEP / 2 {
@@ -211,6 +229,52 @@ unsafe fn eight_weights<const KIND: u8>(p: *const u8, dequant: &Dequant, out: &m
                 store(5, nibble(_mm256_srli_epi32::<12>(v)));
                 store(6, nibble(_mm256_srli_epi32::<20>(v)));
                 store(7, nibble(_mm256_srli_epi32::<28>(v)));
+            }
+            TABLE => {
+                let v = line(0);
+                // The permutation looks at the low three bits of a lane, the choice at its sign: bit 3 of the nibble, moved there.
+                let look_up = |v, fourth| {
+                    let [low, high] = dequant.table.map(|half| _mm256_permutevar8x32_ps(half, v));
+                    number(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(fourth)))
+                };
+                store(0, look_up(v, _mm256_slli_epi32::<28>(v)));
+                store(1, look_up(_mm256_srli_epi32::<8>(v), _mm256_slli_epi32::<20>(v)));
+                store(2, look_up(_mm256_srli_epi32::<16>(v), _mm256_slli_epi32::<12>(v)));
+                store(3, look_up(_mm256_srli_epi32::<24>(v), _mm256_slli_epi32::<4>(v)));
+                store(4, look_up(_mm256_srli_epi32::<4>(v), _mm256_slli_epi32::<24>(v)));
+                store(5, look_up(_mm256_srli_epi32::<12>(v), _mm256_slli_epi32::<16>(v)));
+                store(6, look_up(_mm256_srli_epi32::<20>(v), _mm256_slli_epi32::<8>(v)));
+                store(7, look_up(_mm256_srli_epi32::<28>(v), v));
+            }
+            E4M3 => {
+                for atom in 0..STEP / 4 {
+                    let v = line(atom);
+                    let byte = |v| number(e4m3_numbers(_mm256_and_si256(v, _mm256_set1_epi32(0xff))));
+                    store(4 * atom, byte(v));
+                    store(4 * atom + 1, byte(_mm256_srli_epi32::<8>(v)));
+                    store(4 * atom + 2, byte(_mm256_srli_epi32::<16>(v)));
+                    store(4 * atom + 3, byte(_mm256_srli_epi32::<24>(v)));
+                }
+            }
+            E5M2 => {
+                for atom in 0..STEP / 4 {
+                    let v = line(atom);
+                    let high = _mm256_set1_epi32(0xff00);
+                    // The upper bytes of binary16s, which are packed within 128-bit halves.
+                    let pair = |even: __m256i, odd: __m256i| {
+                        let packed =
+                            _mm256_packus_epi32(_mm256_and_si256(even, high), _mm256_and_si256(odd, high));
+                        let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+                        let odd = _mm256_extracti128_si256::<1>(packed);
+                        [_mm256_castsi256_si128(packed), odd].map(|half| number(_mm256_cvtph_ps(half)))
+                    };
+                    let [first, second] = pair(_mm256_slli_epi32::<8>(v), v);
+                    store(4 * atom, first);
+                    store(4 * atom + 1, second);
+                    let [third, fourth] = pair(_mm256_srli_epi32::<8>(v), _mm256_srli_epi32::<16>(v));
+                    store(4 * atom + 2, third);
+                    store(4 * atom + 3, fourth);
+                }
             }
             _ => {
                 for atom in 0..STEP / 4 {

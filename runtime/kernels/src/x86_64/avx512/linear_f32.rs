@@ -1,6 +1,6 @@
 //! f32 linears: weights dequantised in registers, fused multiply-add with a broadcast activation.
 
-use super::{prefetch, scales};
+use super::{e4m3 as e4m3_numbers, prefetch, scales};
 use crate::linear::Lane;
 use crate::x86_64::Side;
 use bessemer_format::panel::LINE;
@@ -18,6 +18,8 @@ const F16: u8 = 1;
 const BF16: u8 = 2;
 const U4: u8 = 3;
 const S8: u8 = 4;
+const E4M3: u8 = 5;
+const E5M2: u8 = 6;
 
 macro_rules! entry {
     ($($(#[$doc:meta])* $name:ident: $kind:ident;)*) => {
@@ -39,10 +41,14 @@ entry! {
     f16: F16;
     /// [`crate::linear::LinearF32Fn`] for bfloat16.
     bf16: BF16;
-    /// [`crate::linear::LinearF32Fn`] for 4-bit unsigned codes.
+    /// [`crate::linear::LinearF32Fn`] for 4-bit unsigned codes, and those of a table of 16 numbers.
     u4: U4;
     /// [`crate::linear::LinearF32Fn`] for signed bytes.
     s8: S8;
+    /// [`crate::linear::LinearF32Fn`] for E4M3.
+    e4m3: E4M3;
+    /// [`crate::linear::LinearF32Fn`] for E5M2.
+    e5m2: E5M2;
 }
 
 /// # Safety
@@ -85,7 +91,7 @@ struct Dequant {
     scale: __m512,
     /// Added after scaling.
     offset: __m512,
-    /// The 16 nibbles, with a constant offset subtracted.
+    /// The numbers of the 16 nibbles, with a constant offset subtracted.
     nibbles: __m512,
     /// Subtracted from signed bytes before scaling.
     constant: __m512,
@@ -111,7 +117,11 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
     let mut dequant = Dequant {
         scale: _mm512_setzero_ps(),
         offset: _mm512_setzero_ps(),
-        nibbles: _mm512_sub_ps(count, constant),
+        nibbles: match scheme.elem.numbers() {
+            // SAFETY: a table has 256 numbers, of which these are the first 16.
+            Some(table) if KIND == U4 => unsafe { _mm512_loadu_ps(table.as_ptr()) },
+            _ => _mm512_sub_ps(count, constant),
+        },
         constant,
         float: float.is_some(),
     };
@@ -122,7 +132,7 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
         // multiple of 16 elements. Activations are read up to k only, in `ROWS` rows that are there.
         unsafe {
             let mut codes = panel.as_ptr().add(layout.run_offset(r));
-            if KIND == U4 || KIND == S8 {
+            if !matches!(KIND, F32 | F16 | BF16) {
                 let side = codes.add(layout.run_code_bytes(r));
                 if let Some(stored) = stored {
                     (dequant.scale, dequant.offset) = scales(stored, layout, panel.as_ptr(), side, r);
@@ -216,6 +226,32 @@ unsafe fn eight_weights<const KIND: u8>(p: *const u8, dequant: &Dequant) -> [__m
                 look_up(_mm512_srli_epi32::<20>(v)),
                 look_up(_mm512_srli_epi32::<28>(v)),
             ];
+        }
+        E4M3 => {
+            for (i, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let v = line(i);
+                let weight = |v| scaled(e4m3_numbers(_mm512_and_si512(v, _mm512_set1_epi32(0xff))));
+                *four = [
+                    weight(v),
+                    weight(_mm512_srli_epi32::<8>(v)),
+                    weight(_mm512_srli_epi32::<16>(v)),
+                    weight(_mm512_srli_epi32::<24>(v)),
+                ];
+            }
+        }
+        E5M2 => {
+            for (i, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let v = line(i);
+                // The upper byte of a binary16.
+                let weight = |v| scaled(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)));
+                let high = _mm512_set1_epi32(0xff00);
+                *four = [
+                    weight(_mm512_and_si512(_mm512_slli_epi32::<8>(v), high)),
+                    weight(_mm512_and_si512(v, high)),
+                    weight(_mm512_and_si512(_mm512_srli_epi32::<8>(v), high)),
+                    weight(_mm512_and_si512(_mm512_srli_epi32::<16>(v), high)),
+                ];
+            }
         }
         _ => {
             for (i, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
