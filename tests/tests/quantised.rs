@@ -5,6 +5,7 @@ use bessemer_compiler::options::CompileOptions;
 use bessemer_runtime::{Engine, KvElem, WorkerOptions};
 use bessemer_tests::models::{compile, golden, logits, relative_error, root};
 use safetensors::SafeTensors;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// Fixture, and the scheme that its projections keep.
@@ -13,6 +14,9 @@ const MODELS: &[(&str, &str)] = &[
     ("gptq", "u4:f16x32-8"),
     ("gptq_v1_zeros", "u4:f16x32-u8"),
     ("gptq_v2_3bit", "u3:f16x32-u8"),
+    // Groups whose elements are no neighbours have no scheme: what they stand for, which f32 holds exactly.
+    ("gptq_act_order", "f32"),
+    ("ct_w4a16_act_order", "f32"),
     ("fp8_blocks", "e4m3:f32x32"),
     ("fp8_blocks_128", "e4m3:f32x128"),
     ("mxfp4", "e2m1:e8m0x32"),
@@ -74,10 +78,42 @@ fn changed(fixture_name: &str, name: &str, change: impl Fn(&mut [u8])) -> tempfi
 }
 
 #[test]
-fn elements_in_another_order_are_refused_by_name() {
-    let folder = changed("gptq", "model.layers.0.mlp.up_proj.g_idx", |data| data[0] = 1);
-    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("mlp.up_proj.g_idx") && error.contains("desc_act"), "{error}");
+fn elements_of_a_group_that_is_not_there_are_refused_by_name() {
+    let folder = changed("gptq_act_order", "model.layers.0.mlp.up_proj.g_idx", |data| data[20] = 9);
+    let out = tempfile::tempdir().unwrap();
+    let error = compile(folder.path(), out.path(), &CompileOptions::default()).unwrap_err().to_string();
+    for part in ["mlp.up_proj", "element 5", "group 9", "g_idx"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+/// What each configuration asks for that is not read, by the key that says so.
+#[test]
+fn layouts_that_are_not_read_are_refused_by_name() {
+    for (name, key, value) in [
+        ("awq", "quant_method", json!("hqq")),
+        ("awq", "version", json!("gemv")),
+        ("awq", "bits", json!(3)),
+        ("gptq", "checkpoint_format", json!("marlin")),
+        ("gptq", "group_size", json!(20)),
+        ("fp8_blocks", "fmt", json!("e5m2")),
+        ("ct_w4a16", "format", json!("marlin-24")),
+        ("ct_w4a16", "sparsity_config", json!({"format": "sparse-24-bitmask"})),
+    ] {
+        let folder = changed(name, "model.norm.weight", |_| {});
+        let path = folder.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let quantisation = &mut config["quantization_config"];
+        quantisation[key] = value.clone();
+        if let Some(groups) = quantisation.get_mut("config_groups").filter(|_| key == "format") {
+            groups["group_0"].as_object_mut().unwrap().remove("format");
+        }
+        std::fs::write(&path, config.to_string()).unwrap();
+        let error = Checkpoint::open(folder.path()).err().unwrap_or_else(|| panic!("{name}: {key} {value}"));
+        let error = error.to_string();
+        let refused = error.contains("not read") || error.contains("not built");
+        assert!(error.contains(key) && refused, "{name}: {error}");
+    }
 }
 
 #[test]

@@ -123,13 +123,17 @@ pub(super) fn assemble<'a>(
         let stack = if codes.shape.len() == 4 { codes.shape[..2].to_vec() } else { vec![n] };
         let place = TensorInfo { shape: [&stack[..], &[k]].concat(), ..codes.clone() };
         let sibling = |part: &str| format!("{base}.{part}");
-        let g_idx = ["g_idx", "weight_g_idx"].into_iter().find_map(|part| out.tensors.remove(&sibling(part)));
-        if let Some(info) = g_idx.filter(|info| reordered(bytes(info), layout.group)) {
-            return Err(wrong(
-                &sibling("g_idx"),
-                "groups of neighbouring elements".into(),
-                format!("{} elements in another order (`desc_act`)", info.shape.first().unwrap_or(&0)),
-            ));
+        let g_idx =
+            ["g_idx", "weight_g_idx"].into_iter().find(|part| out.tensors.contains_key(&sibling(part)));
+        let mut reordered = false;
+        if let Some(part) = g_idx {
+            let info = &out.tensors[&sibling(part)];
+            let groups = bytes(info).as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+            reordered =
+                groups.enumerate().any(|(i, g)| g != (i as u32).checked_div(layout.group).unwrap_or(0));
+            if !reordered {
+                out.tensors.remove(&sibling(part));
+            }
         }
         // The shape is that of the codes; scales of activations have no place in a weight.
         for part in ["weight_shape", "input_scale", "input_global_scale", "input_zero_point"] {
@@ -142,6 +146,7 @@ pub(super) fn assemble<'a>(
             rows: layout.rows,
             zeros: layout.zeros,
             scale: ScaleType::F32,
+            reordered,
         };
         for (i, part) in packed.parts(&weight, n, k).into_iter().enumerate() {
             let Some(info) = out.tensors.remove(&part.name) else {
@@ -207,13 +212,6 @@ impl Layout {
             _ => None,
         }
     }
-}
-
-/// Whether a list of the groups of elements is not that of neighbours.
-fn reordered(groups: &[u8], group: u32) -> bool {
-    let neighbours = |i: usize| (i as u32).checked_div(group).unwrap_or(0);
-    let groups = groups.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
-    groups.enumerate().any(|(i, g)| g != neighbours(i))
 }
 
 fn scale_type(info: &TensorInfo) -> Option<ScaleType> {

@@ -10,6 +10,10 @@
 //! | bytes and FP8 | `weight` `[n, k]` | none | `[rows / block, groups]`, or one |
 //! | NVFP4 (compressed-tensors) | `weight_packed` u8 `[n, k/2]`, low nibble first | none | `weight_scale` E4M3 `[n, k/16]` over `weight_global_scale` |
 //! | MXFP4 (gpt-oss) | `_blocks` u8 `[n, k/32, 16]`, low nibble first | none | `_scales` E8M0 `[n, k/32]` |
+//!
+//! With `desc_act` (GPTQ, and compressed-tensors as `actorder`) elements are in their own order all the same, but those of a group are not
+//! neighbours: `g_idx` i32 `[k]` has the group of each. No scheme has such groups, so these matrices become the numbers that they stand
+//! for, in f32, which is exact: a code of 8 bits times a scale of 16 has at most 19 significant bits.
 
 use crate::recipe::WeightSource;
 use bessemer_format::rows::Rows;
@@ -74,6 +78,8 @@ pub struct Packed {
     pub zeros: bool,
     /// Type of the scales.
     pub scale: ScaleType,
+    /// Whether elements say themselves which group they belong to.
+    pub reordered: bool,
 }
 
 /// A tensor that a packed matrix is made of.
@@ -90,6 +96,11 @@ pub struct PackedPart {
 impl Packed {
     /// The scheme that holds the stored numbers exactly. Scales that rows share are repeated.
     pub fn scheme(&self) -> QuantScheme {
+        if self.reordered { QuantScheme::F32 } else { self.coded() }
+    }
+
+    /// What the codes mean, but for which elements are a group.
+    fn coded(&self) -> QuantScheme {
         let grouped = |elem, offset| QuantScheme::grouped(elem, self.group, self.scale, offset);
         match self.format {
             PackedFormat::Awq | PackedFormat::Gptq | PackedFormat::GptqV2 | PackedFormat::PackQuantized => {
@@ -127,8 +138,17 @@ impl Packed {
     }
 
     /// The tensors that matrix `weight` of `n` rows of `k` elements is made of: codes, scales, then zero points and a global scale where the
-    /// format has them.
+    /// format has them, and last the groups of elements that are in another order.
     pub fn parts(&self, weight: &str, n: usize, k: usize) -> Vec<PackedPart> {
+        let mut parts = self.coded_parts(weight, n, k);
+        if self.reordered {
+            let part = if self.format == PackedFormat::PackQuantized { "weight_g_idx" } else { "g_idx" };
+            parts.push(PackedPart { name: self.name(weight, part), shape: vec![k], elem_bytes: 4 });
+        }
+        parts
+    }
+
+    fn coded_parts(&self, weight: &str, n: usize, k: usize) -> Vec<PackedPart> {
         let part = |name: &str, shape: &[usize], elem_bytes: usize| PackedPart {
             name: self.name(weight, name),
             shape: shape.to_vec(),
@@ -195,28 +215,32 @@ impl Packed {
             }
         });
         let parts = parts.collect::<Result<Vec<_>, String>>()?;
-        let mut out = Rows::empty(self.scheme(), rows.len(), k);
+        let mut out = Rows::empty(self.coded(), rows.len(), k);
         out.codes.reserve_exact(rows.len() * k);
+        let (groups, parts) = match (self.reordered, &parts[..]) {
+            (true, [parts @ .., groups]) => (Some(*groups), parts),
+            (_, parts) => (None, parts),
+        };
+        let zeros = parts.get(2).copied();
         for &row in rows {
             self.codes(parts[0], row, (n, k), &mut out.codes);
             self.scales(parts[1], row, (n, k), &mut out.scales);
             match self.format {
                 PackedFormat::Nvfp4 => out.outer_scales.push(1.0 / ScaleType::F32.read(parts[2])),
-                _ => self.zero_points(parts.get(2).copied(), row, (n, k), &mut out.offsets).map_err(
-                    |found| {
-                        let expected = self.symmetric_zero();
-                        format!(
-                            "`{weight}`, row {row}: zero point {found} in a symmetric matrix of {expected}"
-                        )
-                    },
-                )?,
+                _ => self.zero_points(zeros, row, (n, k), &mut out.offsets).map_err(|found| {
+                    let expected = self.symmetric_zero();
+                    format!("`{weight}`, row {row}: zero point {found} in a symmetric matrix of {expected}")
+                })?,
             }
         }
-        Ok(out)
+        match groups {
+            Some(groups) => reordered(&out, groups).map_err(|why| format!("`{weight}`: {why}")),
+            None => Ok(out),
+        }
     }
 
     fn codes(&self, bytes: &[u8], row: usize, (n, k): (usize, usize), out: &mut Vec<f32>) {
-        let elem = self.scheme().elem;
+        let elem = self.coded().elem;
         let bits = usize::from(self.bits);
         match self.format {
             PackedFormat::Awq => {
@@ -282,6 +306,24 @@ impl Packed {
     }
 }
 
+/// The numbers that rows stand for whose elements belong to `groups`, little-endian words.
+fn reordered(rows: &Rows, groups: &[u8]) -> Result<Rows, String> {
+    let count = rows.groups();
+    let groups = groups.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b) as usize);
+    let groups: Vec<usize> = groups.collect();
+    if let Some((element, group)) = groups.iter().enumerate().find(|(_, group)| **group >= count) {
+        return Err(format!("element {element} is of group {group}, where there are {count} (`g_idx`)"));
+    }
+    // One element of each group knows its scale and offset.
+    let first = rows.scheme.group(rows.k);
+    let values = (0..rows.rows).flat_map(|row| {
+        let scales: Vec<(f32, f32)> = (0..count).map(|g| rows.scale_offset(row, g * first)).collect();
+        let codes = rows.codes[row * rows.k..][..rows.k].iter().zip(&groups);
+        codes.map(move |(code, group)| rows.scheme.dequant(*code, scales[*group].0, scales[*group].1))
+    });
+    Ok(Rows::floats(Elem::F32, rows.rows, rows.k, values.collect()))
+}
+
 /// Little-endian word `i`.
 fn word(bytes: &[u8], i: usize) -> u32 {
     bytes.as_chunks::<4>().0.get(i).map_or(0, |b| u32::from_le_bytes(*b))
@@ -300,12 +342,13 @@ fn bits_at(bytes: &[u8], at: usize, bits: usize, stride: usize, first: usize) ->
     (both >> (at % 32)) as u32 & ((1 << bits) - 1)
 }
 
-/// `awq/4/128/1/zeros/f16`: format, bits, group, rows, `zeros` or `symmetric`, type of the scales.
+/// `awq/4/128/1/zeros/f16`: format, bits, group, rows, `zeros` or `symmetric`, type of the scales; behind it `/reordered`, if so.
 impl fmt::Display for Packed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { format, bits, group, rows, zeros, scale } = self;
+        let Self { format, bits, group, rows, zeros, scale, reordered } = self;
         let zeros = if *zeros { "zeros" } else { "symmetric" };
-        write!(f, "{}/{bits}/{group}/{rows}/{zeros}/{scale}", format.name())
+        let reordered = if *reordered { "/reordered" } else { "" };
+        write!(f, "{}/{bits}/{group}/{rows}/{zeros}/{scale}{reordered}", format.name())
     }
 }
 
@@ -315,7 +358,8 @@ impl FromStr for Packed {
 
     fn from_str(s: &str) -> Result<Self, String> {
         let bad = || format!("`{s}` is no packed format (example: awq/4/128/1/zeros/f16)");
-        let [format, bits, group, rows, zeros, scale] = s.split('/').collect::<Vec<_>>()[..] else {
+        let (reordered, plain) = s.strip_suffix("/reordered").map_or((false, s), |plain| (true, plain));
+        let [format, bits, group, rows, zeros, scale] = plain.split('/').collect::<Vec<_>>()[..] else {
             return Err(bad());
         };
         let found = PackedFormat::NAMES.iter().find(|(_, name)| *name == format).ok_or_else(bad)?;
@@ -330,8 +374,9 @@ impl FromStr for Packed {
                 _ => return Err(bad()),
             },
             scale: scale.parse().map_err(|()| bad())?,
+            reordered,
         };
-        packed.scheme().check().map(|()| packed)
+        packed.coded().check().map(|()| packed)
     }
 }
 
@@ -341,7 +386,12 @@ mod tests {
 
     #[test]
     fn text_round_trips() {
-        for text in ["awq/4/128/1/zeros/f16", "gptq_v2/3/0/1/symmetric/bf16", "fp8/8/128/128/symmetric/f32"] {
+        for text in [
+            "awq/4/128/1/zeros/f16",
+            "gptq_v2/3/0/1/symmetric/bf16",
+            "fp8/8/128/128/symmetric/f32",
+            "gptq/4/128/1/symmetric/f16/reordered",
+        ] {
             assert_eq!(text.parse::<Packed>().unwrap().to_string(), text);
         }
         for text in ["awq", "qqq/4/128/1/zeros/f16", "awq/4/100/1/zeros/f16", "awq/9/128/1/zeros/f16"] {
