@@ -73,20 +73,22 @@ fn an_engine_keeps_within_its_size_and_perplexity_within_its_bound() {
 
 #[test]
 fn a_table_that_is_the_head_too_is_rounded_for_what_its_products_see() {
+    // A text of few words: what the products see lies in few directions, and away from them an error of the table costs nothing. On a
+    // text of all words this model, whose weights are random, sees every direction alike, and there is nothing to gain.
+    let tokens = |seed: u32, n: u32| (0..n).map(|i| (i * i * 7 + i * seed) % 97 % 4 * 16).collect();
+    let corpus = |seed, windows| Corpus { text: Text::Tokens(tokens(seed, 256)), windows, window: 32 };
     let lost = |method, scheme: &str| {
         let mut options = options(method, None, "source");
+        (options.calibration, options.measure) = (corpus(3, 8), Some(corpus(5, 4)));
         options.overrides = vec![format!("embed={scheme}").parse().unwrap()];
         compile(&fixture("gqa_tied"), &options, 2).unwrap().quality.unwrap()
     };
-    // Of one scheme chance decides: where a code falls otherwise, all that follow make up for it. Of finer ones this model, whose
-    // weights are random, has nothing to gain.
-    let (mut nearest, mut compensated) = (0.0, 0.0);
-    for scheme in ["u3:s8x32*f16x0-4", "u3:f16x32+f16", "u3:f16x32-4"] {
+    for scheme in ["u4:f16x32+f16", "u3:s8x32*f16x0-4", "u3:f16x32+f16", "u3:f16x32-4"] {
         let (n, c) = (lost(Method::Rtn, scheme), lost(Method::Gptq, scheme));
         assert_eq!((n.weights.len(), c.weights.len()), (0, 1), "{scheme}: {:?}", c.weights);
-        (nearest, compensated) = (nearest + n.mean_kl, compensated + c.mean_kl);
+        println!("{scheme}: {} beside {}", c.mean_kl, n.mean_kl);
+        assert!(c.mean_kl < 0.85 * n.mean_kl, "{scheme}: {} beside {}", c.mean_kl, n.mean_kl);
     }
-    assert!(compensated < 0.97 * nearest, "{compensated} beside {nearest}");
 }
 
 #[test]
