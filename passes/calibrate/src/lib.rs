@@ -2,7 +2,7 @@
 //!
 //! All of it stands on one statistic: the second moment `H = mean(x x^T)` of a linear's input x. A weight row w that becomes w + e changes
 //! its output by `e x`, on average by `e H e^T` squared, and that is what every method here makes small: [`awq`] by scaling columns before
-//! they are rounded and by shrinking ranges, [`gptq`] by letting later columns make up for what earlier ones lost, [`refine`](mod@refine) by
+//! they are rounded and by shrinking ranges, [`gptq`] by letting later columns make up for what earlier ones lost, [`refine`] by
 //! going on from there. Only [`smooth`] looks at what rounding of the inputs loses.
 //!
 //! Arithmetic is defined to the bit (`bessemer_eager::defined`), so codes are a function of weights, text and options.
