@@ -45,6 +45,12 @@ pub const TRAINING: Harmless = Harmless {
     ],
 };
 
+/// Keys of a head that is left out.
+pub const TOKEN_HEAD: Harmless = Harmless {
+    reason: "belongs to the head that predicts tokens, which is not part of an encoder",
+    keys: &["tie_word_embeddings"],
+};
+
 /// The function that `hidden_act` names.
 pub fn gelu(fields: &Fields) -> Result<UnaryKind, ImportError> {
     let tanh = UnaryKind::GeluTanh;
@@ -62,8 +68,25 @@ pub fn check_heads(fields: &Fields, key: &str, hidden: usize, heads: usize) -> R
 }
 
 impl Blocks {
+    /// The norm behind the embeddings and `layers` blocks on `x`; `whole` and `block` give the checkpoint's names of tensors.
+    pub fn stack(
+        &self,
+        b: &mut Builder,
+        x: Value,
+        layers: usize,
+        whole: impl Fn(&str) -> String,
+        block: impl Fn(usize, &str) -> String,
+    ) -> Result<Value, ImportError> {
+        let [weight, bias] = ["weight", "bias"].map(|kind| whole(&format!("embeddings.LayerNorm.{kind}")));
+        let mut x = b.layer_norm(x, &weight, Some(&bias), self.eps)?;
+        for layer in 0..layers {
+            x = self.block(b, layer, x, |of| block(layer, of))?;
+        }
+        Ok(x)
+    }
+
     /// Block `layer` on `x`; `tensor` gives the checkpoint's name of a tensor of the block.
-    pub fn block(
+    fn block(
         &self,
         b: &mut Builder,
         layer: usize,

@@ -155,10 +155,7 @@ impl Config {
         fields.skip(&[Harmless { reason: "chose this family", keys: &["model_type"] }]);
         fields.skip(&[
             encoder::TRAINING,
-            Harmless {
-                reason: "belongs to the head that predicts tokens, which is not part of an encoder",
-                keys: &["tie_word_embeddings"],
-            },
+            encoder::TOKEN_HEAD,
             Harmless {
                 reason: "scores are given before any activation",
                 keys: &["sbert_ce_default_activation_function", "sentence_transformers"],
@@ -218,12 +215,8 @@ impl Config {
         let ty = b.lookup(types, &whole("embeddings.token_type_embeddings.weight"))?;
         let x = b.binary("embed.type".into(), BinaryKind::Add, token, ty)?;
         let x = b.binary("embed.position".into(), BinaryKind::Add, x, position)?;
-        let norm = ["weight", "bias"].map(|kind| whole(&format!("embeddings.LayerNorm.{kind}")));
-        let mut x = b.layer_norm(x, &norm[0], Some(&norm[1]), self.eps)?;
-        for layer in 0..self.layers {
-            let tensor = |hf: &str| self.named(NAMES.block(self.naming, layer, hf));
-            x = blocks.block(&mut b, layer, x, tensor)?;
-        }
+        let block = |layer, hf: &str| self.named(NAMES.block(self.naming, layer, hf));
+        let x = blocks.stack(&mut b, x, self.layers, &whole, block)?;
         let (result, output) = match &self.head {
             Head::Pooling(pooling) => pooling.build(&mut b, x, rows, self.hidden)?,
             Head::Scores { labels } => {

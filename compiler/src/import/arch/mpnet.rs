@@ -133,10 +133,7 @@ impl Config {
         fields.skip(&[
             Harmless { reason: "chose this family", keys: &["model_type"] },
             encoder::TRAINING,
-            Harmless {
-                reason: "belongs to the head that predicts tokens, which is not part of an encoder",
-                keys: &["tie_word_embeddings"],
-            },
+            encoder::TOKEN_HEAD,
         ]);
         fields.finish()?;
         Ok(read)
@@ -164,12 +161,8 @@ impl Config {
         let position =
             b.lookup_from(positions, &whole("embeddings.position_embeddings.weight"), FIRST_POSITION)?;
         let x = b.binary("embed.position".into(), BinaryKind::Add, token, position)?;
-        let norm = ["weight", "bias"].map(|kind| whole(&format!("embeddings.LayerNorm.{kind}")));
-        let mut x = b.layer_norm(x, &norm[0], Some(&norm[1]), self.eps)?;
-        for layer in 0..self.layers {
-            let tensor = |hf: &str| self.named(NAMES.block(Naming::HuggingFace, layer, hf));
-            x = blocks.block(&mut b, layer, x, tensor)?;
-        }
+        let block = |layer, hf: &str| self.named(NAMES.block(Naming::HuggingFace, layer, hf));
+        let x = blocks.stack(&mut b, x, self.layers, &whole, block)?;
         let (result, output) = self.pooling.build(&mut b, x, rows, self.hidden)?;
         let facts = ModelFacts {
             vocab: self.vocab as u32,
