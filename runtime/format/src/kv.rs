@@ -25,7 +25,7 @@
 //! A few channels are most of a key, and of the queries that meet it: all others would share what steps they leave, and their own errors
 //! would count most. So keys are coded *turned*: multiplied by a Hadamard matrix, which spreads every channel over all elements
 //! (Ashkboos et al. 2024, "QuaRot"). A score stays what it was when the query is turned back by as much ([`turn`], [`turn_back`]). On
-//! SmolLM2 that divides the divergence of int4 by 3.6, that of int8 by 3.9 and that of fp8, whose steps follow the size, by 1.1. Vectors
+//! SmolLM2 that divides the divergence of int4 by 3.6, that of int8 by 3.9 and that of fp8, whose steps follow the size, by 1.3. Vectors
 //! that are keys and values at once stay as they are.
 
 use crate::manifest::KvElem;
