@@ -216,7 +216,7 @@ impl Config {
         let x = b.binary("embed.type".into(), BinaryKind::Add, token, ty)?;
         let x = b.binary("embed.position".into(), BinaryKind::Add, x, position)?;
         let block = |layer, hf: &str| self.named(NAMES.block(self.naming, layer, hf));
-        let x = blocks.stack(&mut b, x, self.layers, &whole, block)?;
+        let x = blocks.stack(&mut b, x, self.layers, whole, block)?;
         let (result, output) = match &self.head {
             Head::Pooling(pooling) => pooling.build(&mut b, x, rows, self.hidden)?,
             Head::Scores { labels } => {

@@ -162,7 +162,7 @@ impl Config {
             b.lookup_from(positions, &whole("embeddings.position_embeddings.weight"), FIRST_POSITION)?;
         let x = b.binary("embed.position".into(), BinaryKind::Add, token, position)?;
         let block = |layer, hf: &str| self.named(NAMES.block(Naming::HuggingFace, layer, hf));
-        let x = blocks.stack(&mut b, x, self.layers, &whole, block)?;
+        let x = blocks.stack(&mut b, x, self.layers, whole, block)?;
         let (result, output) = self.pooling.build(&mut b, x, rows, self.hidden)?;
         let facts = ModelFacts {
             vocab: self.vocab as u32,
