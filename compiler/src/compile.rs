@@ -107,7 +107,7 @@ pub fn prepare_with(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Prepared, CompileError> {
-    let model = (arch::detect(checkpoint)?.build)(checkpoint)?;
+    let model = arch::detect(checkpoint)?.model(checkpoint, options.context)?;
     let mut graph = model.graph;
     let mut context = pipeline::Context {
         target: options.targets.first(),

@@ -30,6 +30,8 @@ pub struct CompileOptions {
     pub statistics: Option<Arc<Statistics>>,
     /// The text on which the loss by rounding is measured, which the engine's report then holds.
     pub measure: Option<Corpus>,
+    /// Tokens of the longest sequence, where it is not for the checkpoint to say. Ropes that scale by the context are fixed by it.
+    pub context: Option<u32>,
     /// Compute in f32 even where kernels of integers or bf16 exist: slower, without rounding of activations.
     pub f32_activations: bool,
     /// Passes that are switched off.
@@ -53,6 +55,7 @@ impl Default for CompileOptions {
             calibration: Corpus::calibration(),
             statistics: None,
             measure: None,
+            context: None,
             f32_activations: false,
             disable: Vec::new(),
             tactics: BTreeMap::new(),
@@ -75,6 +78,7 @@ impl CompileOptions {
             calibration,
             statistics,
             measure,
+            context,
             f32_activations,
             disable,
             tactics,
@@ -95,6 +99,7 @@ impl CompileOptions {
             ("code".into(), code.to_string()),
         ];
         // Only what was asked for: an engine says nothing of means that it did not need.
+        pairs.extend(context.iter().map(|context| ("context".into(), context.to_string())));
         pairs.extend(overrides.iter().map(|o| ("override".into(), o.to_string())));
         pairs.extend(budget.iter().map(|budget| ("budget".into(), budget.to_string())));
         if method.calibrates() || budget.is_some() {

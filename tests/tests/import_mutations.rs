@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// Everything that import does with a checkpoint.
 fn import(path: &Path) -> Result<(), ImportError> {
     let checkpoint = Checkpoint::open(path)?;
-    (arch::detect(&checkpoint)?.build)(&checkpoint)?;
+    arch::detect(&checkpoint)?.model(&checkpoint, None)?;
     for name in checkpoint.tensors().keys() {
         checkpoint.bytes(name)?;
     }

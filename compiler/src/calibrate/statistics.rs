@@ -236,7 +236,7 @@ pub fn gather(
     run: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Gathered, CompileError> {
-    let mut graph = (arch::detect(checkpoint)?.build)(checkpoint)?.graph;
+    let mut graph = arch::detect(checkpoint)?.model(checkpoint, options.context)?.graph;
     let context = Context {
         target: options.targets.first(),
         precision: options.precision,

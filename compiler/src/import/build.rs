@@ -416,9 +416,15 @@ impl<'a> Builder<'a> {
         self.add(format!("{table}[]"), Op::Embed {}, &[ids, w])
     }
 
-    /// Cosines and sines for the rows of this pass.
-    pub fn rope_table(&mut self, name: String, positions: Value, rope: &Rope) -> Result<Value, ImportError> {
-        let op = Op::RopeTable { inv_freq: rope.inv_freq(), factor: rope.attention_factor() };
+    /// Cosines and sines for the rows of this pass, in an engine for sequences of up to `context` tokens.
+    pub fn rope_table(
+        &mut self,
+        name: String,
+        positions: Value,
+        rope: &Rope,
+        context: usize,
+    ) -> Result<Value, ImportError> {
+        let op = Op::RopeTable { inv_freq: rope.inv_freq(context), factor: rope.attention_factor() };
         self.add(name, op, &[positions])
     }
 

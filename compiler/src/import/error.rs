@@ -88,6 +88,19 @@ pub enum ImportError {
         remedy: &'static str,
     },
 
+    /// A context that is asked for and that the model does not have.
+    #[error("{path}: a context of {asked} tokens is asked for: expected 1 to {longest}, which is what the model was trained for and its \
+        rope can be scaled to; ask for less",
+        path = path.display())]
+    Context {
+        /// The file that names the model's own.
+        path: PathBuf,
+        /// What is asked for.
+        asked: u32,
+        /// What the model has.
+        longest: u32,
+    },
+
     /// Keys that nobody reads: each of them may change the arithmetic.
     #[error("{path}: unknown key(s) {keys}: expected only keys whose effect on the arithmetic is known; \
         remove a key only if you are sure that the model computes the same without it",

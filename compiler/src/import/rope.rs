@@ -59,12 +59,30 @@ pub enum RopeScaling {
         /// Factor of the cosines and sines.
         attention_factor: f64,
     },
-    /// Each is divided by its own factor: LongRoPE, and GGUF's `rope_freqs.weight`, which is how Llama 3.1 comes there.
+    /// Each is divided by its own factor: GGUF's `rope_freqs.weight`, which is how Llama 3.1 comes there.
     Factors {
         /// One a pair.
         factors: Vec<f32>,
         /// Factor of the cosines and sines.
         attention_factor: f64,
+    },
+    /// LongRoPE: each is divided by its own factor, of one list in contexts up to the original one and of another beyond.
+    Long {
+        /// One a pair, up to the original context.
+        short: Vec<f32>,
+        /// One a pair, beyond.
+        long: Vec<f32>,
+        /// Context length before scaling.
+        original_context: usize,
+        /// Factor of the cosines and sines, whichever list it is.
+        attention_factor: f64,
+    },
+    /// Dynamic NTK: in a context `c` beyond the trained one `t` the base is `theta * (factor * c / t - (factor - 1))^(dims / (dims - 2))`.
+    Dynamic {
+        /// How fast the base grows, and how many trained contexts long a sequence may be.
+        factor: f64,
+        /// Context length up to which nothing changes.
+        trained_context: usize,
     },
 }
 
@@ -84,7 +102,7 @@ pub enum RopePairing {
 pub struct Defaults {
     /// Elements of a head.
     pub head_dim: usize,
-    /// Most positions that the model is run with.
+    /// Most positions that the model was trained with.
     pub context: usize,
     /// Base.
     pub theta: f64,
@@ -98,19 +116,38 @@ impl Rope {
     /// Factor of the cosines and sines.
     pub fn attention_factor(&self) -> f32 {
         match &self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Factors { attention_factor, .. } => {
-                *attention_factor as f32
-            }
+            RopeScaling::Yarn { attention_factor, .. }
+            | RopeScaling::Factors { attention_factor, .. }
+            | RopeScaling::Long { attention_factor, .. } => *attention_factor as f32,
             _ => 1.0,
         }
     }
 
+    /// The longest context that the rope serves in a model that was trained for `context`.
+    pub fn longest(&self, context: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Dynamic { factor, trained_context } => (trained_context as f64 * factor) as usize,
+            _ => context,
+        }
+    }
+
     /// The inverse frequencies after scaling, for `dims / 2` pairs, computed in f64 and rounded once.
-    pub fn inv_freq(&self) -> Vec<f32> {
+    ///
+    /// Some kinds of scaling depend on the context. It is the engine's, not a sequence's: keys stay in the cache as they were turned,
+    /// so what turns them may not change while a sequence grows. (llama.cpp chooses by the size of its context, vLLM by its longest
+    /// sequence; transformers processes a sequence again when it passes the edge.)
+    pub fn inv_freq(&self, context: usize) -> Vec<f32> {
+        let divided =
+            |factors: &[f32], i: usize, f: f64| f / f64::from(factors.get(i).copied().unwrap_or(1.0));
         let scale = |i: usize, f: f64| match &self.scaling {
-            RopeScaling::None => f,
+            // Of dynamic scaling the base has it all.
+            RopeScaling::None | RopeScaling::Dynamic { .. } => f,
             RopeScaling::Linear { factor } => f / factor,
-            RopeScaling::Factors { factors, .. } => f / f64::from(factors.get(i).copied().unwrap_or(1.0)),
+            RopeScaling::Factors { factors, .. } => divided(factors, i, f),
+            RopeScaling::Long { short, original_context, .. } if context <= *original_context => {
+                divided(short, i, f)
+            }
+            RopeScaling::Long { long, .. } => divided(long, i, f),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let wavelength = 2.0 * PI / f;
                 let context = *original_context as f64;
@@ -137,7 +174,16 @@ impl Rope {
                 divided * f / factor + (1.0 - divided) * f
             }
         };
-        let base = |i: usize| self.theta.powf(-2.0 * i as f64 / self.dims as f64);
+        let dims = self.dims as f64;
+        let theta = match self.scaling {
+            RopeScaling::Dynamic { factor, trained_context } if context > trained_context => {
+                let grown = factor * context as f64 / trained_context as f64 - (factor - 1.0);
+                // A single pair turns by 1 whatever the base is.
+                self.theta * grown.powf(dims / (dims - 2.0).max(1.0))
+            }
+            _ => self.theta,
+        };
+        let base = |i: usize| theta.powf(-2.0 * i as f64 / dims);
         (0..self.dims / 2).map(|i| scale(i, base(i)) as f32).collect()
     }
 }
@@ -252,11 +298,12 @@ fn scaled(
     rope.scaling = match long.or(short) {
         None | Some("default") => RopeScaling::None,
         Some("linear") => RopeScaling::Linear { factor: inner.required_positive("factor")? },
-        // The base grows with sequences beyond the trained context, which is where an engine's context ends; up to it
-        // nothing is scaled.
         Some("dynamic") => {
-            inner.required_positive("factor")?;
-            RopeScaling::None
+            let factor = inner.required_positive("factor")?;
+            if factor < 1.0 {
+                return Err(inner.error("factor", "1 or more", "correct the value"));
+            }
+            RopeScaling::Dynamic { factor, trained_context: defaults.context }
         }
         Some("llama3") => {
             let low_freq_factor = inner.required_positive("low_freq_factor")?;
@@ -308,9 +355,7 @@ fn scaled(
                 Some(stated) => stated,
                 None => long_attention_factor(factor, original_context),
             };
-            // A table serves all positions of an engine, so its context decides, as the longest sequence does elsewhere.
-            let factors = if defaults.context > original_context { long } else { short };
-            RopeScaling::Factors { factors, attention_factor }
+            RopeScaling::Long { short, long, original_context, attention_factor }
         }
         Some(_) => {
             let key = if long.is_some() { "rope_type" } else { "type" };
@@ -370,14 +415,22 @@ pub fn from_gguf(
         }
     };
     let attention_factor = fields.positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
-    let long = LONG_FACTORS[usize::from(defaults.context <= original.unwrap_or(defaults.context))];
-    let tensor = [FREQUENCY_FACTORS, long].into_iter().find(|name| checkpoint.tensors().contains_key(*name));
+    let [long, short] = LONG_FACTORS;
+    let names = [FREQUENCY_FACTORS, long, short];
+    let tensor = names.into_iter().find(|name| checkpoint.tensors().contains_key(*name));
+    let factors = |name| frequency_factors(checkpoint, name, dims);
     let scaling = match (scaling, tensor) {
         (None, None) => RopeScaling::None,
         (Some(scaling), None) => scaling,
-        (None, Some(name)) => {
-            RopeScaling::Factors { factors: frequency_factors(checkpoint, name, dims)?, attention_factor }
+        (None, Some(FREQUENCY_FACTORS)) => {
+            RopeScaling::Factors { factors: factors(FREQUENCY_FACTORS)?, attention_factor }
         }
+        (None, Some(_)) => RopeScaling::Long {
+            short: factors(short)?,
+            long: factors(long)?,
+            original_context: original.unwrap_or(defaults.context),
+            attention_factor,
+        },
         (Some(_), Some(name)) => {
             let expected = format!("no other scaling beside the tensor `{name}`");
             return Err(fields.error("rope.scaling.factor", expected, "convert the model again"));

@@ -40,6 +40,6 @@ fn refused<T>(result: Result<T, ImportError>, parts: &[&str]) -> ImportError {
 /// The configuration of a Llama whose tensors fit it.
 fn llama(checkpoint: &Checkpoint) -> Result<Decoder, ImportError> {
     let decoder = arch::llama::read(checkpoint)?;
-    decoder.model(checkpoint, "llama")?;
+    decoder.model(checkpoint, None, "llama")?;
     Ok(decoder)
 }

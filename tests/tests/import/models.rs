@@ -292,7 +292,7 @@ fn every_fixture_is_sound() {
     for path in paths {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let family = arch::detect(&checkpoint).unwrap();
-        (family.build)(&checkpoint).map(drop).unwrap_or_else(|error| panic!("{error}"));
+        family.model(&checkpoint, None).map(drop).unwrap_or_else(|error| panic!("{error}"));
         for name in checkpoint.tensors().keys() {
             assert!(!checkpoint.bytes(name).unwrap().is_empty());
         }

@@ -131,6 +131,12 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     group: Option<u32>,
 
+    /// Tokens of the longest sequence, where it is not to be the model's own. Ropes that scale by the context are fixed by it, since keys
+    /// stay in the cache as they were turned: LongRoPE has its short factors up to the original context and its long ones beyond (for
+    /// all lengths); dynamic NTK, which can go beyond the trained context, has the base for this one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ctx: Option<u32>,
+
     /// Compute in f32 where kernels of integers or bf16 exist: slower, without rounding of activations
     #[arg(long)]
     f32_activations: bool,
@@ -373,6 +379,7 @@ impl Args {
             calibration,
             statistics,
             measure,
+            context: self.ctx,
             f32_activations: self.f32_activations,
             disable: self.disable.clone(),
             code: !self.no_code,

@@ -46,6 +46,7 @@ fn options_of(engine: &Engine) -> Result<CompileOptions, Failure> {
                 options.targets = Targets::parse(value.split(' ')).map_err(|e| wrong(e.to_string()))?
             }
             "precision" => options.precision = value.parse().map_err(wrong)?,
+            "context" => options.context = Some(value.parse().map_err(|_| wrong("it is no number".into()))?),
             "f32_activations" => options.f32_activations = value == "true",
             "disable" => {
                 options.disable = value.split(',').filter(|p| !p.is_empty()).map(str::to_owned).collect()

@@ -22,7 +22,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "encoder: vectors pooled as the checkpoint says, scores of pairs",
     hf: &[("bert", "BertModel"), ("bert", "BertForSequenceClassification")],
     gguf: &["bert"],
-    build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
+    build: |checkpoint, _| Config::read(checkpoint)?.build(checkpoint),
 };
 
 struct Config {

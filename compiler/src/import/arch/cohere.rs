@@ -21,7 +21,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "LayerNorm, parallel halves of a block, norms of heads, sliding window, layers without rope, scaled logits",
     hf: &[("cohere", "CohereForCausalLM"), ("cohere2", "Cohere2ForCausalLM")],
     gguf: &["command-r", "cohere2"],
-    build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
+    build: |checkpoint, context| Config::read(checkpoint)?.build(checkpoint, context),
 };
 
 struct Config {
@@ -201,7 +201,8 @@ impl Config {
         Ok(read)
     }
 
-    fn build(&self, checkpoint: &Checkpoint) -> Result<Model, ImportError> {
+    fn build(&self, checkpoint: &Checkpoint, context: Option<usize>) -> Result<Model, ImportError> {
+        let context = context.map_or(self.context, |asked| asked.min(self.rope.longest(self.context)));
         let mut b = Builder::new(checkpoint);
         let whole = |hf: &str| NAMES.whole(self.naming, hf);
         let head_dim = self.hidden / self.heads;
@@ -209,7 +210,7 @@ impl Config {
         let positions = b.input("positions", Input::Positions)?;
         let logit_rows = b.input("logit_rows", Input::LogitRows)?;
         let table = b.weight(&whole("model.embed_tokens.weight"))?;
-        let angles = b.rope_table("rope".into(), positions, &self.rope)?;
+        let angles = b.rope_table("rope".into(), positions, &self.rope, context)?;
         let mut x = b.embed(tokens, table)?;
         let mut states = Vec::new();
         for layer in 0..self.layers {
@@ -235,7 +236,7 @@ impl Config {
             let state = b.state(layer, self.kv_heads, head_dim)?;
             let state = b.append(name("append"), state, k, v, self.kv_heads)?;
             states.push(state);
-            let window = window.filter(|window| *window < self.context);
+            let window = window.filter(|window| *window < context);
             let shape = Attention { window, ..Attention::plain(self.heads, self.kv_heads, head_dim) };
             let a = b.attention(name("attention"), q, state, shape)?;
             let o = b.linear(a, &tensor("self_attn.o_proj.weight"), None)?;
@@ -256,7 +257,7 @@ impl Config {
         let logits = b.unary("logits.scale".into(), scale, logits)?;
         let facts = ModelFacts {
             vocab: self.vocab as u32,
-            context: self.context as u32,
+            context: context as u32,
             hidden: self.hidden as u32,
             layers: self.layers as u32,
             output: Output::Logits,

@@ -16,9 +16,9 @@ pub(super) const V2: Architecture = Architecture {
     features: "latent attention, experts by groups and shared ones",
     hf: &[("deepseek_v2", "DeepseekV2ForCausalLM")],
     gguf: &["deepseek2"],
-    build: |checkpoint| {
+    build: |checkpoint, context| {
         let decoder = keys::read(checkpoint, |fields| from_hf(fields, Version::V2), from_gguf)?;
-        decoder.model(checkpoint, V2.name)
+        decoder.model(checkpoint, context, V2.name)
     },
 };
 
@@ -28,9 +28,9 @@ pub(super) const V3: Architecture = Architecture {
     features: "latent attention, experts by groups with corrected sigmoid scores and shared ones",
     hf: &[("deepseek_v3", "DeepseekV3ForCausalLM")],
     gguf: &["deepseek2"],
-    build: |checkpoint| {
+    build: |checkpoint, context| {
         let decoder = keys::read_hf(checkpoint, |fields| from_hf(fields, Version::V3))?;
-        decoder.model(checkpoint, V3.name)
+        decoder.model(checkpoint, context, V3.name)
     },
 };
 

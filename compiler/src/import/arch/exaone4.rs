@@ -14,7 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "norms behind attention and network, q/k norm, global layers without rope",
     hf: &[("exaone4", "Exaone4ForCausalLM")],
     gguf: &["exaone4"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Every so-many-th layer sees everything, where the others slide.

@@ -15,7 +15,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "sandwich norms, capped scores and logits, local and global layers, GeGLU",
     hf: &[("gemma2", "Gemma2ForCausalLM")],
     gguf: &["gemma2"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Reads the configuration.

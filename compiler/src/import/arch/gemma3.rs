@@ -15,7 +15,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "sandwich norms, q/k norm, local and global layers with ropes of their own, GeGLU",
     hf: &[("gemma3_text", "Gemma3ForCausalLM")],
     gguf: &["gemma3"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Reads the configuration.

@@ -14,7 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "sandwich norms, partial rope, q/k/v biases",
     hf: &[("glm4", "Glm4ForCausalLM")],
     gguf: &["glm4"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Reads the configuration.

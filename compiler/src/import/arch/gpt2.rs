@@ -20,7 +20,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "LayerNorm, learned positions, joint projections",
     hf: &[("gpt2", "GPT2LMHeadModel")],
     gguf: &["gpt2"],
-    build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
+    build: |checkpoint, _| Config::read(checkpoint)?.build(checkpoint),
 };
 
 struct Config {

@@ -21,7 +21,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "LayerNorm, parallel halves of a block, partial rope",
     hf: &[("gpt_neox", "GPTNeoXForCausalLM")],
     gguf: &["gptneox"],
-    build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
+    build: |checkpoint, _| Config::read(checkpoint)?.build(checkpoint),
 };
 
 struct Config {
@@ -196,7 +196,7 @@ impl Config {
         let positions = b.input("positions", Input::Positions)?;
         let logit_rows = b.input("logit_rows", Input::LogitRows)?;
         let table = b.weight(&whole("gpt_neox.embed_in.weight"))?;
-        let angles = b.rope_table("rope".into(), positions, &rope)?;
+        let angles = b.rope_table("rope".into(), positions, &rope, self.context)?;
         let mut x = b.embed(tokens, table)?;
         let mut states = Vec::new();
         for layer in 0..self.layers {

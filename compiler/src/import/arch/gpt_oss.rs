@@ -15,7 +15,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "mixture of experts with biases and a clamped gate, attention sinks, local and global layers",
     hf: &[("gpt_oss", "GptOssForCausalLM")],
     gguf: &["gpt-oss"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 const NAMES: ExpertNames = ExpertNames {

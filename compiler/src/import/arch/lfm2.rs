@@ -15,7 +15,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "gated short convolutions, attention in some layers, q/k norm",
     hf: &[("lfm2", "Lfm2ForCausalLM")],
     gguf: &["lfm2"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Reads the configuration.

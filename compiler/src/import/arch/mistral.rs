@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "sliding window",
     hf: &[("mistral", "MistralForCausalLM")],
     gguf: &["llama"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Reads the configuration. GGUF files of this family say that they are a Llama.

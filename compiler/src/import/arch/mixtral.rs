@@ -14,7 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "mixture of experts",
     hf: &[("mixtral", "MixtralForCausalLM")],
     gguf: &["llama with experts"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 const NAMES: ExpertNames = ExpertNames {

@@ -47,8 +47,9 @@ pub struct Architecture {
     pub hf: &'static [(&'static str, &'static str)],
     /// `general.architecture` in GGUF. Of families that share a name the first in [`ARCHITECTURES`] reads the files of all.
     pub gguf: &'static [&'static str],
-    /// Reads the configuration, holds the checkpoint's tensors against it, and builds the graph.
-    pub build: fn(&Checkpoint) -> Result<Model, ImportError>,
+    /// Reads the configuration, holds the checkpoint's tensors against it, and builds the graph. The number is the context that the
+    /// model is wanted for, where it is not its own: it matters to ropes that scale by it.
+    pub build: fn(&Checkpoint, Option<usize>) -> Result<Model, ImportError>,
 }
 
 /// All families that are built.
@@ -93,6 +94,19 @@ pub fn table() -> String {
 }
 
 impl Architecture {
+    /// The model of a checkpoint, for sequences of at most `context` tokens where it is not for as many as the model can have.
+    pub fn model(&self, checkpoint: &Checkpoint, context: Option<u32>) -> Result<Model, ImportError> {
+        let mut model = (self.build)(checkpoint, context.map(|context| context as usize))?;
+        let longest = model.facts.context;
+        let context = context.unwrap_or(longest);
+        if context == 0 || context > longest {
+            let path = checkpoint.config_path().to_owned();
+            return Err(ImportError::Context { path, asked: context, longest });
+        }
+        model.facts.context = context;
+        Ok(model)
+    }
+
     /// The containers that its checkpoints come in.
     pub fn files(&self) -> Vec<&'static str> {
         let kinds = [(!self.hf.is_empty(), "safetensors"), (!self.gguf.is_empty(), "GGUF")];

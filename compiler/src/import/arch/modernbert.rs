@@ -22,7 +22,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "encoder, GeGLU, local and global attention",
     hf: &[("modernbert", "ModernBertModel")],
     gguf: &["modern-bert"],
-    build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
+    build: |checkpoint, _| Config::read(checkpoint)?.build(checkpoint),
 };
 
 struct Config {
@@ -229,8 +229,8 @@ impl Config {
         let positions = b.input("positions", Input::Positions)?;
         let rows = b.input("logit_rows", Input::LogitRows)?;
         let table = b.weight(&whole("embeddings.tok_embeddings.weight"))?;
-        let global_angles = b.rope_table("rope.global".into(), positions, &global)?;
-        let local_angles = b.rope_table("rope.local".into(), positions, &local)?;
+        let global_angles = b.rope_table("rope.global".into(), positions, &global, self.context)?;
+        let local_angles = b.rope_table("rope.local".into(), positions, &local, self.context)?;
         let x = b.embed(tokens, table)?;
         let mut x = b.layer_norm(x, &whole("embeddings.norm.weight"), None, self.eps)?;
         for layer in 0..self.layers {

@@ -19,7 +19,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "encoder, relative positions in the scores of attention",
     hf: &[("mpnet", "MPNetModel"), ("mpnet", "MPNetForMaskedLM")],
     gguf: &[],
-    build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
+    build: |checkpoint, _| Config::read(checkpoint)?.build(checkpoint),
 };
 
 struct Config {

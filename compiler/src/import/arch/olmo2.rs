@@ -15,7 +15,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     hf: &[("olmo2", "Olmo2ForCausalLM")],
     // OLMo 3 comes under this name too; a window tells it.
     gguf: &["olmo2"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Reads the configuration.

@@ -14,7 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "norms behind attention and network, q/k norm of whole rows, local and global layers with ropes of their own",
     hf: &[("olmo3", "Olmo3ForCausalLM")],
     gguf: &["olmo2"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Base of both ropes where `config.json` is silent, and of sliding layers wherever it has no object for them.

@@ -14,7 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "q/k norm, sliding window in upper layers",
     hf: &[("qwen3", "Qwen3ForCausalLM")],
     gguf: &["qwen3"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 /// Reads the configuration.

@@ -14,7 +14,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "mixture of experts, q/k norm",
     hf: &[("qwen3_moe", "Qwen3MoeForCausalLM")],
     gguf: &["qwen3moe"],
-    build: |checkpoint| read(checkpoint)?.model(checkpoint, ARCHITECTURE.name),
+    build: |checkpoint, context| read(checkpoint)?.model(checkpoint, context, ARCHITECTURE.name),
 };
 
 const NAMES: ExpertNames = ExpertNames {

@@ -20,7 +20,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     features: "LayerNorm, biases, GELU, sliding window",
     hf: &[("starcoder2", "Starcoder2ForCausalLM")],
     gguf: &["starcoder2"],
-    build: |checkpoint| Config::read(checkpoint)?.build(checkpoint),
+    build: |checkpoint, context| Config::read(checkpoint)?.build(checkpoint, context),
 };
 
 struct Config {
@@ -155,7 +155,8 @@ impl Config {
         Ok(read)
     }
 
-    fn build(&self, checkpoint: &Checkpoint) -> Result<Model, ImportError> {
+    fn build(&self, checkpoint: &Checkpoint, context: Option<usize>) -> Result<Model, ImportError> {
+        let context = context.map_or(self.context, |asked| asked.min(self.rope.longest(self.context)));
         let mut b = Builder::new(checkpoint);
         let whole = |hf: &str| NAMES.whole(self.naming, hf);
         let head_dim = self.hidden / self.heads;
@@ -163,7 +164,7 @@ impl Config {
         let positions = b.input("positions", Input::Positions)?;
         let logit_rows = b.input("logit_rows", Input::LogitRows)?;
         let table = b.weight(&whole("model.embed_tokens.weight"))?;
-        let angles = b.rope_table("rope".into(), positions, &self.rope)?;
+        let angles = b.rope_table("rope".into(), positions, &self.rope, context)?;
         let mut x = b.embed(tokens, table)?;
         let mut states = Vec::new();
         for layer in 0..self.layers {
@@ -207,7 +208,7 @@ impl Config {
             if self.tied { b.linear_value(x, table, &head, None)? } else { b.linear(x, &head, None)? };
         let facts = ModelFacts {
             vocab: self.vocab as u32,
-            context: self.context as u32,
+            context: context as u32,
             hidden: self.hidden as u32,
             layers: self.layers as u32,
             output: Output::Logits,

@@ -13,6 +13,8 @@ pub(super) struct Blocks<'a> {
     pub(super) decoder: &'a Decoder,
     pub(super) b: Builder<'a>,
     positions: Value,
+    /// Tokens of the longest sequence.
+    context: usize,
     /// Cosines and sines of the ropes that some layer has asked for.
     angles: Vec<Option<Value>>,
     pub(super) states: Vec<Value>,
@@ -22,15 +24,18 @@ impl Decoder {
     pub(super) fn graph(
         &self,
         checkpoint: &Checkpoint,
+        asked: Option<usize>,
         architecture: &'static str,
     ) -> Result<Model, ImportError> {
+        let longest = self.ropes.iter().map(|rope| rope.longest(self.context)).min();
+        let context = asked.map_or(self.context, |asked| asked.min(longest.unwrap_or(self.context)));
         let mut b = Builder::new(checkpoint);
         let tokens = b.input("tokens", Input::Tokens)?;
         let positions = b.input("positions", Input::Positions)?;
         let logit_rows = b.input("logit_rows", Input::LogitRows)?;
         let table = b.weight(&self.tensor_name(Role::TokenEmbedding, 0))?;
         let angles = vec![None; self.ropes.len()];
-        let mut blocks = Blocks { decoder: self, b, positions, angles, states: Vec::new() };
+        let mut blocks = Blocks { decoder: self, b, positions, context, angles, states: Vec::new() };
         // Before the blocks, as its name tells nothing of the layer that asks first.
         if let Some(rope) = self.layers.get(0).rope {
             blocks.angles(rope)?;
@@ -60,7 +65,7 @@ impl Decoder {
         }
         let facts = ModelFacts {
             vocab: self.vocab as u32,
-            context: self.context as u32,
+            context: context as u32,
             hidden: self.hidden as u32,
             layers: self.layers.count as u32,
             output: Output::Logits,
@@ -76,7 +81,7 @@ impl Blocks<'_> {
             return Ok(angles);
         }
         let name = if rope == 0 { "rope".to_owned() } else { format!("rope.{rope}") };
-        let angles = self.b.rope_table(name, self.positions, &self.decoder.ropes[rope])?;
+        let angles = self.b.rope_table(name, self.positions, &self.decoder.ropes[rope], self.context)?;
         self.angles[rope] = Some(angles);
         Ok(angles)
     }
@@ -150,7 +155,7 @@ impl Blocks<'_> {
             heads: d.heads,
             kv_heads: d.kv_heads,
             scale: d.attention_scale,
-            window: how.window.filter(|window| *window < d.context),
+            window: how.window.filter(|window| *window < self.context),
             softcap: d.attention_softcap,
             sinks: match d.has(Role::Sinks, layer) {
                 true => Some(self.b.weight(&d.tensor_name(Role::Sinks, layer))?),

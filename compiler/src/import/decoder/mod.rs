@@ -227,8 +227,13 @@ impl Decoder {
     }
 
     /// Checks that the checkpoint holds the tensors of this decoder, no others, in the right shapes; then its graph.
-    pub fn model(&self, checkpoint: &Checkpoint, architecture: &'static str) -> Result<Model, ImportError> {
+    pub fn model(
+        &self,
+        checkpoint: &Checkpoint,
+        context: Option<usize>,
+        architecture: &'static str,
+    ) -> Result<Model, ImportError> {
         self.check_tensors(checkpoint)?;
-        self.graph(checkpoint, architecture)
+        self.graph(checkpoint, context, architecture)
     }
 }

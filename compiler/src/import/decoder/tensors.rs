@@ -3,7 +3,7 @@
 use super::{Decoder, QkNorm};
 use crate::import::error::ImportError;
 use crate::import::names::Naming;
-use crate::import::rope;
+use crate::import::rope::{self, Rope, RopeScaling};
 use crate::import::source::Checkpoint;
 use crate::import::tensors;
 use std::ops::Range;
@@ -172,12 +172,13 @@ impl Decoder {
 
         let head = self.tensor_name(Output, 0);
         let stored_tie = self.tied && checkpoint.tensors().contains_key(&head);
-        let factors = self.ropes.iter().any(|r| matches!(r.scaling, rope::RopeScaling::Factors { .. }));
+        let has_factors =
+            |r: &Rope| matches!(r.scaling, RopeScaling::Factors { .. } | RopeScaling::Long { .. });
+        let factors = self.ropes.iter().any(has_factors);
         tensors::check(checkpoint, count, expected, |name| {
             // Old checkpoints store the rotary frequencies, which follow from the configuration.
             name.ends_with(".self_attn.rotary_emb.inv_freq")
                 || (factors && name == rope::FREQUENCY_FACTORS)
-                // Which of the two is read follows from the context.
                 || (factors && rope::LONG_FACTORS.contains(&name))
                 || (name == head && stored_tie)
                 || self.spare.iter().any(|layer| name.starts_with(&format!("model.layers.{layer}.")))
