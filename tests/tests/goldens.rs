@@ -2,9 +2,9 @@
 
 use bessemer_compiler::options::CompileOptions;
 use bessemer_passes::PrecisionPolicy;
-use bessemer_runtime::{Batch, KvElem, NestPath, Want, Worker, WorkerOptions};
+use bessemer_runtime::{Batch, Engine, KvElem, NestPath, Want, Worker, WorkerOptions};
 use bessemer_tests::models::{
-    FAMILIES, Golden, engine, forward, golden, logits, relative_error, trusted_engine,
+    FAMILIES, Golden, compile, engine, fixture, forward, golden, logits, relative_error, trusted_engine,
 };
 
 /// Fixture and its golden.
@@ -46,17 +46,20 @@ fn prefill_then_steps(worker: &mut Worker, g: &Golden) -> Vec<Vec<f32>> {
 
 fn holds(options: &CompileOptions, kv: KvElem, bound: f64) {
     let precision = options.precision;
+    let mut wrong = Vec::new();
     for (model, name) in MODELS.iter().chain(FAMILIES) {
         let g = golden(name, "");
         let engine = engine(model, options);
         let mut worker = Worker::new(&engine, f32_worker().kv(kv)).unwrap();
         let error = relative_error(&prefill_then_steps(&mut worker, &g), &g.logits);
-        println!("{model} {precision} kv {kv:?}: {error:.2e}");
-        assert!(error < bound, "{model} {precision}: {error:.2e} above {bound:.0e}");
         let at_once = logits(&engine, f32_worker().kv(kv), &g.tokens);
-        let error = relative_error(&at_once, &g.logits);
-        assert!(error < bound, "{model} {precision} in one prefill: {error:.2e} above {bound:.0e}");
+        let at_once = relative_error(&at_once, &g.logits);
+        println!("{model} {precision} kv {kv:?}: {error:.2e}, in one prefill {at_once:.2e}");
+        if error.max(at_once) >= bound {
+            wrong.push(format!("{model} {precision} kv {kv:?}: {error:.2e}, in one prefill {at_once:.2e}"));
+        }
     }
+    assert!(wrong.is_empty(), "above {bound:.0e}: {wrong:#?}");
 }
 
 #[test]
@@ -65,11 +68,13 @@ fn f32_engines() {
 }
 
 #[test]
-fn bf16_weights_beside_f32_activations() {
-    let options = CompileOptions { f32_activations: true, ..options(PrecisionPolicy::Bf16) };
-    // With rounded activations an engine is held to the oracle, more tightly than to a golden that rounds nothing.
-    holds(&options, KvElem::F32, 2e-2);
-    holds(&options, KvElem::Bf16, 2e-2);
+fn bf16_engines() {
+    for f32_activations in [false, true] {
+        let options = CompileOptions { f32_activations, ..options(PrecisionPolicy::Bf16) };
+        for kv in [KvElem::F32, KvElem::Bf16] {
+            holds(&options, kv, 2e-2);
+        }
+    }
 }
 
 #[test]
@@ -112,6 +117,45 @@ fn a_mixed_batch_gives_what_its_sequences_give_alone_and_again_after_truncation(
             assert!(error < 1e-4, "{name} sequence {i}: {error:.2e}");
         }
     }
+}
+
+#[test]
+fn ropes_that_scale_by_the_context_turn_by_that_of_the_engine() {
+    let of = |context| CompileOptions { context: Some(context), ..options(PrecisionPolicy::F32) };
+    // LongRoPE has an edge at 6 tokens, which all other tests are beyond.
+    let short = golden("phi3", "context.");
+    for model in ["phi3", "phi3.f32.gguf"] {
+        let engine = engine(model, &of(6));
+        assert_eq!(engine.plan().model.context, 6);
+        let error = relative_error(&logits(&engine, f32_worker(), &short.tokens), &short.logits);
+        assert!(error < 1e-4, "{model} up to its original context: {error:.2e}");
+    }
+    let beyond = logits(&engine("phi3", &of(7)), f32_worker(), &short.tokens);
+    let error = relative_error(&beyond, &short.logits);
+    assert!(error > 1e-2, "an engine for longer sequences has the long factors from the start: {error:.2e}");
+
+    // Dynamic NTK grows with the context of a model that was trained for 32 tokens, up to twice that.
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("rope_dynamic");
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let trained = "\"max_position_embeddings\": 256";
+    assert!(config.contains(trained));
+    let model = folder.path().join("trained_for_32");
+    std::fs::create_dir(&model).unwrap();
+    std::fs::write(model.join("config.json"), config.replace(trained, "\"max_position_embeddings\": 32"))
+        .unwrap();
+    std::fs::copy(source.join("model.safetensors"), model.join("model.safetensors")).unwrap();
+    let g = golden("rope_dynamic", "context.");
+    assert_eq!(g.tokens.len(), 49);
+    let (path, _) = compile(&model, folder.path(), &of(49)).unwrap();
+    let mut worker = Worker::new(&Engine::open(&path).unwrap(), f32_worker()).unwrap();
+    let error = relative_error(&prefill_then_steps(&mut worker, &g), &g.logits);
+    assert!(error < 1e-4, "dynamic NTK beyond the trained context: {error:.2e}");
+    let refused = compile(&model, folder.path(), &of(65)).unwrap_err().to_string();
+    assert!(refused.contains("65") && refused.contains("64"), "{refused}");
+    // Other ropes end where the training did.
+    let refused = compile(&fixture("qwen3"), folder.path(), &of(257)).unwrap_err().to_string();
+    assert!(refused.contains("257") && refused.contains("256"), "{refused}");
 }
 
 #[test]
