@@ -6,7 +6,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, workgroups)
 #define SHARED_ARRAY SHIM_SHARED
 #define blockIdx shim::now.group
 

@@ -14,7 +14,8 @@ typedef long long idx;
 #define UNROLL _Pragma("unroll")
 #define FN static __device__ __forceinline__
 #define MEMBER static __device__ __forceinline__
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// A multiprocessor needs room for one workgroup only: without the second number the compiler spills registers to make room for one more.
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #define PLACE const int gx = blockIdx.x, gy = blockIdx.y, gz = blockIdx.z, tid = threadIdx.x;
 
 FN float as_float(uint bits) { return __uint_as_float(bits); }
