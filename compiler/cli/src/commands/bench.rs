@@ -30,7 +30,7 @@ Examples:
   bessemer bench model.engine --baseline base.json --fail-on 'slower>10%'
 
 Medians of -r runs on tokens drawn from a fixed seed. Prefill processes -p tokens a sequence; decode then takes -n steps,
-each giving every sequence one token. Ceilings are measured on this machine, before each repetition.";
+each giving every sequence one token. Ceilings of the CPU are measured before each repetition, where it runs the engine.";
 
 /// Measure speed, start-up and memory, against what this machine can do
 #[derive(clap::Args, Debug)]
@@ -132,7 +132,9 @@ struct Output {
     /// Absent where the model reads whole texts, and generates none.
     #[serde(skip_serializing_if = "Option::is_none")]
     decode: Option<Measured>,
-    ceilings: Ceilings,
+    /// Of the CPU, where it runs the engine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ceilings: Option<Ceilings>,
     open_ms: f64,
     /// From process start to the first token, the file in the operating system's cache.
     first_token_ms: Option<f64>,
@@ -226,21 +228,22 @@ impl Args {
         }
 
         let (mut ours, mut theirs, mut limits) = (Vec::new(), Vec::new(), Vec::new());
-        let sampler = Sampler::new(threads);
+        // What a GPU runs has other ceilings.
+        let on_cpu = engine.worker().kind() == DeviceKind::Cpu;
+        let sampler = on_cpu.then(|| Sampler::new(threads));
         let meter = Meter::new(Unit::Items);
         meter.start("bench", self.r.into());
         for _ in 0..self.r {
-            limits.push(sampler.sample());
+            limits.extend(sampler.as_ref().map(Sampler::sample));
             ours.push(engine.measure()?);
             theirs.extend(other.as_mut().map(|o| o.measure()).transpose()?);
             meter.advance(1);
         }
         drop(meter);
-        let on_cpu = engine.worker().kind() == DeviceKind::Cpu;
         drop(sampler);
-        let ceilings = Ceilings::median(&limits);
+        let ceilings = on_cpu.then(|| Ceilings::median(&limits));
         let profile = match self.profile {
-            true => Some(phases(&mut engine, kv, self.r.into(), &ceilings)?),
+            true => Some(phases(&mut engine, kv, self.r.into(), ceilings.as_ref())?),
             false => None,
         };
         let work = Work::of(&model.engine, kv, load);
@@ -338,7 +341,7 @@ fn phases(
     subject: &mut Subject,
     kv: KvElem,
     repetitions: usize,
-    ceilings: &Ceilings,
+    ceilings: Option<&Ceilings>,
 ) -> Result<Phases, Failure> {
     let [prefill, decode] = subject
         .profile(repetitions)?
@@ -417,14 +420,16 @@ impl Output {
             let share = share.map_or("–".into(), |share| format!("{:.0} % of {ceiling}", 100.0 * share));
             out!("| {name} | {:.1} | {share} |{versus}", measured.tok_s)?;
         }
-        let c = &self.ceilings;
-        out!(
-            "\nceilings: {:.1} GB/s read, {:.0} G f32, {:.0} G bf16 and {:.0} G int8 multiply-adds a second",
-            c.read_bytes_s / 1e9,
-            c.f32_multiply_adds_s / 1e9,
-            c.bf16_multiply_adds_s / 1e9,
-            c.int8_multiply_adds_s / 1e9
-        )?;
+        out!()?;
+        if let Some(c) = &self.ceilings {
+            out!(
+                "ceilings: {:.1} GB/s read, {:.0} G f32, {:.0} G bf16 and {:.0} G int8 multiply-adds a second",
+                c.read_bytes_s / 1e9,
+                c.f32_multiply_adds_s / 1e9,
+                c.bf16_multiply_adds_s / 1e9,
+                c.int8_multiply_adds_s / 1e9
+            )?;
+        }
         let ms = |v: Option<f64>| v.map_or("unknown".into(), |v| format!("{v:.0} ms"));
         let cold = match &self.first_token_cold_absent {
             Some(why) => format!("not measured ({why})"),
@@ -442,7 +447,7 @@ impl Output {
         }
         let phases = self.profile.iter().flat_map(|p| [("prefill", &p.prefill), ("decode", &p.decode)]);
         for (name, phase) in phases {
-            phase.iter().try_for_each(|phase| phase.print(name, &self.ceilings))?;
+            phase.iter().try_for_each(|phase| phase.print(name, self.ceilings.as_ref()))?;
         }
         Ok(())
     }

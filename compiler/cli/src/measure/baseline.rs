@@ -27,7 +27,7 @@ impl FromStr for Tolerance {
 }
 
 /// What must be equal for two speeds to be comparable.
-const SAME: [&str; 6] = ["threads", "kernels", "nests", "load", "target", "cpu"];
+const SAME: [&str; 7] = ["threads", "kernels", "nests", "load", "target", "cpu", "device"];
 /// What is compared.
 const SPEEDS: [&str; 2] = ["/prefill/tok_s", "/decode/tok_s"];
 

@@ -42,8 +42,9 @@ pub struct StepCost {
     pub bytes: u64,
     /// Multiply-adds.
     pub multiply_adds: u64,
-    /// Larger one of the shares of measured bandwidth and of measured arithmetic.
-    pub share_of_ceiling: f64,
+    /// Larger one of the shares of measured bandwidth and of measured arithmetic, where these were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_of_ceiling: Option<f64>,
     /// The same, by what is multiplied.
     #[serde(skip)]
     by_type: MultiplyAdds,
@@ -66,7 +67,13 @@ pub struct Passes {
 
 impl Phase {
     /// Reads `profile`, which holds passes of the program for `of.rows` rows.
-    pub fn new(plan: &Plan, profile: &Profile, kv: KvElem, of: Passes, ceilings: &Ceilings) -> Option<Self> {
+    pub fn new(
+        plan: &Plan,
+        profile: &Profile,
+        kv: KvElem,
+        of: Passes,
+        ceilings: Option<&Ceilings>,
+    ) -> Option<Self> {
         let serves = |p: &bessemer_format::plan::Program| of.rows <= p.regime.max_rows as usize;
         let index = plan.programs.iter().position(serves)?;
         let passes = profile.passes(index);
@@ -96,7 +103,7 @@ impl Phase {
     }
 
     /// The steps summed over layers: those whose names differ in numbers only. In the order of their first.
-    pub fn by_role(&self, ceilings: &Ceilings) -> Vec<StepCost> {
+    pub fn by_role(&self, ceilings: Option<&Ceilings>) -> Vec<StepCost> {
         let mut place = BTreeMap::new();
         let mut roles: Vec<StepCost> = Vec::new();
         for step in &self.steps {
@@ -118,7 +125,7 @@ impl Phase {
     }
 
     /// A table for people.
-    pub fn print(&self, name: &str, ceilings: &Ceilings) -> Result<(), Failure> {
+    pub fn print(&self, name: &str, ceilings: Option<&Ceilings>) -> Result<(), Failure> {
         out!(
             "\n{name}, {} row(s): {:.0} us a pass in steps, {:.0} us outside, mean of {} passes\n",
             self.rows,
@@ -131,8 +138,9 @@ impl Phase {
         )?;
         out!("|---|---|---|---|---|---|---|---|---|---|")?;
         for r in self.by_role(ceilings) {
+            let share = r.share_of_ceiling.map_or("–".into(), |share| format!("{:.0} %", 100.0 * share));
             out!(
-                "| {} | {} | {} | {:.1} | {:.1} | {:.1} | {:.2} | {:.1} | {:.0} | {:.0} % |",
+                "| {} | {} | {} | {:.1} | {:.1} | {:.1} | {:.2} | {:.1} | {:.0} | {share} |",
                 r.node,
                 r.kind,
                 r.count,
@@ -141,8 +149,7 @@ impl Phase {
                 r.waiting_us,
                 r.bytes as f64 / 1e6,
                 r.bytes as f64 / 1e3 / r.us,
-                r.multiply_adds as f64 / 1e3 / r.us,
-                100.0 * r.share_of_ceiling
+                r.multiply_adds as f64 / 1e3 / r.us
             )?;
         }
         Ok(())
@@ -173,10 +180,12 @@ impl StepCost {
         self.multiply_adds = self.by_type.total();
     }
 
-    fn rate(&mut self, c: &Ceilings) {
-        let arithmetic = self.by_type.seconds(c);
-        let reading = self.bytes as f64 / c.read_bytes_s;
-        self.share_of_ceiling = if self.us > 0.0 { arithmetic.max(reading) * 1e6 / self.us } else { 0.0 };
+    fn rate(&mut self, ceilings: Option<&Ceilings>) {
+        self.share_of_ceiling = ceilings.map(|c| {
+            let arithmetic = self.by_type.seconds(c);
+            let reading = self.bytes as f64 / c.read_bytes_s;
+            if self.us > 0.0 { arithmetic.max(reading) * 1e6 / self.us } else { 0.0 }
+        });
     }
 }
 
@@ -203,14 +212,7 @@ mod tests {
         };
         let steps = vec![step("a.0.up", 1.0), step("a.0.down", 2.0), step("a.11.up", 4.0), step("head", 8.0)];
         let phase = Phase { rows: 1, passes: 1, pass_us: 15.0, outside_us: 0.0, steps };
-        let ceilings = Ceilings {
-            read_bytes_s: 1.0,
-            buffer_bytes: 1,
-            f32_multiply_adds_s: 1.0,
-            bf16_multiply_adds_s: 1.0,
-            int8_multiply_adds_s: 1.0,
-        };
-        let roles = phase.by_role(&ceilings);
+        let roles = phase.by_role(None);
         let found: Vec<_> = roles.iter().map(|r| (r.node.as_str(), r.count, r.us)).collect();
         assert_eq!(found, [("a.*.up", 2, 5.0), ("a.*.down", 1, 2.0), ("head", 1, 8.0)]);
     }
