@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn code_gets_its_arguments_and_its_result_is_an_error() {
         if !host::runs(CodeIsa::X86_64V3) {
-            println!("skipped: this host has no x86-64-v3");
+            bessemer_skip::skip(bessemer_skip::HOST, "it does not run code for x86-64-v3");
             return;
         }
         let entries = [entry(7, None, 0, CODE.len() as u64), entry(8, Some(KvElem::F32), 0, 1)];

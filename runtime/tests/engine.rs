@@ -103,7 +103,7 @@ fn code_of_the_file_runs_only_with_trust() {
     let trusted = unsafe { Engine::open_trusted(&path) }.unwrap();
     run(&trusted, Nests::Interpreted).unwrap();
     if trusted.nest_path() == NestPath::Interpreted {
-        println!("skipped: this host does not run x86-64-v3 code");
+        bessemer_skip::skip(bessemer_skip::HOST, "it does not run code for x86-64-v3");
         return;
     }
     let error = run(&trusted, Nests::Auto).unwrap_err();

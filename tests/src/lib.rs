@@ -5,3 +5,5 @@ pub mod gpu;
 pub mod hub;
 pub mod models;
 pub mod mutate;
+
+pub use bessemer_skip::{HOST, skip};

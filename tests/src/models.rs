@@ -93,12 +93,8 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// A real model in the ignored cache, or `None` after saying how to get it.
 pub fn cached_model(name: &str) -> Option<PathBuf> {
-    let path = root().join(".cache/models").join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: {} is not there; run `python3 fixtures/fetch.py all`", path.display());
-    None
+    let cache = root().join(".cache");
+    Some(cache.join("models").join(name)).filter(|path| bessemer_skip::cached(&cache, path))
 }
 
 /// A golden: token ids and the logits of every row.
@@ -234,8 +230,8 @@ pub fn book(engine: &Engine, tokens: usize) -> Option<Vec<u32>> {
     let mut books: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     books.retain(|p| p.extension().is_some_and(|e| e == "txt"));
     books.sort();
-    let book = books.iter().map(|p| std::fs::read_to_string(p).unwrap()).find(|b| b.len() > 400_000)?;
-    let middle = (book.len() / 3..).find(|i| book.is_char_boundary(*i))?;
+    let book = books.iter().map(|p| std::fs::read_to_string(p).unwrap()).find(|b| b.len() > 400_000).unwrap();
+    let middle = (book.len() / 3..).find(|i| book.is_char_boundary(*i)).unwrap();
     let ids =
         engine.tokenizer().unwrap().encode(&book[middle..], bessemer_runtime::text::Special::AsText).unwrap();
     Some(ids[..tokens].to_vec())

@@ -10,6 +10,7 @@ use bessemer_oracle::{Oracle, Reading};
 use bessemer_passes::PrecisionPolicy;
 use bessemer_runtime::{Batch, Engine, KvElem, NestPath, Want, Worker, WorkerOptions};
 use bessemer_tests::models::{argmax, book, cached_model, compile, greedy, open_trusted, root};
+use bessemer_tests::{HOST, skip};
 use std::path::Path;
 
 /// The graph as an interpreter sees it: unfused, weights as stored.
@@ -57,7 +58,7 @@ fn two_hundred_tokens_of_a_story() {
     if code.nest_path() == NestPath::Generated {
         assert_eq!(greedy(&code, worker(), &prompt, count), expected, "engine with generated code");
     } else {
-        eprintln!("SKIPPED: no code is generated for this host");
+        skip(HOST, "no code is generated for it");
     }
 }
 

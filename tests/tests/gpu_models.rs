@@ -81,14 +81,21 @@ fn make(source: &Path, precision: &str) -> Engine {
     Engine::open(&path).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Engines of three families against what transformers computes (rounding of the cache to bf16 is what tells them apart), and one model in
-/// every precision against the same engine's CPU variant, which others hold to the oracle.
+/// Distance of logits between a cache of bf16 and one of f32: numbers of 8 bits are off by up to 2⁻⁹ each, and layers add up.
+const BF16: f64 = 2e-2;
+
+/// The same where both round the cache to bf16: only numbers beside a tie go different ways, a few in a thousand. Ten times less, so that a
+/// kernel which loses a bit of what it reads is found.
+const BOTH_BF16: f64 = 2e-3;
+
+/// Engines of three families against what transformers computes in f32, and one model in every precision against the same engine's CPU
+/// variant, which others hold to the oracle.
 fn engines(folder: &Path) -> Vec<Made> {
     let mut all = Vec::new();
     for name in ["gemma3", "qwen3_moe", "deepseek_v3"] {
         let g = golden(name, "");
         let engine = make(&fixture(name), "f32");
-        all.push(Made { name: name.into(), engine, tokens: g.tokens, expected: g.logits, bound: 2e-2 });
+        all.push(Made { name: name.into(), engine, tokens: g.tokens, expected: g.logits, bound: BF16 });
     }
     let (config, tensors) = small_llama();
     write_directory(folder, &config, &plausible_safetensors(&tensors)).unwrap();
@@ -98,7 +105,7 @@ fn engines(folder: &Path) -> Vec<Made> {
         let options = WorkerOptions::default().threads(2).device(DeviceChoice::Cpu);
         let expected = logits(&engine, options, &tokens);
         let name = format!("llama {precision}");
-        all.push(Made { name, engine, tokens: tokens.clone(), expected, bound: 2e-3 });
+        all.push(Made { name, engine, tokens: tokens.clone(), expected, bound: BOTH_BF16 });
     }
     all
 }

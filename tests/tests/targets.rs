@@ -11,6 +11,7 @@ use bessemer_runtime::{DeviceCode, DeviceKind, Engine, EngineError, KvElem, Work
 use bessemer_targets::Targets;
 use bessemer_targets::cuda::{CudaError, Nvrtc};
 use bessemer_tests::models::{cached_model, fixture, golden, logits, root};
+use bessemer_tests::skip;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -21,7 +22,7 @@ fn toolchain() -> Option<PathBuf> {
     if Nvrtc::is_installed(&folder) {
         return Some(folder);
     }
-    eprintln!("SKIPPED: {}", CudaError::Missing { folder: Some(folder) });
+    skip("toolchain", CudaError::Missing { folder: Some(folder) });
     None
 }
 

@@ -25,7 +25,7 @@ const FLOORS: [&[&str]; 4] = [
     &["bessemer-runtime", "bessemer-format", "bessemer-kernels"],
     &["bessemer-passes", "bessemer-ir", "bessemer-oracle", "bessemer-eager", "bessemer-calibrate"],
     &["bessemer-targets"],
-    &["bessemer-compiler", "bessemer", "bessemer-tests"],
+    &["bessemer-compiler", "bessemer", "bessemer-tests", "bessemer-skip"],
 ];
 
 /// Floor 0 uses no library that only compiling needs.
@@ -212,6 +212,21 @@ fn families_are_named_in_their_own_file_only() {
         "families named outside compiler/src/import/arch:\n{}",
         offenders.join("\n")
     );
+}
+
+/// A line that a test prints is kept from whoever reads that it passed.
+#[test]
+fn tests_say_in_one_way_that_they_were_skipped() {
+    let mut offenders = Vec::new();
+    for (name, text) in sources() {
+        for said in text.split("println!(").skip(1).filter_map(|rest| rest.split_once(';')) {
+            let words = said.0.to_lowercase();
+            if words.trim_start().starts_with("\"skipped") {
+                offenders.push(format!("{name}: {}", said.0.trim()));
+            }
+        }
+    }
+    assert!(offenders.is_empty(), "use bessemer_skip::skip:\n{}", offenders.join("\n"));
 }
 
 #[test]

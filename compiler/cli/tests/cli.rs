@@ -2,6 +2,7 @@
 
 mod common;
 
+use bessemer_tests::models::cached_model;
 use common::{User, fixture, model, stderr, text};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -489,14 +490,7 @@ fn archs_lists_families() {
 #[test]
 fn an_interrupt_ends_an_answer_cleanly() {
     use std::io::Read;
-    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/models/stories15M");
-    if !stories.is_dir() {
-        eprintln!(
-            "SKIPPED an_interrupt_ends_an_answer_cleanly: no {}; run `python3 fixtures/fetch.py stories15m`",
-            stories.display()
-        );
-        return;
-    }
+    let Some(stories) = cached_model("stories15M") else { return };
     let user = User::new();
     let mut child = user.command(&["run", &text(&stories), "--raw", "-p", "Once", "--temperature", "2"]);
     let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -514,14 +508,7 @@ fn an_interrupt_ends_an_answer_cleanly() {
 #[cfg(target_os = "linux")]
 #[test]
 fn an_interrupted_compilation_leaves_nothing() {
-    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/models/stories15M");
-    if !stories.is_dir() {
-        eprintln!(
-            "SKIPPED an_interrupted_compilation_leaves_nothing: no {}; run `python3 fixtures/fetch.py stories15m`",
-            stories.display()
-        );
-        return;
-    }
+    let Some(stories) = cached_model("stories15M") else { return };
     let user = User::new();
     let folder = user.path("out");
     fs::create_dir(&folder).unwrap();

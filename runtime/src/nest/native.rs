@@ -14,7 +14,7 @@ use bessemer_targets::lower::builder::NestBuilder;
 fn host_isa() -> Option<CodeIsa> {
     let isa = [CodeIsa::X86_64V3, CodeIsa::Aarch64].into_iter().find(|i| crate::host::runs(*i));
     if isa.is_none() {
-        eprintln!("SKIPPED: no code is generated for this host");
+        bessemer_skip::skip(bessemer_skip::HOST, "no code is generated for it");
     }
     isa
 }

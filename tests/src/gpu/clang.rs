@@ -29,9 +29,7 @@ impl Clang {
             |name: &&str| Command::new(name).arg("--version").output().is_ok_and(|out| out.status.success());
         let found = NAMES.into_iter().find(starts).map(|program| Self { program });
         if found.is_none() {
-            eprintln!(
-                "SKIPPED: no text for Metal was checked: there is no clang (Debian: apt-get install clang)"
-            );
+            crate::skip("clang", "it checks texts for Metal (Debian: apt-get install clang)");
         }
         found
     }

@@ -29,7 +29,7 @@ impl FakeCuda {
     /// If they do not compile.
     pub fn build(folder: &Path) -> Option<Self> {
         if !super::has_compiler() {
-            eprintln!("SKIPPED: there is no g++, so no driver is built");
+            crate::skip("g++", "it builds the driver for tests");
             return None;
         }
         let fake = Self { folder: folder.to_path_buf() };

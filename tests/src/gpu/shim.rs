@@ -48,7 +48,7 @@ pub fn compile(text: &str, kernels: &[GpuKernel], dialect: Dialect, folder: &Pat
         .output();
     match out {
         Err(e) => {
-            eprintln!("SKIPPED: no kernel was compiled: g++ does not start ({e})");
+            crate::skip("g++", format_args!("it compiles kernels for the shim, and does not start: {e}"));
             None
         }
         Ok(out) if !out.status.success() => {

@@ -57,7 +57,7 @@ fn a_full_file_system() {
         shell(&script, &[Path::new(COMPILE), &fixture(MODEL), mount])
     };
     if !pages(1, "exit 0").status.success() {
-        println!("SKIPPED: a full file system (a tmpfs cannot be mounted here)");
+        bessemer_tests::skip(bessemer_tests::HOST, "a full file system: a tmpfs cannot be mounted here");
         return;
     }
     let mut refused = 0;

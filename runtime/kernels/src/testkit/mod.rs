@@ -13,17 +13,14 @@ pub(crate) mod linear_int8;
 pub(crate) mod quantise;
 
 use crate::Isa;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Whether this host runs `isa`; says and counts what is skipped if not.
+/// Whether this host runs `isa`; says what is skipped if not.
 pub(crate) fn host_runs(name: &str, isa: Isa) -> bool {
-    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
-    if isa.available() {
-        return true;
+    let available = isa.available();
+    if !available {
+        bessemer_skip::skip(bessemer_skip::HOST, format_args!("kernel `{name}` needs {isa}"));
     }
-    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-    eprintln!("skipped kernel test {count}: `{name}` needs {isa}, which this host lacks");
-    false
+    available
 }
 
 /// The bound of a sum of `terms` rounded products in f32, in any order, fused or not: Higham's gamma.

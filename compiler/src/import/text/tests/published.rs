@@ -131,14 +131,10 @@ fn check_published(part: &str, special: Special) {
     let golden: Json = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
     let texts = strings();
     assert_eq!(json!(texts[..3]), golden["first"], "the generators differ");
-    let models = repository().join(".cache/models");
     let mut wrong = Vec::new();
     for (name, golden) in golden[part].as_object().unwrap() {
-        let path = models.join(name);
-        let Ok(bytes) = std::fs::read(&path) else {
-            println!("skipped {name}: not in .cache/models (fixtures/fetch.py all)");
-            continue;
-        };
+        let Some(path) = fetched(name) else { continue };
+        let bytes = std::fs::read(&path).unwrap();
         let origin = Origin(&path);
         let tokens = match name {
             _ if name.ends_with(".model") => sentencepiece::read(origin, &bytes, &Default::default()),
@@ -155,14 +151,11 @@ fn check_published(part: &str, special: Special) {
             }
         }
         for (book, golden) in golden["books"].as_object().unwrap() {
-            match std::fs::read_to_string(models.join("gutenberg").join(book)) {
-                Ok(text) => match compare(&tokenizer, special, std::slice::from_ref(&text), golden) {
-                    Differs::Nothing => {}
-                    found => wrong.push(format!("{name}: {book}: {found:?}")),
-                },
-                Err(_) => {
-                    println!("skipped {book}: not in .cache/models/gutenberg (fixtures/fetch.py gutenberg)")
-                }
+            let Some(path) = fetched(&format!("gutenberg/{book}")) else { continue };
+            let text = std::fs::read_to_string(path).unwrap();
+            match compare(&tokenizer, special, std::slice::from_ref(&text), golden) {
+                Differs::Nothing => {}
+                found => wrong.push(format!("{name}: {book}: {found:?}")),
             }
         }
     }
