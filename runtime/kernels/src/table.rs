@@ -218,6 +218,8 @@ kernels! {
             linear_int8_u5_avx2: Avx2, U5, avx2::linear_int8::u5;
             linear_int8_u6_avx2: Avx2, U6, avx2::linear_int8::u6;
             linear_int8_s8_avx2: Avx2, S8, avx2::linear_int8::s8;
+            linear_int8_e2m1_avx2: Avx2, E2M1, avx2::linear_int8::table;
+            linear_int8_iq4_avx2: Avx2, IQ4, avx2::linear_int8::table;
             linear_int8_any_avx512: Avx512, ANY, avx512::any::linear_int8;
             linear_int8_u2_avx512: Avx512, U2, avx512::linear_int8::u2;
             linear_int8_u3_avx512: Avx512, U3, avx512::linear_int8::u3;
@@ -225,6 +227,8 @@ kernels! {
             linear_int8_u5_avx512: Avx512, U5, avx512::linear_int8::u5;
             linear_int8_u6_avx512: Avx512, U6, avx512::linear_int8::u6;
             linear_int8_s8_avx512: Avx512, S8, avx512::linear_int8::s8;
+            linear_int8_e2m1_avx512: Avx512, E2M1, avx512::linear_int8::table;
+            linear_int8_iq4_avx512: Avx512, IQ4, avx512::linear_int8::table;
         }
         aarch64 {
             linear_int8_dotprod: Dotprod, ANY, dotprod::linear_int8;
@@ -241,6 +245,8 @@ kernels! {
             linear_int8_pair_u5_avx512: Avx512, U5, avx512::linear_int8::pair::u5;
             linear_int8_pair_u6_avx512: Avx512, U6, avx512::linear_int8::pair::u6;
             linear_int8_pair_s8_avx512: Avx512, S8, avx512::linear_int8::pair::s8;
+            linear_int8_pair_e2m1_avx512: Avx512, E2M1, avx512::linear_int8::pair::table;
+            linear_int8_pair_iq4_avx512: Avx512, IQ4, avx512::linear_int8::pair::table;
         }
         aarch64 {}
     }

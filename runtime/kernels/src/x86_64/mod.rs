@@ -78,6 +78,21 @@ use bessemer_format::panel::K_STEP;
 use bessemer_format::{PanelLayout, ScaleType};
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
+/// In place of a number of bits, as a const parameter of integer kernels: four bits that say which of a table's integers is meant
+/// ([`bessemer_format::Elem::integers`]).
+const TABLE: usize = 4 | 16;
+
+/// Bits of a code.
+const fn code_bits(bits: usize) -> usize {
+    bits & 15
+}
+
+/// The integers of the codes of a layout, and the unit of which they are multiples. No integers unless the codes stand for others.
+fn integers(layout: &PanelLayout) -> ([i8; 16], f32) {
+    let elem = layout.scheme().elem;
+    (elem.integers().copied().unwrap_or_default(), elem.unit().unwrap_or(1.0))
+}
+
 /// Steps along k of the activation group that integer kernels unroll: 32 elements.
 const EVEN_STEPS: usize = 2;
 

@@ -1,11 +1,11 @@
 //! Integer linears by `vpmaddubsw`: unsigned weight codes times a broadcast of four signed activation codes, whose sums
 //! of two products are collected in 16 bits for as long as they fit.
 //!
-//! For signed bytes the sign of the weight moves to the activation (128 * 127 * 2 fits, 255 * 127 * 2 would not).
+//! For signed bytes, and the integers of a table, the sign of the weight moves to the activation (128 * 127 * 2 fits, 255 * 127 * 2 would not).
 
 use super::{prefetch, scales};
 use crate::linear::Lane;
-use crate::x86_64::{EVEN_STEPS, Side, even_groups};
+use crate::x86_64::{EVEN_STEPS, Side, TABLE, code_bits, even_groups};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
@@ -18,16 +18,16 @@ const STEP_ATOMS: usize = K_STEP / 4;
 
 /// Declares the kernels, each for the codes of so many bits (8: signed bytes; fewer: unsigned).
 macro_rules! kernels {
-    ($($name:ident: $bits:literal;)*) => {$(
+    ($($name:ident: $bits:expr;)*) => {$(
         /// [`crate::linear::LinearInt8Fn`] for the element of this name.
         #[target_feature(enable = "avx2,fma,f16c")]
         pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
             // SAFETY: the caller's promises are those of `linear`.
             unsafe {
                 if even_groups(act) {
-                    linear::<$bits, EVEN_STEPS>(l, act, panel, x, out)
+                    linear::<{ $bits }, EVEN_STEPS>(l, act, panel, x, out)
                 } else {
-                    linear::<$bits, 1>(l, act, panel, x, out)
+                    linear::<{ $bits }, 1>(l, act, panel, x, out)
                 }
             }
         }
@@ -40,6 +40,7 @@ kernels! {
     u5: 5;
     u6: 6;
     s8: 8;
+    table: TABLE;
 }
 
 /// # Safety
@@ -81,6 +82,7 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
     let Some(stored) = Side::of(layout) else { return };
     let (constant, float) = (layout.scheme().constant(), layout.scheme().offset_type());
     let minus_constant = _mm256_set1_epi32(-constant);
+    let (table, unit) = integers(layout);
     let (row_bytes, group_steps) = (act.row_bytes(), act.group / K_STEP);
     let (scales_at, sums_at, products_at) = (act.scales_at(), act.sums_at(), act.products_at());
     let (mut k, mut g) = (0, 0);
@@ -94,7 +96,10 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
         // `x`, and so do its scale, sum and product; there are `rows` of them.
         unsafe {
             let side = codes.add(layout.run_code_bytes(r));
-            let (scale, offset) = scales(stored, layout, panel.as_ptr(), side, r);
+            let (mut scale, offset) = scales(stored, layout, panel.as_ptr(), side, r);
+            if BITS == TABLE {
+                scale = scale.map(|scale| _mm256_mul_ps(scale, unit));
+            }
             if PREFETCH {
                 prefetch(side);
             }
@@ -102,15 +107,15 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
             while start < steps {
                 let end = if STEPS > 1 { start + STEPS } else { steps.min(start + group_steps) };
                 if PREFETCH {
-                    for line in 0..((end - start) * BITS).div_ceil(2) {
-                        prefetch(codes.add(start * BITS * LINE / 2 + line * LINE));
+                    for line in 0..((end - start) * code_bits(BITS)).div_ceil(2) {
+                        prefetch(codes.add(start * code_bits(BITS) * LINE / 2 + line * LINE));
                     }
                 }
                 for half in 0..2 {
                     for step in (start..end).step_by(STEPS) {
                         let mut atoms = [[_mm256_setzero_si256(); STEP_ATOMS]; STEPS];
                         for i in 0..STEPS {
-                            atoms[i] = four_atoms::<BITS>(codes.add(half * LINE / 2), steps, step + i);
+                            atoms[i] = four_atoms::<BITS>(table, codes.add(half * LINE / 2), steps, step + i);
                         }
                         let mut row_x = x.as_ptr();
                         for row in 0..rows {
@@ -163,14 +168,15 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
 #[target_feature(enable = "avx2")]
 unsafe fn dot<const BITS: usize>(atoms: &[__m256i], x: *const u8) -> __m256i {
     // How many sums of two products fit 16 bits: each at most the largest code times 127, twice.
-    let largest = if BITS == 8 { 128 } else { (1 << BITS) - 1 };
+    let signed = matches!(BITS, 8 | TABLE);
+    let largest = if signed { 128 } else { (1 << code_bits(BITS)) - 1 };
     let fit = i16::MAX as usize / (2 * 127 * largest);
     let mut isum = _mm256_setzero_si256();
     let mut short = isum;
     for (i, &w) in atoms.iter().enumerate() {
         // SAFETY: the caller promises the codes.
         let q = unsafe { broadcast_i32(x.add(4 * i)) };
-        let pairs = if BITS == 8 {
+        let pairs = if signed {
             _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w))
         } else {
             _mm256_maddubs_epi16(w, q)
@@ -205,13 +211,19 @@ unsafe fn broadcast_f32(p: *const u8) -> __m256 {
     unsafe { _mm256_set1_ps(p.cast::<f32>().read_unaligned()) }
 }
 
-/// Half of step `step` along k of a run of `steps` steps: 8 columns of four atoms, put together from the bit planes.
+/// Half of step `step` along k of a run of `steps` steps: 8 columns of four atoms, put together from the bit planes; where codes stand
+/// for the integers of a `table`, those.
 ///
 /// # Safety
 /// The run's codes are readable around `run`, which is the run's start or half a line after it, and `step < steps`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn four_atoms<const BITS: usize>(run: *const u8, steps: usize, step: usize) -> [__m256i; 4] {
+unsafe fn four_atoms<const BITS: usize>(
+    table: __m256i,
+    run: *const u8,
+    steps: usize,
+    step: usize,
+) -> [__m256i; 4] {
     // SAFETY: the caller promises the lines of every plane.
     let line = |i: usize| unsafe { _mm256_loadu_si256(run.add(i * LINE).cast()) };
     let mut atoms = [_mm256_setzero_si256(); 4];
@@ -222,7 +234,7 @@ unsafe fn four_atoms<const BITS: usize>(run: *const u8, steps: usize, step: usiz
         return atoms;
     }
     // Bits of the code below those put together so far, and lines of the planes before.
-    let (mut low, mut base) = (BITS, 0);
+    let (mut low, mut base) = (code_bits(BITS), 0);
     if BITS & 4 != 0 {
         low -= 4;
         let lines = [line(2 * step), line(2 * step + 1)];
@@ -246,7 +258,20 @@ unsafe fn four_atoms<const BITS: usize>(run: *const u8, steps: usize, step: usiz
             atoms[j] = _mm256_or_si256(atoms[j], moved::<1>(line, j, 0));
         }
     }
+    if BITS == TABLE {
+        atoms = atoms.map(|codes| _mm256_shuffle_epi8(table, codes));
+    }
     atoms
+}
+
+/// The integers of codes, and in every lane the unit of which they are multiples.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn integers(layout: &PanelLayout) -> (__m256i, __m256) {
+    let (integers, unit) = crate::x86_64::integers(layout);
+    // SAFETY: sixteen bytes.
+    let integers = unsafe { _mm_loadu_si128(integers.as_ptr().cast()) };
+    (_mm256_broadcastsi128_si256(integers), _mm256_set1_ps(unit))
 }
 
 /// `BITS` bits of every byte, moved from position `from` to position `to`, alone. Constant positions become immediate ones.

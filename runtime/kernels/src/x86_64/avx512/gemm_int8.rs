@@ -5,10 +5,10 @@
 //! fills the registers: its f32 and i32 sums hide the latency of `vpdpbusd`, and a broadcast activation serves two products, since
 //! with one panel each would need a load of its own and the two load ports would limit it.
 
-use super::linear_int8::{constant, four_atoms, moved};
+use super::linear_int8::{constant, four_atoms, integers, moved};
 use super::scales;
 use crate::linear::Lane;
-use crate::x86_64::{Side, prefetch_to_l2};
+use crate::x86_64::{Side, TABLE, code_bits, prefetch_to_l2};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
@@ -103,6 +103,7 @@ unsafe fn unpack<const BITS: usize, const PANELS: usize>(
 ) {
     let next = PANELS * layout.panel_bytes();
     let group_steps = act.group / K_STEP;
+    let (table, unit) = integers(layout);
     // Runs are as long as the first, but for the last.
     let runs = layout.runs();
     let run = |r: usize| (layout.run_code_bytes(r), layout.run_len(r).div_ceil(K_STEP));
@@ -123,16 +124,20 @@ unsafe fn unpack<const BITS: usize, const PANELS: usize>(
             // group is short, codes of zero stand for the steps that it lacks. The stretch has room for every step.
             unsafe {
                 let side = run.add(code_bytes);
-                let (scale, offset) = scales(stored, layout, start, side, r);
+                let (mut scale, offset) = scales(stored, layout, start, side, r);
+                if BITS == TABLE {
+                    scale = _mm512_mul_ps(scale, unit);
+                }
                 prefetch_to_l2(side.wrapping_add(next));
                 stretch.scales.as_mut_ptr().cast::<__m512>().add(numbers).write(scale);
                 stretch.offsets.as_mut_ptr().cast::<__m512>().add(numbers).write(offset);
                 for step in step..step + group_steps {
-                    for line in 0..BITS.div_ceil(2) {
-                        prefetch_to_l2(run.wrapping_add(next + step * BITS * LINE / 2 + line * LINE));
+                    for line in 0..code_bits(BITS).div_ceil(2) {
+                        let at = step * code_bits(BITS) * LINE / 2 + line * LINE;
+                        prefetch_to_l2(run.wrapping_add(next + at));
                     }
                     let atoms: Step = match step < steps {
-                        true => four_atoms!(BITS, run, steps, step),
+                        true => four_atoms!(BITS, table, run, steps, step),
                         false => [_mm512_setzero_si512(); 4],
                     };
                     for atom in atoms {

@@ -3,7 +3,7 @@
 
 use super::{gemm_int8 as gemm, scales};
 use crate::linear::Lane;
-use crate::x86_64::{EVEN_STEPS, Side, even_groups, prefetch_to_l2};
+use crate::x86_64::{EVEN_STEPS, Side, TABLE, code_bits, even_groups, prefetch_to_l2};
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
@@ -17,14 +17,14 @@ const BLOCK: usize = 8;
 const PAIR_BLOCK: usize = 5;
 
 /// Step `step` along k of a run of `steps` steps, whose codes are readable at `run`: four atoms of unsigned codes of `BITS` (signed ones
-/// plus 128), put together from the bit planes of the run. A macro, since a function may become a call, before which every sum in a
+/// plus 128, and so the integers of a `table`), put together from the bit planes of the run. A macro, since a function may become a call, before which every sum in a
 /// register would have to be stored.
 macro_rules! four_atoms {
-    ($bits:ident, $run:expr, $steps:expr, $step:expr) => {{
+    ($bits:ident, $table:expr, $run:expr, $steps:expr, $step:expr) => {{
         let (run, steps, step): (*const u8, usize, usize) = ($run, $steps, $step);
         let mut atoms = [_mm512_setzero_si512(); 4];
         // Bits of the code below those put together so far, and lines of the planes before.
-        let (mut low, mut base) = ($bits, 0);
+        let (mut low, mut base) = (code_bits($bits), 0);
         if $bits == 8 {
             let bias = _mm512_set1_epi8(-128);
             for i in 0..4 {
@@ -57,6 +57,11 @@ macro_rules! four_atoms {
                 atoms[j] = _mm512_or_si512(atoms[j], moved::<1>(line, j, 0));
             }
         }
+        if $bits == TABLE {
+            for i in 0..4 {
+                atoms[i] = _mm512_shuffle_epi8($table, atoms[i]);
+            }
+        }
         atoms
     }};
 }
@@ -64,19 +69,19 @@ pub(super) use four_atoms;
 
 /// Declares the kernels, each for the codes of so many bits (8: signed bytes; fewer: unsigned).
 macro_rules! kernels {
-    ($($name:ident: $bits:literal;)*) => {
+    ($($name:ident: $bits:expr;)*) => {
         $(
             /// [`crate::linear::LinearInt8Fn`] for the element of this name.
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
             pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
                 // SAFETY: the caller's promises are those of `linear`.
                 unsafe {
-                    if out.len() >= gemm::FROM_ROWS && gemm::takes(act, constant::<$bits>(l)) {
-                        gemm::multiply::<$bits, 1>(l, act, [panel], x, [out])
+                    if out.len() >= gemm::FROM_ROWS && gemm::takes(act, constant::<{ $bits }>(l)) {
+                        gemm::multiply::<{ $bits }, 1>(l, act, [panel], x, [out])
                     } else if even_groups(act) {
-                        linear::<$bits, EVEN_STEPS>(l, act, panel, x, out)
+                        linear::<{ $bits }, EVEN_STEPS>(l, act, panel, x, out)
                     } else {
-                        linear::<$bits, 0>(l, act, panel, x, out)
+                        linear::<{ $bits }, 0>(l, act, panel, x, out)
                     }
                 }
             }
@@ -97,15 +102,16 @@ macro_rules! kernels {
                 ) {
                     // SAFETY: the caller's promises are those of `gemm::multiply` and of `linear`.
                     unsafe {
-                        // A shift and a mask unpack these codes: that costs least where they are multiplied. Few rows wait for
-                        // memory, which is asked best by a block that reads every line once.
+                        // A shift and a mask unpack these codes: that costs least where they are multiplied. A table is looked up as
+                        // often as rows ask for it. Few rows wait for memory, which is asked best by a block that reads every line once.
                         let rows = out[0].len();
                         let once = (PAIR_BLOCK + 1..=BLOCK).contains(&rows);
-                        if matches!($bits, 2 | 4) && even_groups(act) && !once {
-                            return linear_pair::<$bits, EVEN_STEPS>(l, act, panels, x, out);
+                        let few = $bits == TABLE && rows < gemm::FROM_ROWS;
+                        if (matches!($bits, 2 | 4) || few) && even_groups(act) && !once {
+                            return linear_pair::<{ $bits }, EVEN_STEPS>(l, act, panels, x, out);
                         }
-                        if rows >= gemm::FROM_ROWS && gemm::takes(act, constant::<$bits>(l)) {
-                            return gemm::multiply::<$bits, 2>(l, act, panels, x, out);
+                        if rows >= gemm::FROM_ROWS && gemm::takes(act, constant::<{ $bits }>(l)) {
+                            return gemm::multiply::<{ $bits }, 2>(l, act, panels, x, out);
                         }
                         for (panel, out) in panels.into_iter().zip(out) {
                             super::$name(l, act, panel, x, out)
@@ -123,6 +129,7 @@ kernels! {
     u5: 5;
     u6: 6;
     s8: 8;
+    table: TABLE;
 }
 
 /// # Safety
@@ -193,7 +200,7 @@ impl Ahead {
 }
 
 /// # Safety
-/// As [`crate::linear::LinearInt8PairFn`], for codes of 2 or 4 bits as [`linear`].
+/// As [`crate::linear::LinearInt8PairFn`], for codes of 2 or 4 bits or of a table, as [`linear`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
@@ -271,6 +278,7 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
 ) {
     let Some(stored) = Side::of(layout) else { return };
     let (constant, float) = (constant::<BITS>(layout), layout.scheme().offset_type());
+    let (table, unit) = integers(layout);
     let minus_constant = _mm512_set1_epi32(-constant);
     let minus_constant_low = _mm512_set1_epi32(i32::from(-constant as u16));
     let row_bytes = act.row_bytes();
@@ -303,6 +311,9 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
             let mut offset = scale;
             for p in 0..PANELS {
                 (scale[p], offset[p]) = scales(stored, layout, panels[p].as_ptr(), side[p], r);
+                if BITS == TABLE {
+                    scale[p] = _mm512_mul_ps(scale[p], unit);
+                }
             }
             for side in side {
                 prefetch(side);
@@ -325,14 +336,14 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
                 }
                 let group_steps = if STEPS > 0 { STEPS } else { (steps - step).min(act.group / K_STEP) };
                 for step in step..step + group_steps {
-                    for line in 0..BITS.div_ceil(2) {
+                    for line in 0..code_bits(BITS).div_ceil(2) {
                         for codes in codes {
-                            prefetch(codes.add(step * BITS * LINE / 2 + line * LINE));
+                            prefetch(codes.add(step * code_bits(BITS) * LINE / 2 + line * LINE));
                         }
                     }
                     let mut atoms = [[_mm512_setzero_si512(); 4]; PANELS];
                     for panel in 0..PANELS {
-                        atoms[panel] = four_atoms!(BITS, codes[panel], steps, step);
+                        atoms[panel] = four_atoms!(BITS, table, codes[panel], steps, step);
                     }
                     for i in 0..4 {
                         for row in 0..ROWS {
@@ -379,7 +390,18 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
 /// What is subtracted from each unsigned code. Signed ones are biased to unsigned ones, and the bias is subtracted as the
 /// offset is, exactly.
 pub(super) fn constant<const BITS: usize>(layout: &PanelLayout) -> i32 {
-    layout.scheme().constant() + if BITS == 8 { 128 } else { 0 }
+    layout.scheme().constant() + if matches!(BITS, 8 | TABLE) { 128 } else { 0 }
+}
+
+/// The integers of codes, plus 128, and in every lane the unit of which they are multiples.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn integers(layout: &PanelLayout) -> (__m512i, __m512) {
+    let (integers, unit) = crate::x86_64::integers(layout);
+    let biased = integers.map(|i| i as u8 ^ 128);
+    // SAFETY: sixteen bytes.
+    let biased = unsafe { _mm_loadu_si128(biased.as_ptr().cast()) };
+    (_mm512_broadcast_i32x4(biased), _mm512_set1_ps(unit))
 }
 
 /// `BITS` bits of every byte, moved from position `from` to position `to`, alone. Constant positions become immediate ones.
