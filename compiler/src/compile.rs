@@ -7,11 +7,12 @@ use crate::import::{Checkpoint, arch};
 use crate::options::{CompileOptions, RunOptions};
 use crate::{device, tuning, weights};
 use bessemer_format::file::{EngineFile, map_opened};
+use bessemer_format::gpu::GpuCode;
 use bessemer_format::header;
 use bessemer_format::manifest::{Hash, Manifest, PassReport, Quality, Report, Source, TensorEntry};
-use bessemer_format::plan::ModelFacts;
-use bessemer_format::variant::{Variant, VariantPlan};
-use bessemer_format::write::{Sections, write_engine};
+use bessemer_format::plan::{ModelFacts, Plan};
+use bessemer_format::variant::{DeviceCode, Variant, VariantPlan};
+use bessemer_format::write::{Sections, engine_len, write_engine};
 use bessemer_ir::{Graph, Phase, TargetInfo};
 use bessemer_passes::pipeline::{self, Assigned, Refine};
 use bessemer_targets::schedule::{ScheduleOptions, Scheduled, schedule_beside};
@@ -119,85 +120,74 @@ pub fn prepare_with(
     let (mut passes, mut codes, mut quality) = (Vec::new(), Codes::default(), None);
     let mut assigned = Assigned::new();
     let measures = options.method.calibrates() || options.measure.is_some() || options.budget.is_some();
+    let (facts, architecture) = (model.facts, model.architecture);
     if measures && run.stop_after.is_none_or(|phase| phase > Phase::Canonical) {
         until.stop_after = Some(Phase::Canonical);
         passes = pipeline::run(&mut graph, &context, &until)?;
+        until.stop_after = run.stop_after;
         let calibrate = Calibrate { checkpoint, options, run, context, progress };
         let ground = calibrate.ground(&graph)?;
         let held_out = calibrate.held_out(&graph)?;
+        let kv = held_out.as_ref().map(|base| calibrate.caches(&graph, base)).transpose()?;
         if let Some(budget) = options.budget {
             let (Some(ground), Some(held_out)) = (&ground, &held_out) else {
                 return Err(CompileError::Calibration(format!(
                     "{budget} needs held-out text to be measured on"
                 )));
             };
-            let size = |graph: &Graph, assigned: &Assigned| {
+            let size = |graph: &Graph, assigned: &Assigned, quality: &Quality| {
                 let refine = Refine { assigned: Some(assigned), ..context.refine };
                 let context = pipeline::Context { refine, ..context };
-                engine_size(checkpoint, &model.facts, graph.clone(), &context, options)
+                let (graph, others, passes) =
+                    lower(graph.clone(), &context, options, &until, passes.clone())?;
+                let quality = Some(Quality { kv: kv.clone().unwrap_or_default(), ..quality.clone() });
+                let codes = Codes::default();
+                let facts = facts.clone();
+                let prepared = Prepared { graph, others, facts, architecture, passes, codes, quality };
+                // A hash has the same length, whatever it is of.
+                let assembled =
+                    assemble(checkpoint, Hash([0; 32]), &prepared, options, &mut device::estimate)?;
+                Ok(engine_len(assembled.sections())?)
             };
             let fitted = calibrate.fit(budget, &graph, ground, held_out, &size)?;
-            let kv = calibrate.caches(&graph, held_out)?;
-            (graph, codes, assigned) = (fitted.graph, fitted.codes, fitted.assigned);
-            quality = Some(Quality { kv, ..fitted.quality });
+            (graph, codes, assigned, quality) =
+                (fitted.graph, fitted.codes, fitted.assigned, Some(fitted.quality));
         } else {
-            let kv = held_out.as_ref().map(|base| calibrate.caches(&graph, base)).transpose()?;
             if let Some(ground) = &ground {
                 codes = calibrate.lower(&mut graph, ground)?;
             }
-            if let (Some(base), Some(kv)) = (&held_out, kv) {
-                quality = Some(Quality { kv, ..calibrate.quality(base, &graph, &codes)? });
+            if let Some(base) = &held_out {
+                quality = Some(calibrate.quality(base, &graph, &codes)?);
             }
         }
-        until.stop_after = run.stop_after;
+        quality = quality.map(|quality| Quality { kv: kv.unwrap_or_default(), ..quality });
     }
     context.refine.assigned = Some(&assigned);
+    let (graph, others, passes) = lower(graph, &context, options, &until, passes)?;
+    Ok(Prepared { graph, others, facts, architecture, passes, codes, quality })
+}
+
+/// Takes a graph as far as `until` says, for every target: as the first has it, as the others do, and what all passes did.
+fn lower(
+    mut graph: Graph,
+    context: &pipeline::Context<'_>,
+    options: &CompileOptions,
+    until: &pipeline::Options,
+    mut passes: Vec<PassReport>,
+) -> Result<(Graph, Vec<Graph>, Vec<PassReport>), CompileError> {
     let mut others = Vec::new();
     if until.stop_after.is_none_or(|phase| phase == Phase::Packed) {
         // Targets differ in what they compute in and in layouts, which come after fusion.
         let fused = pipeline::Options { stop_after: Some(Phase::Fused), ..until.clone() };
-        passes.extend(pipeline::run(&mut graph, &context, &fused)?);
+        passes.extend(pipeline::run(&mut graph, context, &fused)?);
         for target in options.targets.iter().skip(1) {
             let mut other = graph.clone();
-            pipeline::run(&mut other, &pipeline::Context { target, ..context }, &until)?;
+            pipeline::run(&mut other, &pipeline::Context { target, ..*context }, until)?;
             others.push(other);
         }
     }
-    passes.extend(pipeline::run(&mut graph, &context, &until)?);
-    let (facts, architecture) = (model.facts, model.architecture);
-    Ok(Prepared { graph, others, facts, architecture, passes, codes, quality })
-}
-
-/// Bytes of the engine that a canonical graph becomes, rather a little too many than too few: manifest and report are known only at the
-/// end.
-fn engine_size(
-    checkpoint: &Checkpoint,
-    facts: &ModelFacts,
-    mut graph: Graph,
-    context: &pipeline::Context<'_>,
-    options: &CompileOptions,
-) -> Result<u64, CompileError> {
-    /// Of manifest, report and padding: for each weight, and beside them.
-    const MORE: (u64, u64) = (512, 16 << 10);
-    let until = pipeline::Options { disable: options.disable.clone(), stop_after: Some(Phase::Fused) };
-    pipeline::run(&mut graph, context, &until)?;
-    let until = pipeline::Options { stop_after: None, ..until };
-    let (mut all, mut others) = (Vec::new(), text(checkpoint, facts)?.len());
-    for target in options.targets.iter() {
-        let mut graph = graph.clone();
-        pipeline::run(&mut graph, &pipeline::Context { target, ..*context }, &until)?;
-        let scheduled = schedule_for(&all, target, &graph, facts, options)?;
-        others += bessemer_format::codec::encode(&scheduled.plan)?.len();
-        others += device::estimate(target, &scheduled.plan)?;
-        if all.is_empty() {
-            others += crate::code::generate(&scheduled.plan, options)?.0.len();
-            others += bessemer_ir::text::print_brief(&graph).len();
-        }
-        all.push(scheduled);
-    }
-    let weights = all.last().map_or(&[][..], |scheduled| &scheduled.plan.weights);
-    let bytes = weights.last().map_or(0, |w| w.offset + w.len);
-    Ok(bytes + others as u64 + MORE.0 * weights.len() as u64 + MORE.1)
+    passes.extend(pipeline::run(&mut graph, context, until)?);
+    Ok((graph, others, passes))
 }
 
 /// Plans a prepared graph for the first target.
@@ -262,22 +252,15 @@ pub fn compile_checkpoint(
 ) -> Result<Compiled, CompileError> {
     device::check(options.targets.iter(), run)?;
     let prepared = prepare_with(checkpoint, options, run, progress)?;
-    let all = plans(&prepared, options)?;
-    let Some(scheduled) = all.first() else { return Err(CompileError::Interrupted) };
-    let text = text(checkpoint, &prepared.facts)?;
-    let (code, code_entries) = crate::code::generate(&scheduled.plan, options)?;
-    let mut device_code = device::Section::default();
-    let (mut variants, mut variant_plans) = (Vec::new(), Vec::new());
-    for (target, scheduled) in options.targets.iter().zip(&all) {
-        let (device, gpu) = device::generate(target, &scheduled.plan, run, progress, &mut device_code)?;
-        variants.push(Variant { target: target.name(), device });
-        variant_plans.push(VariantPlan { plan: scheduled.plan.clone(), gpu });
-    }
-
     let source_hash = match run.source_hash {
         Some(known) => known,
         None => source_hash(checkpoint, progress)?,
     };
+    let mut generate = |target: &Target, plan: &Plan, section: &mut _| {
+        device::generate(target, plan, run, progress, section)
+    };
+    let assembled = assemble(checkpoint, source_hash, &prepared, options, &mut generate)?;
+    let scheduled = &assembled.scheduled;
 
     let output = |why: String| CompileError::Output { path: out.to_path_buf(), why };
     let folder = match out.parent() {
@@ -298,41 +281,13 @@ pub fn compile_checkpoint(
         .tempfile_in(folder)
         .map_err(|e| output(format!("cannot write into {}: {e}", folder.display())))?;
 
-    let report = Report {
-        selection: scheduled.selection.clone(),
-        tactics: scheduled.tactics.report(),
-        passes: prepared.passes.clone(),
-        quality: prepared.quality.clone(),
-    };
-    let manifest = Manifest {
-        producer: bessemer_format::PRODUCER.into(),
-        source: Source {
-            hash: source_hash,
-            format: checkpoint.config().format().into(),
-            architecture: prepared.architecture.into(),
-        },
-        options: options.pairs(),
-        variants,
-        tensors: tensor_entries(checkpoint, scheduled),
-        weight_hashes: Vec::new(),
-        code: code_entries,
-    };
-    let sections = Sections {
-        manifest,
-        plans: &variant_plans,
-        tokenizer: &text,
-        code: &code,
-        device: &device_code.0,
-        report: &report,
-        debug: &bessemer_ir::text::print_brief(&prepared.graph),
-    };
     progress.start("pack weights", Amount::Bytes(scheduled.plan.weights.iter().map(|w| w.len).sum()));
     let mut failure = None;
     let weights_source = Calibrated { checkpoint, codes: &prepared.codes };
     {
         // Linux caches a file in pages as large as the writes, and maps those of 2 MB whole: the engine starts faster.
         let mut file = BufWriter::with_capacity(16 << 20, temp.as_file());
-        let result = write_engine(&mut file, out, sections, &mut |id, sink| {
+        let result = write_engine(&mut file, out, assembled.sections(), &mut |id, sink| {
             weights::write(&weights_source, scheduled, id, run.threads, progress, sink).map_err(|e| {
                 let message = e.to_string();
                 match e {
@@ -376,6 +331,81 @@ pub fn compile_checkpoint(
         layers: prepared.facts.layers,
         quality: prepared.quality,
     })
+}
+
+/// Everything of an engine but the weights' bytes.
+struct Assembled {
+    /// For the first target, with the weights of all.
+    scheduled: Scheduled,
+    manifest: Manifest,
+    plans: Vec<VariantPlan>,
+    tokenizer: Vec<u8>,
+    code: Vec<u8>,
+    device: device::Section,
+    report: Report,
+    debug: String,
+}
+
+impl Assembled {
+    fn sections(&self) -> Sections<'_> {
+        Sections {
+            manifest: self.manifest.clone(),
+            plans: &self.plans,
+            tokenizer: &self.tokenizer,
+            code: &self.code,
+            device: &self.device.0,
+            report: &self.report,
+            debug: &self.debug,
+        }
+    }
+}
+
+/// What a target needs on its device.
+type Generate<'a> = &'a mut dyn FnMut(
+    &Target,
+    &Plan,
+    &mut device::Section,
+) -> Result<(DeviceCode, Option<GpuCode>), CompileError>;
+
+/// Plans a prepared graph and generates code for it.
+fn assemble(
+    checkpoint: &Checkpoint,
+    source: Hash,
+    prepared: &Prepared,
+    options: &CompileOptions,
+    generate: Generate<'_>,
+) -> Result<Assembled, CompileError> {
+    let all = plans(prepared, options)?;
+    let tokenizer = text(checkpoint, &prepared.facts)?;
+    let (mut variants, mut plans, mut device) = (Vec::new(), Vec::new(), device::Section::default());
+    for (target, scheduled) in options.targets.iter().zip(&all) {
+        let (needs, gpu) = generate(target, &scheduled.plan, &mut device)?;
+        variants.push(Variant { target: target.name(), device: needs });
+        plans.push(VariantPlan { plan: scheduled.plan.clone(), gpu });
+    }
+    let scheduled = all.into_iter().next().ok_or(CompileError::Interrupted)?;
+    let (code, code_entries) = crate::code::generate(&scheduled.plan, options)?;
+    let report = Report {
+        selection: scheduled.selection.clone(),
+        tactics: scheduled.tactics.report(),
+        passes: prepared.passes.clone(),
+        quality: prepared.quality.clone(),
+    };
+    let manifest = Manifest {
+        producer: bessemer_format::PRODUCER.into(),
+        source: Source {
+            hash: source,
+            format: checkpoint.config().format().into(),
+            architecture: prepared.architecture.into(),
+        },
+        options: options.pairs(),
+        variants,
+        tensors: tensor_entries(checkpoint, &scheduled),
+        weight_hashes: Vec::new(),
+        code: code_entries,
+    };
+    let debug = bessemer_ir::text::print_brief(&prepared.graph);
+    Ok(Assembled { scheduled, manifest, plans, tokenizer, code, device, report, debug })
 }
 
 /// The TOKENIZER section; empty for a checkpoint without a tokenizer.

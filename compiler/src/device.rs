@@ -53,17 +53,39 @@ pub(crate) fn generate(
     progress: &dyn Progress,
     section: &mut Section,
 ) -> Result<(DeviceCode, Option<GpuCode>), CompileError> {
+    // Nothing else asks a compiler.
+    let Target::Cuda(cuda) = target else { return estimate(target, plan, section) };
+    let Emitted { text, code } = clike::emit(plan, KV, Dialect::Cuda)?;
+    let binaries = compile(cuda, &text, run, progress)?;
+    let binary = |(arch, binary): (CudaArch, Binary)| {
+        let usage = usage(&binary, &code)?;
+        Ok(CudaBinary { arch, code: section.push(&binary.bytes), usage })
+    };
+    let binaries: Result<_, CompileError> = binaries.into_iter().map(binary).collect();
+    Ok((DeviceCode::Cuda { driver: cuda::DRIVER, binaries: binaries? }, Some(code)))
+}
+
+/// Bytes of machine code and of PTX for each byte of text, rather too many: a real model's come to 10 and 19.
+const GROWTH: (usize, usize) = (12, 24);
+
+/// As [`generate`] without asking a compiler: in place of machine code there are zeros, rather too many.
+pub(crate) fn estimate(
+    target: &Target,
+    plan: &Plan,
+    section: &mut Section,
+) -> Result<(DeviceCode, Option<GpuCode>), CompileError> {
     match target {
         Target::Cpu(cpu) => Ok((cpu.device(), None)),
         Target::Cuda(cuda) => {
             let Emitted { text, code } = clike::emit(plan, KV, Dialect::Cuda)?;
-            let binaries = compile(cuda, &text, run, progress)?;
-            let binary = |(arch, binary): (CudaArch, Binary)| {
-                let usage = usage(&binary, &code)?;
-                Ok(CudaBinary { arch, code: section.push(&binary.bytes), usage })
+            let binary = |arch: CudaArch| {
+                let growth = if arch.ptx { GROWTH.1 } else { GROWTH.0 };
+                let most = KernelUsage { registers: u32::MAX, stack: u32::MAX, spilled: u32::MAX };
+                let usage = vec![most; code.kernels.len()];
+                CudaBinary { arch, code: section.push(&vec![0; growth * text.len()]), usage }
             };
-            let binaries: Result<_, CompileError> = binaries.into_iter().map(binary).collect();
-            Ok((DeviceCode::Cuda { driver: cuda::DRIVER, binaries: binaries? }, Some(code)))
+            let binaries = cuda.binaries().into_iter().map(binary).collect();
+            Ok((DeviceCode::Cuda { driver: cuda::DRIVER, binaries }, Some(code)))
         }
         Target::Metal(metal) => {
             let Emitted { text, code } = clike::emit(plan, KV, Dialect::Metal)?;
@@ -71,23 +93,6 @@ pub(crate) fn generate(
             Ok((DeviceCode::Metal { family: metal.family(), text }, Some(code)))
         }
     }
-}
-
-/// Bytes of machine code and of PTX for each byte of text, rather too many: a real model's come to 10 and 19.
-const GROWTH: (usize, usize) = (12, 24);
-
-/// Bytes that [`generate`] takes of an engine for a GPU, rather too many, without asking the compiler.
-pub(crate) fn estimate(target: &Target, plan: &Plan) -> Result<usize, CompileError> {
-    let (dialect, growth) = match target {
-        Target::Cpu(_) => return Ok(0),
-        Target::Metal(_) => (Dialect::Metal, 1),
-        Target::Cuda(cuda) => {
-            let growth = |arch: CudaArch| if arch.ptx { GROWTH.1 } else { GROWTH.0 };
-            (Dialect::Cuda, cuda.binaries().into_iter().map(growth).sum())
-        }
-    };
-    let Emitted { text, code } = clike::emit(plan, KV, dialect)?;
-    Ok(growth * text.len() + bessemer_format::codec::encode(&code)?.len())
 }
 
 /// What each kernel takes, in the order of the kernels. PTX says nothing.

@@ -3,10 +3,10 @@
 
     python3 tests/quality/same_size.py NAME    -> tests/quality/results/NAME.json, and a table on stdout
 
-llama.cpp's tools quantise the f32 model by an importance matrix; Bessemer is given the bytes of each file that comes out
-(`compile --max-size`), programs and all. Both are calibrated on the same stories that the model itself sampled, and judged by the logits of
-what they run (rounded activations included) on other samples and on a story in the public domain, against the same logits of the f32 model.
-Bits a weight are those of all matrices, scales included.
+llama.cpp's tools quantise the f32 model by an importance matrix. Bessemer is given the bytes of each file that comes out, programs and all
+(`compile --max-size`), and by itself the bits of its matrices (`--target-bpw`), scales included. Both are calibrated on the same text, as
+much of stories that the model itself sampled as of stories in the public domain, and judged by the logits of what they run (rounded
+activations included) on other samples and on another story in the public domain, against the same logits of the f32 model.
 llama.cpp's own tool states its divergence too, over the second halves of windows.
 
 Exit codes: 0 ok, 1 a command failed, 2 usage, 3 a tool is missing, or no network.
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +34,8 @@ HERE = Path(__file__).resolve().parent
 DIVERGENCE = HERE.parent / "peers" / "divergence.py"
 TARGETS = (*llama_cpp.TARGETS, "llama-imatrix", "llama-perplexity")
 STORY = TEXTS / "held_out.txt"
-WINDOW = 256
+# Windows of the calibration text, and their tokens.
+WINDOWS, WINDOW = 2 * len(CALIBRATE), 256
 # Keys and values are cached in bf16 by the one and in f16 by the other.
 SAME_MODEL = 1e-4
 # What `llama-quantize` is asked for. The model's width of 288 is no multiple of 256, so most matrices fall back from K-quants to blocks
@@ -119,11 +121,15 @@ def compare(args: argparse.Namespace, work: Path) -> None:
     for seeds, folder in ((CALIBRATE, calib), (JUDGE, own)):
         if not folder.is_dir():
             sample(args.program, engine, seeds, folder)
+    shutil.copy(TEXTS / "calibration.txt", calib)
     joined, judged = work / "calib.txt", work / "own.txt"
     for folder, file in ((calib, joined), (own, judged)):
         file.write_text("\n\n".join(p.read_text() for p in sorted(folder.iterdir())))
     matrix = work / "imatrix.gguf"
-    run([tools["llama-imatrix"], "-m", f32, "-f", joined, "-o", matrix, "-c", WINDOW, "-t", 2])
+    run([tools["llama-imatrix"], "-m", f32, "-f", joined, "-o", matrix, "-c", WINDOW, "-t", 2, "--chunks", WINDOWS])
+    statistics = work / "statistics"
+    text = ["--calib", calib, "--calib-windows", WINDOWS, "--calib-window", WINDOW]
+    run([args.program, "calibrate", MODEL, "-o", statistics, *text])
     judges = {
         "samples": Judge(interpreter, logits, sorted(own.iterdir()), work, "samples"),
         "story": Judge(interpreter, logits, [STORY], work, "story"),
@@ -143,13 +149,15 @@ def compare(args: argparse.Namespace, work: Path) -> None:
         theirs = {"bytes": file.stat().st_size, "bits": float(run([interpreter, "-c", BITS, file]))}
         theirs |= {text: judge.llama_cpp(file) for text, judge in judges.items()}
         theirs["own_tool"] = own_tool(tools["llama-perplexity"], file, judged, base, first=False)
-        ours = work / "ours.engine"
-        asked = ["--max-size", theirs["bytes"], "--method", "awq+gptq", "--calib", calib, "--held-out", STORY]
-        made = json.loads(run([args.program, "compile", MODEL, "-o", ours, "--json", "--scratch", work / "scratch", *asked]))
-        mine = {"bytes": made["bytes"], "bits": made["bits_per_weight"]}
-        mine |= {text: judge.bessemer(args.program, ours) for text, judge in judges.items()}
-        rows.append({"recipe": name, "llama.cpp": theirs, "bessemer": mine})
-        print(line(rows[-1]), flush=True)
+        row = {"recipe": name, "llama.cpp": theirs}
+        for same, asked in (("bytes", ["--max-size", theirs["bytes"]]), ("bits", ["--target-bpw", theirs["bits"]])):
+            ours = work / "ours.engine"
+            asked += ["--method", "awq+gptq", "--calib-stats", statistics, "--scratch", work / "scratch"]
+            made = json.loads(run([args.program, "compile", MODEL, "-o", ours, "--json", *asked]))
+            mine = {"bytes": made["bytes"], "bits": made["bits_per_weight"]}
+            row[same] = mine | {text: judge.bessemer(args.program, ours) for text, judge in judges.items()}
+            print(line(row, same), flush=True)
+        rows.append(row)
         save(args.name, rows)
 
 
@@ -160,9 +168,9 @@ def save(name: str, rows: list) -> None:
     out.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
 
 
-def line(row: dict) -> str:
-    theirs, ours = row["llama.cpp"], row["bessemer"]
-    cells = [f"`{row['recipe']}`"]
+def line(row: dict, same: str) -> str:
+    theirs, ours = row["llama.cpp"], row[same]
+    cells = [f"`{row['recipe']}`", same]
     cells += [f"{side['bytes'] / 1e6:.2f} MB, {side['bits']:.2f}" for side in (theirs, ours)]
     for text in ("samples", "story"):
         kl = [side[text]["mean_kl"] for side in (theirs, ours)]

@@ -3,8 +3,10 @@
 use super::{Calibrate, Calibrated, Codes, eager, text};
 use crate::compile::Amount;
 use crate::error::CompileError;
+use crate::scratch::{self, Scratch};
 use bessemer_calibrate::Divergence;
 use bessemer_eager::{Logits, Observer, Streamed};
+use bessemer_format::codec;
 use bessemer_format::manifest::{KvElem, Quality};
 use bessemer_ir::{Graph, Op, Phase};
 use bessemer_passes::pipeline::{apply, find};
@@ -13,6 +15,26 @@ use bessemer_passes::pipeline::{apply, find};
 pub(crate) struct Base {
     windows: Vec<Vec<u32>>,
     logits: Vec<Logits>,
+}
+
+impl Base {
+    /// The quality of weights like the source's.
+    pub fn nothing_lost(&self) -> Quality {
+        let next = |w: &Vec<u32>| w.len().saturating_sub(1) as u64;
+        Quality {
+            text: text::hash_of(&self.windows),
+            tokens: self.windows.iter().map(next).sum(),
+            mean_kl: 0.0,
+            p99_kl: 0.0,
+            perplexity: 0.0,
+            source_perplexity: 0.0,
+            top1: 1.0,
+            bits_per_weight: 0.0,
+            weights: Vec::new(),
+            default_kv: KvElem::DEFAULT,
+            kv: Vec::new(),
+        }
+    }
 }
 
 impl Calibrate<'_> {
@@ -58,6 +80,20 @@ impl Calibrate<'_> {
         if !source.all().iter().any(|n| matches!(source.op(*n), Op::State { .. } | Op::Latents { .. })) {
             return Ok(Vec::new());
         }
+        // The same for every precision: a scratch that stays keeps it.
+        let scratch = match &self.run.scratch {
+            Some(root) => {
+                let inputs = format!("caches\n{}\n{}", bessemer_format::PRODUCER, self.source()?);
+                Some(Scratch::new(Some(root), &inputs)?)
+            }
+            None => None,
+        };
+        let name = text::hash_of(&base.windows).to_string();
+        if let Some(kept) = scratch.as_ref().and_then(|scratch| scratch.get(&name).transpose()).transpose()?
+            && let Ok(found) = codec::decode("caches", scratch::body(&kept))
+        {
+            return Ok(found);
+        }
         let narrower = KvElem::ALL.into_iter().filter(|kv| *kv != KvElem::F32);
         self.progress.start("measure caches", Amount::Pieces(narrower.clone().count()));
         let cost = |kv| {
@@ -65,7 +101,11 @@ impl Calibrate<'_> {
             self.progress.advance(1);
             Ok((kv, found))
         };
-        narrower.map(cost).collect()
+        let found: Vec<(KvElem, f64)> = narrower.map(cost).collect::<Result<_, CompileError>>()?;
+        if let Some(scratch) = scratch {
+            scratch.put(&name, &codec::encode(&found)?)?;
+        }
+        Ok(found)
     }
 
     fn predict(
@@ -98,7 +138,6 @@ impl Calibrate<'_> {
         let (sums, bits_per_weight) = self.divergence(base, lowered, codes)?;
         self.progress.advance(1);
         Ok(Quality {
-            text: text::hash_of(&base.windows),
             tokens: sums.len() as u64,
             mean_kl: sums.mean_kl(),
             p99_kl: sums.p99_kl(),
@@ -107,8 +146,7 @@ impl Calibrate<'_> {
             top1: sums.top1(),
             bits_per_weight,
             weights: codes.errors.clone(),
-            default_kv: KvElem::DEFAULT,
-            kv: Vec::new(),
+            ..base.nothing_lost()
         })
     }
 }

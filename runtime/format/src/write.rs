@@ -5,6 +5,7 @@ use crate::error::FormatError;
 use crate::file::weights_hash;
 use crate::header::{Entry, Frame, HEADER_BYTES, SectionKind};
 use crate::manifest::{Hash, Manifest, Report};
+use crate::plan::WeightSlice;
 use crate::variant::VariantPlan;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
@@ -27,30 +28,33 @@ pub struct Sections<'a> {
     pub debug: &'a str,
 }
 
-/// Writes an engine into `out` (which must be empty). `fill(id, sink)` writes the bytes of weight `id`, exactly as many as the
-/// plan says. Weights must lie in the plan in ascending offsets without overlap.
-///
-/// The manifest needs the weights' hashes and stands before them, so room for it is kept: its encoded size does not
-/// depend on the values of hashes.
-pub fn write_engine<W: Write + Seek>(
-    out: &mut W,
-    path: &Path,
-    mut sections: Sections<'_>,
-    fill: &mut dyn FnMut(u32, &mut dyn Write) -> Result<(), std::io::Error>,
-) -> Result<Frame, FormatError> {
-    let io = |source| FormatError::Io { path: path.to_path_buf(), source };
-    let weights = sections.plans.first().map_or(&[][..], |variant| &variant.plan.weights);
+/// Bytes of the engine that [`write_engine`] makes of `sections`.
+pub fn engine_len(mut sections: Sections<'_>) -> Result<u64, FormatError> {
+    Ok(lay_out(&mut sections)?.frame.file_len)
+}
+
+/// Where sections lie, and those that were encoded to know it.
+struct Laid {
+    frame: Frame,
+    plans: Vec<u8>,
+    report: Vec<u8>,
+}
+
+fn weights_of<'a>(sections: &Sections<'a>) -> &'a [WeightSlice] {
+    sections.plans.first().map_or(&[], |variant| &variant.plan.weights)
+}
+
+/// Makes room in the manifest for the weights' hashes, and gives every section its place.
+fn lay_out(sections: &mut Sections<'_>) -> Result<Laid, FormatError> {
+    let weights = weights_of(sections);
     sections.manifest.weight_hashes = vec![Hash([0; 32]); weights.len()];
     let plans = codec::encode(&sections.plans)?;
     let report = codec::encode(sections.report)?;
-    let manifest_len = codec::encode(&sections.manifest)?.len() as u64;
-    let weights_len = weights.iter().map(|w| w.offset + w.len).max().unwrap_or(0);
-
     let lens = [
-        (SectionKind::Manifest, manifest_len),
+        (SectionKind::Manifest, codec::encode(&sections.manifest)?.len() as u64),
         (SectionKind::Plan, plans.len() as u64),
         (SectionKind::Tokenizer, sections.tokenizer.len() as u64),
-        (SectionKind::Weights, weights_len),
+        (SectionKind::Weights, weights.iter().map(|w| w.offset + w.len).max().unwrap_or(0)),
         (SectionKind::Code, sections.code.len() as u64),
         (SectionKind::Device, sections.device.len() as u64),
         (SectionKind::Report, report.len() as u64),
@@ -64,7 +68,23 @@ pub fn write_engine<W: Write + Seek>(
         entries.push(Entry { kind: kind as u32, flags: kind.flags(), offset, len, hash: Hash([0; 32]) });
         cursor = offset + len;
     }
-    let mut frame = Frame { file_len: cursor.next_multiple_of(64), entries };
+    Ok(Laid { frame: Frame { file_len: cursor.next_multiple_of(64), entries }, plans, report })
+}
+
+/// Writes an engine into `out` (which must be empty). `fill(id, sink)` writes the bytes of weight `id`, exactly as many as the
+/// plan says. Weights must lie in the plan in ascending offsets without overlap.
+///
+/// The manifest needs the weights' hashes and stands before them, so room for it is kept: its encoded size does not
+/// depend on the values of hashes.
+pub fn write_engine<W: Write + Seek>(
+    out: &mut W,
+    path: &Path,
+    mut sections: Sections<'_>,
+    fill: &mut dyn FnMut(u32, &mut dyn Write) -> Result<(), std::io::Error>,
+) -> Result<Frame, FormatError> {
+    let io = |source| FormatError::Io { path: path.to_path_buf(), source };
+    let Laid { mut frame, plans, report } = lay_out(&mut sections)?;
+    let weights = weights_of(&sections);
 
     // Weights first: everything else is known only when their hashes are.
     if let Some(entry) = frame.entry(SectionKind::Weights).copied() {
