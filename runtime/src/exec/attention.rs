@@ -5,7 +5,8 @@
 //!
 //! * Few rows (decode, draft verification): each thread takes consecutive chunks that hold its share of the tokens, their
 //!   states go to the plan's scratch, and after a barrier the chunks of each query are merged by one thread. So a long
-//!   context keeps all threads busy though there is a single row.
+//!   context keeps all threads busy though there is a single row. Where there are fewer chunks than threads, the query heads
+//!   that share keys are dealt out too: all heads share those of a compressed cache, whose chunks are long.
 //! * Many rows (prefill): a thread takes some consecutive rows of a sequence and a KV head, and walks the chunks by
 //!   itself. Keys and values are read once for all of its rows.
 
@@ -31,6 +32,10 @@ struct Unit {
     first: usize,
     rows: usize,
     head: usize,
+    /// First of the query heads, counted among those of `head`.
+    query: usize,
+    /// Query heads.
+    queries: usize,
 }
 
 impl Unit {
@@ -107,27 +112,37 @@ impl Pass<'_> {
         self.room_for_values(a, scratch);
         let mut mine = self.fair_chunks(a, thread).peekable();
         while let Some((unit, chunk)) = mine.next() {
-            let mut state = softmax(self.partial(a, partials, &unit, chunk), a.group);
+            let queries = unit.query..unit.query + unit.queries;
+            let mut state = self.partial(a, partials, &unit, chunk, queries.clone());
             state.reset();
             let then = mine.peek().map(|(unit, chunk)| (*unit, unit.chunk(a, *chunk).start));
             let Scratch { visible, floats, bytes, bias, .. } = scratch;
             let q = self.queries(a, unit.row(), unit.head, floats);
+            let q = &q[queries.start * a.head_dim..queries.end * a.head_dim];
             let room = Room { counts: visible, values: bytes, bias };
             self.attend_chunk(a, &unit, chunk, then, q, &mut state, room);
         }
     }
 
-    /// The (row, KV head, chunk)s of a thread: consecutive ones with about its share of all blocks.
+    /// The (row, KV head, chunk)s of a thread, or some query heads of such: consecutive ones with about its share of all blocks.
     fn fair_chunks(&self, a: &BoundAttention, thread: &Thread<'_>) -> impl Iterator<Item = (Unit, usize)> {
         let chunks = || self.units(a, 1).flat_map(|unit| unit.chunks(a).map(move |chunk| (unit, chunk)));
-        let all: usize = self.units(a, 1).map(|unit| unit.blocks(a).len()).sum();
+        let all: usize = self.units(a, 1).map(|unit| unit.blocks(a).len() * unit.queries).sum();
+        let count: usize = self.units(a, 1).map(|unit| unit.chunks(a).len()).sum();
         let (index, threads) = (thread.index, thread.barrier.threads());
+        let parts = threads.div_ceil(count.max(1)).min(a.group);
+        let heads = move |part: usize| part * a.group / parts;
+        let shares = chunks().flat_map(move |(unit, chunk)| {
+            (0..parts).map(move |part| {
+                (Unit { query: heads(part), queries: heads(part + 1) - heads(part), ..unit }, chunk)
+            })
+        });
         let mut before = 0;
-        chunks().filter(move |(unit, chunk)| {
-            let blocks = unit.chunk(a, *chunk).len();
-            // Whose share the middle of the chunk is in.
-            let owner = (2 * before + blocks) * threads / (2 * all);
-            before += blocks;
+        shares.filter(move |(unit, chunk)| {
+            let share = unit.chunk(a, *chunk).len() * unit.queries;
+            // In whose share the middle of this one is.
+            let owner = (2 * before + share) * threads / (2 * all);
+            before += share;
             owner == index
         })
     }
@@ -137,9 +152,10 @@ impl Pass<'_> {
         let queries = self.units(a, 1).flat_map(|unit| (0..a.group).map(move |query| (unit, query)));
         for (unit, query) in thread.deal(queries) {
             let chunks = unit.chunks(a);
-            let mut total = self.partial_of(a, partials, &unit, chunks.start, query);
+            let state = |chunk| self.partial(a, partials, &unit, chunk, query..query + 1);
+            let mut total = state(chunks.start);
             for chunk in chunks.start + 1..chunks.end {
-                a.kernel.merge(&mut total, &self.partial_of(a, partials, &unit, chunk, query));
+                a.kernel.merge(&mut total, &state(chunk));
             }
             if let Some(sinks) = self.sinks(a, unit.head) {
                 total.add_sinks(&sinks[query..query + 1]);
@@ -211,7 +227,7 @@ impl Pass<'_> {
         state: &mut OnlineSoftmax<'_>,
         Room { counts, values, bias }: Room<'_>,
     ) {
-        let queries = unit.rows * a.group;
+        let queries = unit.rows * unit.queries;
         let distances = self.distances(a);
         bias.resize(if distances.is_some() { queries * TOKENS } else { 0 }, 0.0);
         let (visible, hidden) = counts.split_at_mut(counts.len() / 2);
@@ -221,21 +237,23 @@ impl Pass<'_> {
         for block in blocks.clone() {
             let start = block * TOKENS;
             let first = unit.first_row_seeing(a, start);
-            for (row, visible) in visible.chunks_exact_mut(a.group).enumerate().take(unit.rows).skip(first) {
+            for (row, visible) in
+                visible.chunks_exact_mut(unit.queries).enumerate().take(unit.rows).skip(first)
+            {
                 visible.fill((unit.end_token(a, row) - start).min(TOKENS) as u32);
             }
-            let from = first * a.group;
+            let from = first * unit.queries;
             // The last row has left the most behind.
             let hides = unit.first_token(a, unit.rows - 1) > start;
             if hides {
-                for (row, hidden) in hidden.chunks_exact_mut(a.group).enumerate().take(unit.rows).skip(first)
-                {
+                let hidden = hidden.chunks_exact_mut(unit.queries).enumerate();
+                for (row, hidden) in hidden.take(unit.rows).skip(first) {
                     hidden.fill(unit.first_token(a, row).saturating_sub(start).min(TOKENS) as u32);
                 }
             }
             if let Some(distances) = distances {
-                for (row, bias) in bias.chunks_exact_mut(a.group * TOKENS).enumerate().skip(first) {
-                    distances.of_block(unit, row, start, bias);
+                for (row, bias) in bias.chunks_exact_mut(unit.queries * TOKENS).enumerate().skip(first) {
+                    distances.of_block(unit, unit.head * a.group + unit.query, row, start, bias);
                 }
             }
             let some = Queries {
@@ -287,11 +305,11 @@ impl Pass<'_> {
 
     /// The batch in units of at most `rows` rows.
     fn units(&self, a: &BoundAttention, rows: usize) -> impl Iterator<Item = Unit> + use<'_> {
-        let heads = a.kv_heads;
+        let (heads, group) = (a.kv_heads, a.group);
         self.inputs.spans.iter().flat_map(move |span| {
             (0..span.rows).step_by(rows).flat_map(move |first| {
                 let rows = rows.min(span.rows - first);
-                (0..heads).map(move |head| Unit { span: *span, first, rows, head })
+                (0..heads).map(move |head| Unit { span: *span, first, rows, head, query: 0, queries: group })
             })
         })
     }
@@ -347,33 +365,23 @@ impl Pass<'_> {
         Some(Distances { table: SharedBytes::read_only(&self.file[range]).get(0..numbers), heads })
     }
 
-    /// Where the state of a row, KV head and chunk lies in the plan's scratch.
-    #[allow(clippy::mut_from_ref, reason = "exclusive by the rule of disjointness of SharedBytes")]
-    fn partial(&self, a: &BoundAttention, partials: &BoundBuffer, unit: &Unit, chunk: usize) -> &mut [f32] {
-        let start = self.partial_start(a, partials, unit, chunk);
-        self.buffer(partials).get_mut(start..start + a.partial_elems())
-    }
-
-    fn partial_start(&self, a: &BoundAttention, partials: &BoundBuffer, unit: &Unit, chunk: usize) -> usize {
-        unit.row() * partials.row_bytes / 4 + (chunk * a.kv_heads + unit.head) * a.partial_elems()
-    }
-
-    /// The state of one query of those.
-    fn partial_of(
+    /// The states of some query heads of a row, KV head and chunk in the plan's scratch.
+    fn partial(
         &self,
         a: &BoundAttention,
         partials: &BoundBuffer,
         unit: &Unit,
         chunk: usize,
-        query: usize,
+        queries: Range<usize>,
     ) -> OnlineSoftmax<'_> {
-        let start = self.partial_start(a, partials, unit, chunk);
+        let row = unit.row() * partials.row_bytes / size_of::<f32>();
+        let start = row + (chunk * a.kv_heads + unit.head) * a.partial_elems();
         let elems =
             |first: usize, count: usize| self.buffer(partials).get_mut(start + first..start + first + count);
         OnlineSoftmax {
-            m: elems(query, 1),
-            l: elems(a.group + query, 1),
-            acc: elems(2 * a.group + query * a.head_dim, a.head_dim),
+            m: elems(queries.start, queries.len()),
+            l: elems(a.group + queries.start, queries.len()),
+            acc: elems(2 * a.group + queries.start * a.head_dim, queries.len() * a.head_dim),
         }
     }
 }
@@ -386,13 +394,12 @@ struct Distances<'a> {
 }
 
 impl Distances<'_> {
-    /// The numbers of a row's queries for the tokens of the block that begins at `start`: `[group][TOKENS]`.
-    fn of_block(&self, unit: &Unit, row: usize, start: usize, out: &mut [f32]) {
-        let group = out.len() / TOKENS;
+    /// The numbers of a row's queries, of heads from `head` on, for the tokens of the block that begins at `start`: `[queries][TOKENS]`.
+    fn of_block(&self, unit: &Unit, head: usize, row: usize, start: usize, out: &mut [f32]) {
         // The middle row is that of a position to itself.
         let first = (self.table.len() / self.heads / 2 + start - (unit.position() + row)) * self.heads;
         for (query, out) in out.chunks_exact_mut(TOKENS).enumerate() {
-            let column = &self.table[first + unit.head * group + query..];
+            let column = &self.table[first + head + query..];
             out.iter_mut().zip(column.iter().step_by(self.heads)).for_each(|(out, number)| *out = *number);
         }
     }
