@@ -103,5 +103,7 @@ fn read(path: &Path) -> Result<String, Failure> {
         }
         _ => std::fs::read_to_string(path),
     };
-    text.map_err(|e| Failure::new(Code::Usage, format!("{}: {e}", path.display())))
+    text.map_err(|e| {
+        Failure::new(Code::Usage, format!("{}: {e}; a text itself goes to --text", path.display()))
+    })
 }
