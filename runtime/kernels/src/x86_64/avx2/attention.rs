@@ -1,6 +1,6 @@
 //! Attention over one block. The layout of keys and values makes both products plain broadcasts: no transposition.
 
-use super::exp;
+use super::{e4m3, exp};
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
 use crate::x86_64::kv_elem::*;
 use bessemer_format::kv::{COLUMNS, TOKENS};
@@ -278,7 +278,7 @@ unsafe fn load_pairs<const ELEM: u8>(p: *const u8, count: usize) -> (__m256, __m
             }
             FP8 => {
                 let v = _mm256_cvtepu16_epi32(few_bytes(p, 2 * count));
-                (finite_e4m3(v), finite_e4m3(_mm256_srli_epi32::<8>(v)))
+                (e4m3(_mm256_and_si256(v, _mm256_set1_epi32(0xff))), e4m3(_mm256_srli_epi32::<8>(v)))
             }
             INT4 => {
                 let v = _mm256_cvtepu8_epi32(few_bytes(p, count));
@@ -328,18 +328,6 @@ unsafe fn few_bytes(p: *const u8, count: usize) -> __m128i {
             }
         }
     }
-}
-
-/// The numbers of E4M3 codes in the low bytes of 32-bit lanes, whatever the bytes above them hold. A code that is no number
-/// reads as 480: its token's scale is none either.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn finite_e4m3(v: __m256i) -> __m256 {
-    let sign = _mm256_and_si256(_mm256_slli_epi32::<24>(v), _mm256_set1_epi32(i32::MIN));
-    let magnitude = _mm256_slli_epi32::<20>(_mm256_and_si256(v, _mm256_set1_epi32(0x7f)));
-    // The exponents' biases are 120 apart; the product is exact, subnormal or not.
-    let power = _mm256_set1_ps(f32::from_bits((127 + 120) << 23));
-    _mm256_mul_ps(_mm256_castsi256_ps(_mm256_or_si256(sign, magnitude)), power)
 }
 
 #[inline]
