@@ -16,7 +16,7 @@ fn nvrtc() -> Option<Nvrtc> {
     match Nvrtc::load(&folder) {
         Ok(nvrtc) => Some(nvrtc),
         Err(e @ CudaError::Missing { .. }) => {
-            skip("toolchain", e);
+            skip("toolchain/nvidia", e);
             None
         }
         Err(e) => panic!("{e}"),

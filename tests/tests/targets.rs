@@ -22,7 +22,7 @@ fn toolchain() -> Option<PathBuf> {
     if Nvrtc::is_installed(&folder) {
         return Some(folder);
     }
-    skip("toolchain", CudaError::Missing { folder: Some(folder) });
+    skip("toolchain/nvidia", CudaError::Missing { folder: Some(folder) });
     None
 }
 

@@ -7,9 +7,9 @@ use std::io::Write;
 use std::path::Path;
 
 /// What a test needs that no fetcher and no package brings: instructions, or a right that the process lacks.
-pub const HOST: &str = "host";
+pub const HOST: &str = "this host";
 
-/// Says that the test which calls this is skipped, whole or in part, for want of `needs`: a path below `.cache` (`toolchain`,
+/// Says that the test which calls this is skipped, whole or in part, for want of `needs`: a path below `.cache` (`toolchain/nvidia`,
 /// `models/stories15M`), a program (`g++`), or [`HOST`]. In CI a skip for want of something that is there is an error.
 ///
 /// The line goes past the test harness, which would keep it from whoever reads the output of a test that passes.
