@@ -1,6 +1,6 @@
 //! The driver: checkpoint -> graph -> passes -> plan -> engine file.
 
-use crate::calibrate::{Calibrate, Calibrated, Codes};
+use crate::calibrate::{Budget, Calibrate, Calibrated, Codes};
 use crate::error::CompileError;
 use crate::import::text::text_section;
 use crate::import::{Checkpoint, arch};
@@ -261,6 +261,14 @@ pub fn compile_checkpoint(
     };
     let assembled = assemble(checkpoint, source_hash, &prepared, options, &mut generate)?;
     let scheduled = &assembled.scheduled;
+    if let Some(budget @ Budget::Size(most)) = options.budget {
+        // The size was chosen before kernels of GPUs were compiled.
+        let bytes = engine_len(assembled.sections())?;
+        if bytes > most {
+            let best = format!("{bytes} bytes, as kernels are larger than expected; ask for a little less");
+            return Err(CompileError::Budget { asked: budget.to_string(), best });
+        }
+    }
 
     let output = |why: String| CompileError::Output { path: out.to_path_buf(), why };
     let folder = match out.parent() {

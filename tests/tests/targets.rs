@@ -185,11 +185,16 @@ fn a_size_counts_the_kernels_of_every_device() {
             let run = RunOptions { toolchain: toolchain.clone(), kernels, ..RunOptions::default() };
             make(&fixture("gqa_untied"), &folder.path().join(format!("{at}.engine")), &options, &run)
         };
+        let weights = || {
+            let engine = Engine::open(folder.path().join(format!("{at}.engine"))).unwrap();
+            engine.file().weights().iter().map(|w| w.len).sum::<u64>()
+        };
         let small = made(None, "int3").unwrap().0.bytes;
-        let bytes = small + small / 2;
+        let (bytes, least) = (small + small / 2, weights());
         let within = made(Some(Budget::Size(bytes)), "source").unwrap().0.bytes;
         println!("{targets:?}: {small} bytes in three bits; {within} where {bytes} are allowed");
-        assert!(within <= bytes && within > small, "{targets:?}: {within} of {bytes}");
+        // Kernels of narrower weights are the longer ones, so that the engine itself may be smaller.
+        assert!(within <= bytes && weights() > least, "{targets:?}: {within} of {bytes}");
         let refused = made(Some(Budget::Size(small / 2)), "source").unwrap_err();
         assert!(matches!(refused, CompileError::Budget { .. }), "{targets:?}: {refused}");
     }
