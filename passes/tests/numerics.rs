@@ -23,7 +23,7 @@ fn context(precision: PrecisionPolicy) -> Context<'static> {
 /// Logits of a prefill, of a batch of a continuation and a new sequence, and of a single token.
 fn logits(graph: &Graph, reading: Reading) -> Vec<f32> {
     let mut oracle = Oracle::new(graph, &NoSource, reading).unwrap();
-    let part = |sequence, tokens, logits| SequenceRows { sequence, tokens, logits };
+    let part = |sequence, tokens, logits| SequenceRows { sequence, tokens, types: &[], logits };
     let batches = [
         vec![part(0, &[3, 1, 4, 1, 5][..], Wanted::All)],
         vec![part(1, &[9, 2, 6], Wanted::Last), part(0, &[5, 3], Wanted::All)],

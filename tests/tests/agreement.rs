@@ -29,7 +29,7 @@ fn decode(prompt: &[u32], count: usize, mut last: impl FnMut(&[u32]) -> Vec<f32>
 }
 
 fn part(tokens: &[u32]) -> [SequenceRows<'_>; 1] {
-    [SequenceRows { sequence: 0, tokens, logits: Wanted::Last }]
+    [SequenceRows { sequence: 0, tokens, types: &[], logits: Wanted::Last }]
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn eager_surprise(source: &Path, tokens: &[u32]) -> f64 {
     for window in tokens.chunks(WINDOW) {
         eager.reset();
         for (at, piece) in window.chunks(64).enumerate() {
-            let part = [SequenceRows { sequence: 0, tokens: piece, logits: Wanted::All }];
+            let part = [SequenceRows { sequence: 0, tokens: piece, types: &[], logits: Wanted::All }];
             let logits = eager.forward(&part).unwrap();
             for (row, next) in logits.rows().zip(&window[(at * 64 + 1).min(window.len())..]) {
                 total += surprise(row, *next);
@@ -147,7 +147,7 @@ fn eager_and_oracle_agree_on_real_text() {
         .collect();
     let checkpoint = Checkpoint::open(&source).unwrap();
     let graph = canonical(&checkpoint);
-    let all = [SequenceRows { sequence: 0, tokens: &prompt, logits: Wanted::All }];
+    let all = [SequenceRows { sequence: 0, tokens: &prompt, types: &[], logits: Wanted::All }];
     let exact = Oracle::new(&graph, &checkpoint, Reading::Exact).unwrap().forward(&all).unwrap();
     let options = EagerOptions { threads: 2, ..EagerOptions::default() };
     let fast = Eager::new(&graph, &checkpoint, options).unwrap().forward(&all).unwrap();

@@ -38,7 +38,7 @@ fn one_token(stop: impl Fn(&str) -> bool, least: usize) {
             GpuModel::new(&models[0].plan, weights, code, KvElem::F32, 1, Shim::start(&device)).unwrap();
         let trace = model.traced(&[1], &stop).unwrap_or_else(|e| panic!("{e}"));
         let mut oracle = Oracle::new(&graph, &checkpoint, Reading::Declared { kv: KvElem::F32 }).unwrap();
-        let token = [SequenceRows { sequence: 0, tokens: &[1], logits: Wanted::All }];
+        let token = [SequenceRows { sequence: 0, tokens: &[1], types: &[], logits: Wanted::All }];
         let steps = oracle.follow(&token, trace).unwrap();
         assert!(steps.len() >= least, "only {} steps", steps.len());
         let worst = steps.iter().max_by(|a, b| a.error.total_cmp(&b.error)).unwrap();

@@ -40,7 +40,7 @@ fn graph(checkpoint: &Checkpoint, options: &CompileOptions, phase: Phase) -> Gra
 }
 
 fn all(tokens: &[u32]) -> [SequenceRows<'_>; 1] {
-    [SequenceRows { sequence: 0, tokens, logits: Wanted::All }]
+    [SequenceRows { sequence: 0, tokens, types: &[], logits: Wanted::All }]
 }
 
 fn rows(logits: Logits) -> Vec<Vec<f32>> {
@@ -83,7 +83,12 @@ fn a_mixed_batch_of_the_oracle_gives_what_transformers_gives() {
         let parts: Vec<_> = goldens
             .iter()
             .enumerate()
-            .map(|(sequence, g)| SequenceRows { sequence, tokens: &g.tokens, logits: Wanted::All })
+            .map(|(sequence, g)| SequenceRows {
+                sequence,
+                tokens: &g.tokens,
+                types: &[],
+                logits: Wanted::All,
+            })
             .collect();
         let found = rows(oracle.forward(&parts).unwrap());
         let expected: Vec<Vec<f32>> = goldens.iter().flat_map(|g| g.logits.clone()).collect();

@@ -87,7 +87,7 @@ fn main() {
             Eager::new(&graph, &NoSource, EagerOptions { weights, threads, ..EagerOptions::default() })
                 .expect("an executor");
         let pass = |eager: &mut Eager, tokens: &[u32]| {
-            let rows = SequenceRows { sequence: 0, tokens, logits: Wanted::Last };
+            let rows = SequenceRows { sequence: 0, tokens, types: &[], logits: Wanted::Last };
             black_box(eager.forward(&[rows]).expect("logits"));
         };
         let seconds = median(|| {

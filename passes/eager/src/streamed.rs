@@ -78,7 +78,8 @@ impl<'a> Streamed<'a> {
             let constants = self.pool.install(|| self.constants(steps.clone()))?;
             for (group, values) in groups.iter().zip(&mut held) {
                 let here = &windows[group.clone()];
-                let part = |(sequence, tokens)| SequenceRows { sequence, tokens, logits: Wanted::All };
+                let part =
+                    |(sequence, tokens)| SequenceRows { sequence, tokens, types: &[], logits: Wanted::All };
                 let parts: Vec<SequenceRows<'_>> =
                     here.iter().map(Vec::as_slice).enumerate().map(part).collect();
                 let batch = Batch::new(&parts, |_| 0)?;

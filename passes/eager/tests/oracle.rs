@@ -12,7 +12,7 @@ fn eager(graph: &Graph, weights: WeightFormat, threads: usize) -> Eager {
 }
 
 fn rows(sequence: usize, tokens: &[u32], logits: Wanted) -> SequenceRows<'_> {
-    SequenceRows { sequence, tokens, logits }
+    SequenceRows { sequence, tokens, types: &[], logits }
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {

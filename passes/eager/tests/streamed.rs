@@ -43,7 +43,8 @@ fn segments_compute_what_the_whole_does_at_any_thread_count() {
         assert_eq!(record.segments, 6, "attention and MLP of two layers, the head, the output");
         let options = EagerOptions { threads: 1, defined: true, ..EagerOptions::default() };
         for (window, logits) in &record.logits {
-            let part = SequenceRows { sequence: 0, tokens: &windows[*window], logits: Wanted::All };
+            let part =
+                SequenceRows { sequence: 0, tokens: &windows[*window], types: &[], logits: Wanted::All };
             let whole = Eager::new(&graph, &NoSource, options).unwrap().forward(&[part]).unwrap();
             let bits = |l: &Logits| l.values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(logits), bits(&whole));

@@ -23,6 +23,8 @@ pub struct SequenceRows<'a> {
     pub sequence: usize,
     /// Its next tokens.
     pub tokens: &'a [u32],
+    /// Which part of a pair each belongs to; empty where the text is none.
+    pub types: &'a [u32],
     /// Which of them give logits.
     pub logits: Wanted,
 }
@@ -51,6 +53,16 @@ pub enum BatchError {
     Twice {
         /// Which.
         sequence: usize,
+    },
+    /// Not as many types as tokens.
+    #[error("sequence {sequence} has {types} types for {tokens} tokens; give one each, or none at all")]
+    Types {
+        /// Which.
+        sequence: usize,
+        /// How many types.
+        types: usize,
+        /// How many tokens.
+        tokens: usize,
     },
     /// A sequence would pass the largest position.
     #[error("sequence {sequence} would hold {len} tokens, more than positions can count")]
@@ -92,10 +104,15 @@ impl Batch {
             if end > i32::MAX as usize || sequence > i32::MAX as usize {
                 return Err(BatchError::TooLong { sequence, len: end });
             }
+            let (tokens, types) = (part.tokens.len(), part.types.len());
+            if types != 0 && types != tokens {
+                return Err(BatchError::Types { sequence, types, tokens });
+            }
             let first_row = batch.tokens.len() as u32;
             batch.tokens.extend(part.tokens);
             batch.positions.extend(start as u32..end as u32);
             batch.sequences.resize(batch.tokens.len(), sequence as u32);
+            batch.token_types.extend(part.types);
             batch.token_types.resize(batch.tokens.len(), 0);
             let end_row = batch.tokens.len() as u32;
             match part.logits {
@@ -180,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_batch_lays_sequences_behind_each_other() {
-        let part = |sequence, tokens, logits| SequenceRows { sequence, tokens, logits };
+        let part = |sequence, tokens, logits| SequenceRows { sequence, tokens, types: &[], logits };
         let parts = [
             part(2, &[7, 8, 9][..], Wanted::All),
             part(0, &[5], Wanted::None),
@@ -191,6 +208,10 @@ mod tests {
         assert_eq!(batch.sequences, [2, 2, 2, 0, 1, 1]);
         assert_eq!(batch.logit_rows, [0, 1, 2, 5]);
         assert_eq!(Batch::new(&[parts[1], parts[1]], |_| 0), Err(BatchError::Twice { sequence: 0 }));
+        let pair = SequenceRows { types: &[0, 0, 1], ..parts[0] };
+        assert_eq!(Batch::new(&[parts[1], pair], |_| 0).unwrap().token_types, [0, 0, 0, 1]);
+        let odd = SequenceRows { types: &[1], ..parts[0] };
+        assert_eq!(Batch::new(&[odd], |_| 0), Err(BatchError::Types { sequence: 2, types: 1, tokens: 3 }));
         let empty = Batch::new(&[part(0, &[], Wanted::Last)], |_| 0).unwrap();
         assert!(empty.logit_rows.is_empty());
     }

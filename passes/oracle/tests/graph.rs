@@ -11,7 +11,7 @@ fn oracle(config: &TinyConfig, reading: Reading) -> Oracle {
 }
 
 fn rows(sequence: usize, tokens: &[u32], logits: Wanted) -> SequenceRows<'_> {
-    SequenceRows { sequence, tokens, logits }
+    SequenceRows { sequence, tokens, types: &[], logits }
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {

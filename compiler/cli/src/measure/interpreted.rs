@@ -55,8 +55,9 @@ impl Interpreter {
     /// Appends the tokens at `range` to every sequence.
     fn step(&mut self, range: Range<usize>, logits: Wanted) -> Result<(), Failure> {
         let tokens = &self.tokens[range];
-        let parts: Vec<_> =
-            (0..self.load.sequences).map(|sequence| SequenceRows { sequence, tokens, logits }).collect();
+        let parts: Vec<_> = (0..self.load.sequences)
+            .map(|sequence| SequenceRows { sequence, tokens, types: &[], logits })
+            .collect();
         self.eager.forward(&parts)?;
         Ok(())
     }

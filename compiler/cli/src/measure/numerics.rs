@@ -81,7 +81,7 @@ mod compare {
         }
 
         let meaning = |reading| -> Result<Vec<f32>, Failure> {
-            let rows = SequenceRows { sequence: 0, tokens: &tokens, logits: Wanted::All };
+            let rows = SequenceRows { sequence: 0, tokens: &tokens, types: &[], logits: Wanted::All };
             let logits = oracle(reading)?.forward(&[rows]).map_err(internal)?.values;
             meter.advance(1);
             Ok(logits)
@@ -121,7 +121,7 @@ mod compare {
             };
             let logits = worker.forward_traced(&mut batch, &mut see)?.all().as_slice().to_vec();
 
-            let rows = SequenceRows { sequence: 0, tokens, logits: Wanted::All };
+            let rows = SequenceRows { sequence: 0, tokens, types: &[], logits: Wanted::All };
             let steps = self.oracle.follow(&[rows], trace).map_err(internal)?;
             let named = |s: StepError| Step { node: s.node, op: s.op, error: s.error };
             let steps: Vec<Step> = steps.into_iter().map(named).collect();

@@ -120,7 +120,7 @@ impl Base {
 
     /// The logits of every token of a piece.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<Logits, Failure> {
-        Ok(self.eager.forward(&[SequenceRows { sequence: 0, tokens, logits: Wanted::All }])?)
+        Ok(self.eager.forward(&[SequenceRows { sequence: 0, tokens, types: &[], logits: Wanted::All }])?)
     }
 }
 
