@@ -60,10 +60,10 @@ const PROBE_TOKENS: usize = 128;
 /// Rows of a weight that stand for it when its errors are estimated.
 const SAMPLED_ROWS: usize = 128;
 /// Engines that are tried, at most.
-const TRIALS: usize = 6;
+const TRIALS: usize = 8;
 /// A size within this share of another counts as the same, and a value this near to its limit as used up.
-const FINE: f64 = 0.004;
-const USED_UP: f64 = 0.95;
+const FINE: f64 = 0.001;
+const USED_UP: f64 = 0.99;
 
 /// Weights that get the same precision: those that share an input, since they become one step.
 struct Unit {
@@ -389,8 +389,9 @@ impl Search<'_> {
                 break;
             }
             let top = if known { high - 1 } else { high };
-            // A little below the limit, so that a trial holds more often than not.
-            let wanted = wanted_loss(0.97 * limit, failing, holding);
+            // A little below the limit, so that a trial holds more often than not; less below it once one does.
+            let aim = if known { 0.995 } else { 0.97 };
+            let wanted = wanted_loss(aim * limit, failing, holding);
             let likely = self.assignments.partition_point(|a| a.loss > wanted);
             // Never all the way to an end that is known, so that the stretch shrinks.
             let margin = if failing.is_some() && known { (top - low) / 8 } else { 0 };
