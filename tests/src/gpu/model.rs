@@ -107,9 +107,8 @@ impl<'a> GpuModel<'a> {
         Ok(floats.chunks_exact(width).map(<[f32]>::to_vec).collect())
     }
 
-    /// Appends tokens, step by step until a step's name is one to stop at: what each step made, as [`crate::models::traced`] gives it.
-    /// The sequence is of no use afterwards.
-    pub fn traced(&mut self, tokens: &[u32], stop: impl Fn(&str) -> bool) -> Result<Trace, ShimError> {
+    /// Appends tokens, step by step: what each step made, as [`crate::models::traced`] gives it.
+    pub fn traced(&mut self, tokens: &[u32]) -> Result<Trace, ShimError> {
         let (plan, rows) = (self.plan, tokens.len());
         let wanted: Vec<usize> = (0..rows).collect();
         let index = plan.programs.iter().position(|p| rows <= p.regime.max_rows as usize).unwrap_or(0);
@@ -117,7 +116,7 @@ impl<'a> GpuModel<'a> {
         self.upload_inputs(tokens, &[], &wanted)?;
         self.make_buffers(program, rows, rows)?;
         let mut trace = Trace::new();
-        for (at, step) in program.steps.iter().enumerate().take_while(|(_, step)| !stop(&step.source)) {
+        for (at, step) in program.steps.iter().enumerate() {
             for launch in self.programs[index].iter().filter(|launch| launch.step as usize == at) {
                 let grid = launch.grid.map(|groups| groups.count(rows as u64, rows as u64));
                 let args: Vec<_> = launch.args.iter().map(|arg| self.place(program, *arg)).collect();
@@ -131,6 +130,7 @@ impl<'a> GpuModel<'a> {
             }
             trace.push((step.source.clone(), results));
         }
+        self.len += rows;
         Ok(trace)
     }
 
