@@ -123,12 +123,14 @@ impl Rope {
         }
     }
 
-    /// The longest context that the rope serves in a model that was trained for `context`.
-    pub fn longest(&self, context: usize) -> usize {
-        match self.scaling {
+    /// The context of an engine of a model that was `trained` for so many tokens: as many as were `asked` for, as far as the rope serves
+    /// them.
+    pub fn context(&self, trained: usize, asked: Option<usize>) -> usize {
+        let longest = match self.scaling {
             RopeScaling::Dynamic { factor, trained_context } => (trained_context as f64 * factor) as usize,
-            _ => context,
-        }
+            _ => trained,
+        };
+        asked.map_or(trained, |asked| asked.min(longest))
     }
 
     /// The inverse frequencies after scaling, for `dims / 2` pairs, computed in f64 and rounded once.

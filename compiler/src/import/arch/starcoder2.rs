@@ -156,7 +156,7 @@ impl Config {
     }
 
     fn build(&self, checkpoint: &Checkpoint, context: Option<usize>) -> Result<Model, ImportError> {
-        let context = context.map_or(self.context, |asked| asked.min(self.rope.longest(self.context)));
+        let context = self.rope.context(self.context, context);
         let mut b = Builder::new(checkpoint);
         let whole = |hf: &str| NAMES.whole(self.naming, hf);
         let head_dim = self.hidden / self.heads;

@@ -27,8 +27,8 @@ impl Decoder {
         asked: Option<usize>,
         architecture: &'static str,
     ) -> Result<Model, ImportError> {
-        let longest = self.ropes.iter().map(|rope| rope.longest(self.context)).min();
-        let context = asked.map_or(self.context, |asked| asked.min(longest.unwrap_or(self.context)));
+        let served = self.ropes.iter().map(|rope| rope.context(self.context, asked)).min();
+        let context = served.unwrap_or_else(|| asked.map_or(self.context, |asked| asked.min(self.context)));
         let mut b = Builder::new(checkpoint);
         let tokens = b.input("tokens", Input::Tokens)?;
         let positions = b.input("positions", Input::Positions)?;

@@ -208,7 +208,7 @@ fn soften<const N: usize>(
 }
 
 /// What `op` makes of the lanes of each vector, a lane each, in order: halves, then halves of those, four times, always of the same
-/// lanes. The upper half is that of other queries, or nothing.
+/// lanes. The lanes from [`QUERIES`] on mean nothing.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn reduce(v: [__m512; QUERIES], op: impl Fn(__m512, __m512) -> __m512) -> __m512 {
