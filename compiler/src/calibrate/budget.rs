@@ -61,6 +61,10 @@ const PROBE_TOKENS: usize = 128;
 const SAMPLED_ROWS: usize = 128;
 /// Engines that are tried, at most.
 const TRIALS: usize = 8;
+/// Schemes for all weights alike that are tried beside what the knapsack gives, at most, and the share of its size that they must reach:
+/// predictions are made one weight at a time, and how errors add up is not part of them.
+const RIVALS: usize = 2;
+const RIVAL_SIZE: f64 = 0.9;
 /// A size within this share of another counts as the same, and a value this near to its limit as used up.
 const FINE: f64 = 0.001;
 const USED_UP: f64 = 0.99;
@@ -91,6 +95,24 @@ impl Unit {
         let sizes = self.sizes.iter().zip(&self.waits).map(size);
         sizes.zip(losses).map(|(size, loss)| Choice { size, loss: *loss }).collect()
     }
+}
+
+/// One scheme for all weights that may have it, the others as the source has them; for each scheme, smallest first.
+fn uniform(units: &[Unit], items: &[Vec<Choice>]) -> Vec<Assignment> {
+    let of = |scheme: &str| {
+        let scheme: Option<QuantScheme> = scheme.parse().ok();
+        let choice = |unit: &Unit| {
+            let own = unit.schemes.len() - 1;
+            unit.schemes.iter().position(|s| s.is_some() && *s == scheme).unwrap_or(own)
+        };
+        let choices: Vec<usize> = units.iter().map(choice).collect();
+        let chosen = || items.iter().zip(&choices).map(|(item, choice)| &item[*choice]);
+        let (size, loss) = (chosen().map(|c| c.size).sum(), chosen().map(|c| c.loss).sum());
+        Assignment { choices, size, loss }
+    };
+    let mut found: Vec<Assignment> = SCHEMES.into_iter().map(of).collect();
+    found.sort_by_key(|a| a.size);
+    found
 }
 
 /// The share of a matrix that one token reads.
@@ -136,14 +158,29 @@ impl Calibrate<'_> {
         let items: Vec<Vec<Choice>> =
             units.iter().zip(&losses).map(|(unit, losses)| unit.choices(losses, !sized)).collect();
         let assignments = frontier(&items);
+        let uniform = uniform(&units, &items);
         let fixed = self.fixed_size(source, &units)?;
-        let search = Search { of: self, source, ground, held_out, units: &units, assignments: &assignments };
+        let search = Search {
+            of: self,
+            source,
+            ground,
+            held_out,
+            units: &units,
+            assignments: &assignments,
+            uniform: &uniform,
+        };
         match budget {
             Budget::Bits(bits) => {
                 let most = bits * fixed.elements as f64 / 8.0;
                 let fits = |a: &Assignment| (a.size + fixed.bytes) as f64 <= most;
                 match assignments.iter().rposition(fits) {
-                    Some(at) => search.trial(at),
+                    Some(at) => {
+                        let found = search.trial(&assignments[at])?;
+                        let rivals = uniform.iter().rev().filter(|a| fits(a));
+                        let least = RIVAL_SIZE * assignments[at].size as f64;
+                        let rivals = rivals.take_while(|a| a.size as f64 >= least).take(RIVALS);
+                        search.better(found, rivals, |_| Ok(true))
+                    }
                     None => {
                         let least = assignments.first().map_or(0, |a| a.size) + fixed.bytes;
                         let reached = least as f64 * 8.0 / fixed.elements.max(1) as f64;
@@ -345,12 +382,14 @@ struct Search<'a> {
     held_out: &'a Base,
     units: &'a [Unit],
     assignments: &'a [Assignment],
+    /// Of [`uniform`].
+    uniform: &'a [Assignment],
 }
 
 impl Search<'_> {
-    fn assigned(&self, at: usize) -> Assigned {
+    fn assigned(&self, assignment: &Assignment) -> Assigned {
         let mut assigned = BTreeMap::new();
-        for (unit, choice) in self.units.iter().zip(&self.assignments[at].choices) {
+        for (unit, choice) in self.units.iter().zip(&assignment.choices) {
             if let Some(scheme) = unit.schemes[*choice] {
                 assigned.extend(unit.weights.iter().map(|node| (*node, scheme)));
             }
@@ -359,14 +398,30 @@ impl Search<'_> {
     }
 
     /// Rounds the weights of one assignment and measures what is lost.
-    fn trial(&self, at: usize) -> Result<Fitted, CompileError> {
+    fn trial(&self, assignment: &Assignment) -> Result<Fitted, CompileError> {
         self.of.go_on()?;
-        let assigned = self.assigned(at);
+        let assigned = self.assigned(assignment);
         let with = self.of.with(&assigned);
         let mut graph = self.source.clone();
         let codes = with.lower(&mut graph, self.ground)?;
         let quality = with.quality(self.held_out, &graph, &codes)?;
         Ok(Fitted { assigned, graph, codes, quality })
+    }
+
+    /// `found`, or one of its rivals that `fits` and loses less.
+    fn better<'b>(
+        &self,
+        mut found: Fitted,
+        rivals: impl Iterator<Item = &'b Assignment>,
+        fits: impl Fn(&Fitted) -> Result<bool, CompileError>,
+    ) -> Result<Fitted, CompileError> {
+        for rival in rivals {
+            let rival = self.trial(rival)?;
+            if rival.quality.mean_kl < found.quality.mean_kl && fits(&rival)? {
+                found = rival;
+            }
+        }
+        Ok(found)
     }
 
     /// The smallest whose `value` is at most `limit`. Losses say where to look, as far as they were right so far.
@@ -396,7 +451,7 @@ impl Search<'_> {
             // Never all the way to an end that is known, so that the stretch shrinks.
             let margin = if failing.is_some() && known { (top - low) / 8 } else { 0 };
             let at = likely.clamp(low + margin, top - margin);
-            let found = self.trial(at)?;
+            let found = self.trial(&self.assignments[at])?;
             let reached = value(&found.quality);
             let point = Some((self.assignments[at].loss, reached));
             if reached <= limit {
@@ -411,9 +466,21 @@ impl Search<'_> {
             }
         }
         match held {
-            Some(held) => Ok(held),
+            Some(held) => {
+                let size = self.assignments[high].size as f64;
+                let sizes = RIVAL_SIZE * size..size * (1.0 - FINE);
+                let smaller = self.uniform.iter().rev().filter(|a| sizes.contains(&(a.size as f64)));
+                let mut smallest = held;
+                for rival in smaller.take(RIVALS) {
+                    let rival = self.trial(rival)?;
+                    if value(&rival.quality) <= limit {
+                        smallest = rival;
+                    }
+                }
+                Ok(smallest)
+            }
             None => {
-                let found = self.trial(last)?;
+                let found = self.trial(&self.assignments[last])?;
                 let reached = value(&found.quality);
                 if reached <= limit { Ok(found) } else { Err(unreachable(budget, describe(budget, reached))) }
             }
@@ -427,8 +494,8 @@ impl Search<'_> {
         let weights = self.units.iter().flat_map(|unit| &unit.weights);
         let weights = weights.map(|node| (self.source.name(*node).into(), 0.0)).collect();
         let quality = Quality { weights, ..self.held_out.nothing_lost() };
-        let sized = |at: usize| size(self.source, &self.assigned(at), &quality);
-        let least = sized(0)?;
+        let sized = |a: &Assignment| size(self.source, &self.assigned(a), &quality);
+        let least = sized(&self.assignments[0])?;
         if least > bytes {
             return Err(unreachable(budget, format!("{least} bytes")));
         }
@@ -437,13 +504,17 @@ impl Search<'_> {
         while high - low > 1 {
             self.of.go_on()?;
             let middle = low + (high - low) / 2;
-            if sized(middle)? <= bytes { low = middle } else { high = middle }
+            if sized(&self.assignments[middle])? <= bytes { low = middle } else { high = middle }
         }
         // Scales that are folded may take a few bytes more.
-        for at in (0..=low).rev().take(TRIALS) {
-            let found = self.trial(at)?;
-            if size(&found.graph, &found.assigned, &found.quality)? <= bytes {
-                return Ok(found);
+        let fits = |f: &Fitted| Ok(size(&f.graph, &f.assigned, &f.quality)? <= bytes);
+        for assignment in self.assignments[..=low].iter().rev().take(TRIALS) {
+            let found = self.trial(assignment)?;
+            if fits(&found)? {
+                let least = RIVAL_SIZE * assignment.size as f64;
+                let rivals = self.uniform.iter().rev().skip_while(|a| a.size > self.assignments[low].size);
+                let rivals = rivals.take_while(|a| a.size as f64 >= least).take(RIVALS);
+                return self.better(found, rivals, fits);
             }
         }
         Err(unreachable(budget, format!("about {least} bytes")))
