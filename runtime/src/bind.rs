@@ -14,7 +14,7 @@ use bessemer_format::plan::{
     self, Arg, BufferId, Home, Plan, Program, RowCount, StateDecl, StepKind, WeightId, WeightLayout,
 };
 use bessemer_format::{Compute, PanelLayout, kv};
-use bessemer_kernels::linear::{Bf16Form, LinearNative};
+use bessemer_kernels::linear::{Bf16Form, LinearNative, TILE_ROWS};
 use bessemer_kernels::{Attention, Gated, KernelSet, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16};
 use std::ops::Range;
 
@@ -134,6 +134,16 @@ pub(crate) enum LinearKernel {
     F32(LinearF32),
     Int8(LinearInt8),
     Native(LinearNative),
+}
+
+impl LinearKernel {
+    /// Rows of its largest tile.
+    pub(crate) fn tile_rows(&self) -> usize {
+        match self {
+            Self::F32(_) | Self::Int8(_) => TILE_ROWS,
+            Self::Native(kernel) => kernel.tile_rows(),
+        }
+    }
 }
 
 pub(crate) enum BoundEpilogue {

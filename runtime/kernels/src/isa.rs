@@ -16,6 +16,8 @@ pub enum Isa {
     Avx512,
     /// x86-64 with AVX-512 BF16 (and all of [`Isa::Avx512`]).
     Avx512Bf16,
+    /// x86-64 with AMX for bfloat16 and bytes, which the operating system lets this process use (and all of [`Isa::Avx512Bf16`]).
+    Amx,
     /// AArch64 with Advanced SIMD, which hardly a CPU lacks.
     Neon,
     /// AArch64 with dot products of bytes (and all of [`Isa::Neon`]).
@@ -27,7 +29,7 @@ pub enum Isa {
 impl Isa {
     /// Every set of this host's architecture, oldest first.
     #[cfg(target_arch = "x86_64")]
-    pub const ALL: &[Isa] = &[Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: &[Isa] = &[Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
     /// Every set of this host's architecture, oldest first.
     #[cfg(target_arch = "aarch64")]
     pub const ALL: &[Isa] = &[Isa::Portable, Isa::Neon, Isa::Dotprod, Isa::I8mm];
@@ -42,6 +44,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
             Isa::Neon => "neon",
             Isa::Dotprod => "dotprod",
             Isa::I8mm => "i8mm",
@@ -76,6 +79,7 @@ fn detected(isa: Isa) -> bool {
                 && is_x86_feature_detected!("avx512vbmi")
         }
         Isa::Avx512Bf16 => detected(Isa::Avx512) && is_x86_feature_detected!("avx512bf16"),
+        Isa::Amx => detected(Isa::Avx512Bf16) && crate::x86_64::amx::available(),
         _ => false,
     }
 }

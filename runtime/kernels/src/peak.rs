@@ -10,7 +10,7 @@ pub enum Arithmetic {
     F32,
     /// Pairs of bfloat16 into binary32 where the CPU has such products; else what stands in for them, which is [`Arithmetic::F32`].
     Bf16,
-    /// Bytes into 32-bit sums.
+    /// Bytes into 32-bit sums, by vectors: kernels multiply tiles of bfloat16 only.
     Int8,
 }
 
@@ -19,9 +19,11 @@ pub enum Arithmetic {
 pub fn multiply_adds(arithmetic: Arithmetic, rounds: u64) -> u64 {
     match Isa::host() {
         #[cfg(target_arch = "x86_64")]
+        Isa::Amx if arithmetic == Arithmetic::Bf16 => crate::x86_64::amx::peak(rounds),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if arithmetic == Arithmetic::Bf16 => crate::x86_64::peak::avx512_bf16(rounds),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => crate::x86_64::peak::avx512(arithmetic, rounds),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => crate::x86_64::peak::avx512(arithmetic, rounds),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => crate::x86_64::peak::avx2(arithmetic, rounds),
         #[cfg(target_arch = "aarch64")]

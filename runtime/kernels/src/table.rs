@@ -116,7 +116,7 @@ macro_rules! kernels {
 #[cfg(target_arch = "aarch64")]
 use crate::aarch64::{dotprod, i8mm, neon};
 #[cfg(target_arch = "x86_64")]
-use crate::x86_64::{avx2, avx512};
+use crate::x86_64::{amx, avx2, avx512};
 #[cfg(target_arch = "aarch64")]
 use family::BF16;
 #[cfg(target_arch = "x86_64")]
@@ -175,6 +175,19 @@ kernels! {
         x86_64 {
             linear_native_any_avx512bf16: Avx512Bf16, ANY, avx512::linear_bf16::any_native;
             linear_native_bf16_avx512bf16: Avx512Bf16, BF16, avx512::linear_bf16::native;
+            linear_native_bf16_amx: Amx, BF16, amx::linear_bf16::bf16;
+            linear_native_any_amx: Amx, ANY, amx::linear_bf16::any;
+            linear_native_f16_amx: Amx, F16, amx::linear_bf16::f16;
+            linear_native_u2_amx: Amx, U2, amx::linear_bf16::u2;
+            linear_native_u3_amx: Amx, U3, amx::linear_bf16::u3;
+            linear_native_u4_amx: Amx, U4, amx::linear_bf16::u4;
+            linear_native_u5_amx: Amx, U5, amx::linear_bf16::u5;
+            linear_native_u6_amx: Amx, U6, amx::linear_bf16::u6;
+            linear_native_s8_amx: Amx, S8, amx::linear_bf16::s8;
+            linear_native_e4m3_amx: Amx, E4M3, amx::linear_bf16::e4m3;
+            linear_native_e5m2_amx: Amx, E5M2, amx::linear_bf16::e5m2;
+            linear_native_e2m1_amx: Amx, E2M1, amx::linear_bf16::u4;
+            linear_native_iq4_amx: Amx, IQ4, amx::linear_bf16::u4;
         }
         aarch64 {}
     }
@@ -183,6 +196,19 @@ kernels! {
         everywhere {}
         x86_64 {
             linear_native_pair_bf16_avx512bf16: Avx512Bf16, BF16, avx512::linear_bf16::native_pair;
+            linear_native_pair_bf16_amx: Amx, BF16, amx::linear_bf16::pair::bf16;
+            linear_native_pair_any_amx: Amx, ANY, amx::linear_bf16::pair::any;
+            linear_native_pair_f16_amx: Amx, F16, amx::linear_bf16::pair::f16;
+            linear_native_pair_u2_amx: Amx, U2, amx::linear_bf16::pair::u2;
+            linear_native_pair_u3_amx: Amx, U3, amx::linear_bf16::pair::u3;
+            linear_native_pair_u4_amx: Amx, U4, amx::linear_bf16::pair::u4;
+            linear_native_pair_u5_amx: Amx, U5, amx::linear_bf16::pair::u5;
+            linear_native_pair_u6_amx: Amx, U6, amx::linear_bf16::pair::u6;
+            linear_native_pair_s8_amx: Amx, S8, amx::linear_bf16::pair::s8;
+            linear_native_pair_e4m3_amx: Amx, E4M3, amx::linear_bf16::pair::e4m3;
+            linear_native_pair_e5m2_amx: Amx, E5M2, amx::linear_bf16::pair::e5m2;
+            linear_native_pair_e2m1_amx: Amx, E2M1, amx::linear_bf16::pair::u4;
+            linear_native_pair_iq4_amx: Amx, IQ4, amx::linear_bf16::pair::u4;
         }
         aarch64 {}
     }
@@ -303,6 +329,7 @@ static PORTABLE: KernelSet = KernelSet { isa: Isa::Portable };
 static AVX2: KernelSet = KernelSet { isa: Isa::Avx2 };
 static AVX512: KernelSet = KernelSet { isa: Isa::Avx512 };
 static AVX512_BF16: KernelSet = KernelSet { isa: Isa::Avx512Bf16 };
+static AMX: KernelSet = KernelSet { isa: Isa::Amx };
 static NEON: KernelSet = KernelSet { isa: Isa::Neon };
 static DOTPROD: KernelSet = KernelSet { isa: Isa::Dotprod };
 static I8MM: KernelSet = KernelSet { isa: Isa::I8mm };
@@ -315,10 +342,20 @@ impl KernelSet {
             Isa::Avx2 => &AVX2,
             Isa::Avx512 => &AVX512,
             Isa::Avx512Bf16 => &AVX512_BF16,
+            Isa::Amx => &AMX,
             Isa::Neon => &NEON,
             Isa::Dotprod => &DOTPROD,
             Isa::I8mm => &I8MM,
         })
+    }
+
+    /// The kernels for `isa`, which this host runs or the [emulator](crate::testkit::emulator) stands in for.
+    #[cfg(test)]
+    pub(crate) fn for_tests(isa: Isa) -> Option<&'static KernelSet> {
+        match isa {
+            Isa::Amx if crate::testkit::emulator::stands_in() => Some(&AMX),
+            _ => Self::for_isa(isa),
+        }
     }
 
     /// The kernels for the newest instruction set that this host runs.
@@ -343,7 +380,7 @@ impl KernelSet {
         match self.bf16_form() {
             Bf16Form::Native => {
                 let row = self.newest(LINEAR_NATIVE, elem);
-                let pair = LINEAR_NATIVE_PAIR.iter().find(|p| p.isa == row.isa && p.family.covers(elem));
+                let pair = LINEAR_NATIVE_PAIR.iter().find(|p| p.isa == row.isa && p.family == row.family);
                 let pair = pair.map(|row| row.kernel);
                 LinearBf16::Native(LinearNative { layout, isa: row.isa, kernel: row.kernel, pair })
             }

@@ -171,8 +171,9 @@ impl Pass<'_> {
         place: impl Fn(usize) -> usize,
     ) {
         let mut gates = [[0.0; COLUMNS]; TILE_ROWS];
-        for first in (0..x.rows()).step_by(TILE_ROWS) {
-            let x = x.part(first..x.rows().min(first + TILE_ROWS));
+        let tile_rows = gate.kernel.tile_rows().min(up.kernel.tile_rows());
+        for first in (0..x.rows()).step_by(tile_rows) {
+            let x = x.part(first..x.rows().min(first + tile_rows));
             self.tiles(gate, (weight, panels.clone()), x, |panel, row, gates| {
                 let (columns, bias) = self.panel_columns(gate, weight, panel);
                 let out = self.columns(&linear.out, columns);
@@ -184,14 +185,16 @@ impl Pass<'_> {
             self.tiles(up, (weight, panels.clone()), x, |panel, row, ups| {
                 let (columns, bias) = self.panel_columns(up, weight, panel);
                 let out = self.columns(&linear.out, columns);
-                let gates = &mut gates[..ups.len()];
-                for (i, (gate, up)) in gates.iter_mut().zip(ups.iter_mut()).enumerate() {
-                    out.load(place(first + row + i), gate);
-                    add(up, bias);
-                }
-                kernel.tile(gates, ups);
-                for (i, lane) in gates.iter().enumerate() {
-                    out.write(place(first + row + i), lane);
+                for (part, ups) in ups.chunks_mut(TILE_ROWS).enumerate() {
+                    let (row, gates) = (first + row + part * TILE_ROWS, &mut gates[..ups.len()]);
+                    for (i, (gate, up)) in gates.iter_mut().zip(ups.iter_mut()).enumerate() {
+                        out.load(place(row + i), gate);
+                        add(up, bias);
+                    }
+                    kernel.tile(gates, ups);
+                    for (i, lane) in gates.iter().enumerate() {
+                        out.write(place(row + i), lane);
+                    }
                 }
             });
         }

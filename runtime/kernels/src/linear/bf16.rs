@@ -1,6 +1,6 @@
 //! Linears in bfloat16.
 
-use super::{Lane, LinearF32, PAIR_ROWS, TILE_ROWS, panel_of};
+use super::{Lane, LinearF32, MAX_TILE_ROWS, PAIR_ROWS, TILE_ROWS, panel_of};
 use crate::Isa;
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Bf16Layout;
@@ -83,6 +83,12 @@ impl LinearNative {
         self.isa
     }
 
+    /// Rows of the largest tile, at most [`MAX_TILE_ROWS`]. AMX multiplies so fast that many rows have to share what it costs to
+    /// dequantise a panel.
+    pub fn tile_rows(&self) -> usize {
+        if self.isa == Isa::Amx { MAX_TILE_ROWS } else { TILE_ROWS }
+    }
+
     /// One tile: `out[i]` becomes row `i` of `x` times panel `panel` of `weight` (a whole packed matrix). `x` holds
     /// exactly the tile's rows, as [`RoundBf16::row`] fills them.
     ///
@@ -126,13 +132,28 @@ impl LinearNative {
         weight: &[u8],
         panels: Range<usize>,
         x: &[u8],
+        finished: impl FnMut(usize, usize, &mut [Lane]),
+    ) {
+        // Few rows do not wait for so much room to be cleared.
+        if x.len() / self.row_bytes() > TILE_ROWS && self.tile_rows() > TILE_ROWS {
+            self.each_tile::<MAX_TILE_ROWS>(weight, panels, x, finished);
+        } else {
+            self.each_tile::<TILE_ROWS>(weight, panels, x, finished);
+        }
+    }
+
+    fn each_tile<const ROWS: usize>(
+        &self,
+        weight: &[u8],
+        panels: Range<usize>,
+        x: &[u8],
         mut finished: impl FnMut(usize, usize, &mut [Lane]),
     ) {
         let row_bytes = self.row_bytes();
-        let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
-        for (i, x) in x.chunks(TILE_ROWS * row_bytes).enumerate() {
+        let mut tiles = [[[0.0; COLUMNS]; ROWS]; 2];
+        for (i, x) in x.chunks(ROWS * row_bytes).enumerate() {
             let [a, b] = tiles.each_mut().map(|tile| &mut tile[..x.len() / row_bytes]);
-            let first = i * TILE_ROWS;
+            let first = i * ROWS;
             let mut panels = panels.clone();
             while let Some(panel) = panels.next() {
                 match panels.next() {

@@ -26,6 +26,9 @@ use std::ops::Range;
 /// enough for the activations of a tile to stay in the L2 cache while the panels stream by.
 pub const TILE_ROWS: usize = 60;
 
+/// Rows of the largest tile of any kernel: see [`LinearNative::tile_rows`].
+pub const MAX_TILE_ROWS: usize = 256;
+
 /// From how many rows on two panels are multiplied in one call.
 const PAIR_ROWS: usize = 4;
 

@@ -9,6 +9,7 @@ use bessemer_format::act::Bf16Layout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{COLUMNS, K_STEP};
 use bessemer_format::scheme::{Offset, int8_code, int8_scale, round_bf16, widen_bf16};
+use std::ops::Range;
 
 /// [`super::LinearF32`] for every scheme: multiplications and additions in ascending k, never fused.
 #[inline(always)]
@@ -96,28 +97,60 @@ pub(crate) fn round_widened(x: &[f32], out: &mut [u8]) {
 /// Hands out the weights of a panel by steps of up to 16 elements along k, with where a step starts and how many are real.
 #[inline(always)]
 fn each_step(layout: &PanelLayout, panel: &[u8], mut step: impl FnMut(usize, usize, &mut [Lane; K_STEP])) {
-    let scheme = *layout.scheme();
-    let mut weights = [[0.0; COLUMNS]; K_STEP];
     for r in 0..layout.runs() {
         let run_len = layout.run_len(r);
-        let integer = (!scheme.elem.is_float())
-            .then(|| (RunCodes::new(layout, panel, r), run_scales(layout, panel, r)));
-        for k in (0..run_len).step_by(K_STEP) {
-            match &integer {
-                None => float_step(layout, panel, k, &mut weights),
-                Some((codes, (scale, offset))) => {
-                    for (j, four) in weights.as_chunks_mut::<ATOM_K>().0.iter_mut().enumerate() {
-                        let atom = codes.atom(k / ATOM_K + j);
-                        for (i, w) in four.iter_mut().enumerate() {
-                            for c in 0..COLUMNS {
-                                w[c] = scheme.dequant(atom[ATOM_K * c + i], scale[c], offset[c]);
-                            }
+        run_steps(layout, panel, r, 0..run_len.div_ceil(K_STEP), |i, weights| {
+            let k = i * K_STEP;
+            step(r * layout.run() + k, K_STEP.min(run_len - k), weights);
+        });
+    }
+}
+
+/// The weights of `steps` of run `r`, rounded to bfloat16.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn rounded_steps(
+    layout: &PanelLayout,
+    panel: &[u8],
+    r: usize,
+    steps: Range<usize>,
+    mut step: impl FnMut(&[Lane; K_STEP]),
+) {
+    let round = rounding(layout);
+    run_steps(layout, panel, r, steps, |_, weights| {
+        round(weights);
+        step(weights);
+    });
+}
+
+/// Hands out the weights of `steps` of run `r`, each with its number.
+#[inline(always)]
+fn run_steps(
+    layout: &PanelLayout,
+    panel: &[u8],
+    r: usize,
+    steps: Range<usize>,
+    mut step: impl FnMut(usize, &mut [Lane; K_STEP]),
+) {
+    let scheme = *layout.scheme();
+    let mut weights = [[0.0; COLUMNS]; K_STEP];
+    let integer =
+        (!scheme.elem.is_float()).then(|| (RunCodes::new(layout, panel, r), run_scales(layout, panel, r)));
+    for i in steps {
+        match &integer {
+            None => float_step(layout, panel, r * layout.run() + i * K_STEP, &mut weights),
+            Some((codes, (scale, offset))) => {
+                for (j, four) in weights.as_chunks_mut::<ATOM_K>().0.iter_mut().enumerate() {
+                    let atom = codes.atom(i * K_STEP / ATOM_K + j);
+                    for (i, w) in four.iter_mut().enumerate() {
+                        for c in 0..COLUMNS {
+                            w[c] = scheme.dequant(atom[ATOM_K * c + i], scale[c], offset[c]);
                         }
                     }
                 }
             }
-            step(r * layout.run() + k, K_STEP.min(run_len - k), &mut weights);
         }
+        step(i, &mut weights);
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod data;
+pub(crate) mod emulator;
 pub(crate) mod gated;
 pub(crate) mod guard;
 pub(crate) mod linear_bf16;
@@ -12,11 +13,11 @@ pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;
 
-use crate::Isa;
+use crate::{Isa, KernelSet};
 
-/// Whether this host runs `isa`; says what is skipped if not.
+/// Whether this host runs `isa`, itself or by the [`emulator`]; says what is skipped if not.
 pub(crate) fn host_runs(name: &str, isa: Isa) -> bool {
-    let available = isa.available();
+    let available = KernelSet::for_tests(isa).is_some();
     if !available {
         bessemer_skip::skip(bessemer_skip::HOST, format_args!("kernel `{name}` needs {isa}"));
     }

@@ -6,6 +6,7 @@
 // Register blocks are arrays that a constant range indexes, several at a time: zipped iterators would hide the block.
 #![allow(clippy::needless_range_loop)]
 
+pub(crate) mod amx;
 pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod peak;

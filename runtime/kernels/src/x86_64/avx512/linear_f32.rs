@@ -14,12 +14,12 @@ const BLOCK: usize = 8;
 const STEP: usize = 8;
 
 const F32: u8 = 0;
-const F16: u8 = 1;
+pub(in crate::x86_64) const F16: u8 = 1;
 const BF16: u8 = 2;
-const U4: u8 = 3;
-const S8: u8 = 4;
-const E4M3: u8 = 5;
-const E5M2: u8 = 6;
+pub(in crate::x86_64) const U4: u8 = 3;
+pub(in crate::x86_64) const S8: u8 = 4;
+pub(in crate::x86_64) const E4M3: u8 = 5;
+pub(in crate::x86_64) const E5M2: u8 = 6;
 
 macro_rules! entry {
     ($($(#[$doc:meta])* $name:ident: $kind:ident;)*) => {
@@ -87,7 +87,7 @@ unsafe fn linear<const KIND: u8>(
 
 /// What turns codes into weights.
 #[derive(Clone, Copy)]
-struct Dequant {
+pub(in crate::x86_64) struct Dequant {
     scale: __m512,
     /// Added after scaling.
     offset: __m512,
@@ -96,6 +96,40 @@ struct Dequant {
     /// Subtracted from signed bytes before scaling.
     constant: __m512,
     float: bool,
+}
+
+impl Dequant {
+    /// For elements of `KIND`, without scales yet.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in crate::x86_64) fn new<const KIND: u8>(layout: &PanelLayout) -> Self {
+        let scheme = layout.scheme();
+        let count = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
+        let constant = _mm512_set1_ps(scheme.constant() as f32);
+        Self {
+            scale: _mm512_setzero_ps(),
+            offset: _mm512_setzero_ps(),
+            nibbles: match scheme.elem.numbers() {
+                // SAFETY: a table has 256 numbers, of which these are the first 16.
+                Some(table) if KIND == U4 => unsafe { _mm512_loadu_ps(table.as_ptr()) },
+                _ => _mm512_sub_ps(count, constant),
+            },
+            constant,
+            float: scheme.offset_type().is_some(),
+        }
+    }
+
+    /// The scales and offsets of a run.
+    #[inline]
+    pub(in crate::x86_64) fn set_scale(&mut self, (scale, offset): (__m512, __m512)) {
+        (self.scale, self.offset) = (scale, offset);
+    }
+}
+
+/// Bytes of the codes of [`STEP`] elements along k.
+#[inline]
+pub(in crate::x86_64) fn step_bytes(layout: &PanelLayout) -> usize {
+    STEP * LINE / 4 * layout.scheme().elem.bits() as usize / 8
 }
 
 /// # Safety
@@ -109,23 +143,9 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
     stride: usize,
     out: &mut [Lane],
 ) {
-    let scheme = layout.scheme();
-    let (constant, float) = (scheme.constant() as f32, scheme.offset_type());
     let stored = Side::of(layout);
-    let count = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
-    let constant = _mm512_set1_ps(constant);
-    let mut dequant = Dequant {
-        scale: _mm512_setzero_ps(),
-        offset: _mm512_setzero_ps(),
-        nibbles: match scheme.elem.numbers() {
-            // SAFETY: a table has 256 numbers, of which these are the first 16.
-            Some(table) if KIND == U4 => unsafe { _mm512_loadu_ps(table.as_ptr()) },
-            _ => _mm512_sub_ps(count, constant),
-        },
-        constant,
-        float: float.is_some(),
-    };
-    let step_bytes = STEP * LINE / 4 * scheme.elem.bits() as usize / 8;
+    let mut dequant = Dequant::new::<KIND>(layout);
+    let step_bytes = step_bytes(layout);
     let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
     for r in 0..layout.runs() {
         // SAFETY: every run, with its codes, scales and offsets, lies inside the panel, and its codes are padded to a
@@ -135,7 +155,7 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
             if !matches!(KIND, F32 | F16 | BF16) {
                 let side = codes.add(layout.run_code_bytes(r));
                 if let Some(stored) = stored {
-                    (dequant.scale, dequant.offset) = scales(stored, layout, panel.as_ptr(), side, r);
+                    dequant.set_scale(scales(stored, layout, panel.as_ptr(), side, r));
                 }
                 if ROWS == 1 {
                     prefetch(side);
@@ -182,7 +202,10 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
 /// Their codes are readable at `p`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn eight_weights<const KIND: u8>(p: *const u8, dequant: &Dequant) -> [__m512; STEP] {
+pub(in crate::x86_64) unsafe fn eight_weights<const KIND: u8>(
+    p: *const u8,
+    dequant: &Dequant,
+) -> [__m512; STEP] {
     // SAFETY: the caller promises the lines that are read.
     let line = |i: usize| unsafe { _mm512_loadu_si512(p.add(i * LINE).cast()) };
     let scaled = |code: __m512| {

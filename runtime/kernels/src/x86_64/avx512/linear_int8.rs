@@ -65,7 +65,7 @@ macro_rules! four_atoms {
         atoms
     }};
 }
-pub(super) use four_atoms;
+pub(in crate::x86_64) use four_atoms;
 
 /// Declares the kernels, each for the codes of so many bits (8: signed bytes; fewer: unsigned).
 macro_rules! kernels {
@@ -389,7 +389,7 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
 
 /// What is subtracted from each unsigned code. Signed ones are biased to unsigned ones, and the bias is subtracted as the
 /// offset is, exactly.
-pub(super) fn constant<const BITS: usize>(layout: &PanelLayout) -> i32 {
+pub(in crate::x86_64) fn constant<const BITS: usize>(layout: &PanelLayout) -> i32 {
     layout.scheme().constant() + if matches!(BITS, 8 | TABLE) { 128 } else { 0 }
 }
 
@@ -407,7 +407,7 @@ pub(super) fn integers(layout: &PanelLayout) -> (__m512i, __m512) {
 /// `BITS` bits of every byte, moved from position `from` to position `to`, alone. Constant positions become immediate ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn moved<const BITS: u32>(v: __m512i, from: usize, to: usize) -> __m512i {
+pub(in crate::x86_64) fn moved<const BITS: u32>(v: __m512i, from: usize, to: usize) -> __m512i {
     let count = |n: usize| _mm_cvtsi32_si128(n as i32);
     // Words are shifted; the mask drops what crosses into the other byte.
     let v =

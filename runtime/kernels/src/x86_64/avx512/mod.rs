@@ -84,7 +84,7 @@ fn e4m3(codes: __m512i) -> __m512 {
 /// `panel` is a panel of `layout`, the one that `stored` was made of, and `r` one of its runs.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn scales(
+pub(super) unsafe fn scales(
     stored: Side,
     layout: &PanelLayout,
     panel: *const u8,
