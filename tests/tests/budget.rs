@@ -2,12 +2,19 @@
 //! reached.
 
 use bessemer_compiler::calibrate::{Budget, Corpus, Text};
+use bessemer_compiler::compile::prepare;
+use bessemer_compiler::import::Checkpoint;
 use bessemer_compiler::options::{CompileOptions, RunOptions};
+use bessemer_compiler::tuning::{Event, ReadKey, TuneOptions, Tuning, TuningCache, reads, tune};
 use bessemer_compiler::{CompileError, Compiled, Method, Silent};
+use bessemer_ir::Phase;
 use bessemer_passes::PrecisionPolicy;
+use bessemer_runtime::Engine;
 use bessemer_tests::models::{cached_model, fixture};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The fixture has no tokenizer: made-up tokens, others to judge by.
 fn options(method: Method, budget: Option<Budget>, precision: &str) -> CompileOptions {
@@ -93,6 +100,81 @@ fn a_table_that_is_the_head_too_is_rounded_for_what_its_products_see() {
 }
 
 #[test]
+fn what_a_machine_reads_slowly_is_chosen_less() {
+    let checkpoint = Checkpoint::open(fixture("gqa_untied")).unwrap();
+    let only = RunOptions { stop_after: Some(Phase::Canonical), ..RunOptions::default() };
+    let (weights, _) =
+        reads::weights(&prepare(&checkpoint, &CompileOptions::default(), &only).unwrap().graph);
+    let bytes = "s8:u8x32*f16x0";
+    let plain = options(Method::Rtn, Some(Budget::Kl(0.01)), "source");
+    // A machine on which everything but whole bytes takes a thousand times as long.
+    let mut cache = TuningCache::default();
+    for scheme in [bytes, "f32", "bf16"].iter().chain(&CHOSEN_FROM) {
+        let (machine, target) = ("slow".into(), "cpu".into());
+        let scheme_of = scheme.parse().unwrap();
+        let key = ReadKey {
+            machine,
+            producer: bessemer_format::PRODUCER.into(),
+            target,
+            weights,
+            scheme: scheme_of,
+        };
+        cache.insert_read(key, if CHOSEN_FROM.contains(scheme) { 1_000_000 } else { 1000 });
+    }
+    let tuned = |machine: &str| {
+        let tuning = Some(Tuning { cache: Arc::new(cache.clone()), machine: machine.into() });
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("m.engine");
+        let options = CompileOptions { tuning, ..plain.clone() };
+        let made = bessemer_compiler::compile(
+            &fixture("gqa_untied"),
+            &out,
+            &options,
+            &RunOptions::default(),
+            None,
+            &Silent,
+        );
+        let quality = made.unwrap().quality.unwrap();
+        assert!(quality.mean_kl <= 0.01, "{}", quality.mean_kl);
+        let engine = Engine::open(&out).unwrap();
+        let schemes: BTreeSet<String> = engine.plan().weights.iter().map(|w| w.scheme.to_string()).collect();
+        (quality.bits_per_weight, schemes)
+    };
+    let ((slow_bits, slow), (bits, elsewhere)) = (tuned("slow"), tuned("another"));
+    let narrow = |schemes: &BTreeSet<String>| CHOSEN_FROM.iter().any(|s| schemes.contains(*s));
+    assert!(!narrow(&slow) && narrow(&elsewhere), "{slow:?} beside {elsewhere:?}");
+    assert!(slow_bits > bits, "{slow_bits} beside {bits}");
+}
+
+#[test]
+fn tuning_for_a_budget_times_what_it_chooses_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("gqa_untied");
+    let checkpoint = Checkpoint::open(&source).unwrap();
+    let events = Mutex::new(Vec::new());
+    let measure = |known: TuningCache| {
+        let tuning = Tuning { cache: Arc::new(known), machine: "here".into() };
+        let how = TuneOptions {
+            threads: 2,
+            limit: Duration::from_secs(3600),
+            folder: folder.path(),
+            open: &|path| Engine::open(path),
+            tell: &|event| events.lock().unwrap().push(event.clone()),
+        };
+        let options = options(Method::Rtn, Some(Budget::Kl(0.01)), "source");
+        let found = tune(&checkpoint, &options, &tuning, &RunOptions::default(), &how, &Silent).unwrap();
+        (found, std::mem::take(&mut *events.lock().unwrap()))
+    };
+    let (found, told) = measure(TuningCache::default());
+    let timed: BTreeSet<String> = found.read_times().map(|(key, _)| key.scheme.to_string()).collect();
+    assert!(CHOSEN_FROM.iter().all(|scheme| timed.contains(*scheme)), "{timed:?}");
+    let count = |told: &[Event]| told.iter().filter(|e| matches!(e, Event::Read { .. })).count();
+    assert_eq!(count(&told), timed.len());
+    let (again, told) = measure(found.clone());
+    assert_eq!((again, count(&told)), (found, 0));
+}
+
+#[test]
 fn what_cannot_be_reached_is_refused_with_what_can() {
     let refused = |options: CompileOptions, words: &str| match compile(&fixture("gqa_untied"), &options, 2) {
         Err(e @ CompileError::Budget { .. }) => {
@@ -107,6 +189,20 @@ fn what_cannot_be_reached_is_refused_with_what_can() {
     coarse.overrides = vec!["down=int2".parse().unwrap()];
     refused(coarse, "KL divergence of 0.0001");
 }
+
+/// What a budget chooses from beside whole bytes.
+const CHOSEN_FROM: [&str; 10] = [
+    "u4:s8x32*f16x0-8",
+    "iq4:s8x32*f16x0",
+    "u4:u8x32*f16x0+u8*f16",
+    "u2:u8x32*f16x0+u8*f16",
+    "u3:s8x32*f16x0-4",
+    "u3:u8x32*f16x0+u8*f16",
+    "u5:s8x32*f16x0-16",
+    "u5:u8x32*f16x0+u8*f16",
+    "u6:s8x32*f16x0-32",
+    "u6:u8x32*f16x0+u8*f16",
+];
 
 /// Schemes that a user could name for all weights: those that a budget chooses from, and the plain ones.
 const ALL_UNIFORM: [&str; 12] = [

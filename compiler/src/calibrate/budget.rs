@@ -2,9 +2,10 @@
 //! every size, and of those the engine gets the smallest that holds on text that nothing was calibrated on.
 
 use super::quality::Base;
-use super::{Calibrate, Codes, Ground, Moments, Reading, reading, recipe, result_name};
+use super::{Calibrate, Codes, Ground, Moments, Reading, reading, recipe, result_name, text};
 use crate::compile::Amount;
 use crate::error::CompileError;
+use crate::tuning::{self, Reads, Tuning};
 use bessemer_calibrate::Grid;
 use bessemer_calibrate::knapsack::{Assignment, Choice, frontier};
 use bessemer_format::QuantScheme;
@@ -41,7 +42,7 @@ impl std::fmt::Display for Budget {
 /// What weights may become beside what they are, all of them integers to the kernels of CPUs. Of each width one around zero and one
 /// with minima, of groups whose scales are bytes under a number a row: as good as 16 bits a group, in half of them. Of four bits also the
 /// integers of a codebook that lie as dense as weights do: stories15M loses 0.75 of what it loses with equal steps.
-const SCHEMES: [&str; 11] = [
+pub(crate) const SCHEMES: [&str; 11] = [
     "u4:s8x32*f16x0-8",
     "iq4:s8x32*f16x0",
     "u4:u8x32*f16x0+u8*f16",
@@ -54,9 +55,11 @@ const SCHEMES: [&str; 11] = [
     "u6:u8x32*f16x0+u8*f16",
     "s8:u8x32*f16x0",
 ];
-/// Windows of the calibration text that sensitivities are measured on, and their tokens at most.
+/// Windows of text that sensitivities are measured on, and their tokens at most.
 const PROBE_WINDOWS: usize = 4;
 const PROBE_TOKENS: usize = 128;
+/// A unit that holds such a part of all bytes is measured with every choice.
+const LARGE: u64 = 8;
 /// Rows of a weight that stand for it when its errors are estimated.
 const SAMPLED_ROWS: usize = 128;
 /// Engines that are tried, at most.
@@ -79,8 +82,6 @@ struct Unit {
     sizes: Vec<u64>,
     waits: Vec<f64>,
     errors: Vec<f64>,
-    /// Squared error of the outputs after rounding to nearest to the first of the schemes.
-    nearest: f64,
 }
 
 impl Unit {
@@ -214,20 +215,27 @@ impl Calibrate<'_> {
                         sizes: Vec::new(),
                         waits: Vec::new(),
                         errors: Vec::new(),
-                        nearest: 0.0,
                     };
                     units.push((reading, unit));
                 }
             }
         }
         self.progress.start("estimate errors", Amount::Pieces(units.len()));
+        let reads = self.reads(source);
         let measured = units.into_iter().map(|(reading, mut unit)| {
             self.go_on()?;
-            self.estimate(source, reading, &mut unit, ground)?;
+            self.estimate(source, reading, &mut unit, ground, &reads)?;
             self.progress.advance(1);
             Ok(unit)
         });
         measured.collect()
+    }
+
+    /// What a tuning cache says of how long a token waits for weights.
+    fn reads(&self, source: &Graph) -> Reads {
+        let (weights, _) = tuning::reads::weights(source);
+        let found = |t: &Tuning| t.cache.reads(&t.machine, &self.context.target.name(), weights);
+        self.options.tuning.as_ref().map(found).unwrap_or_default()
     }
 
     /// Fills in what a unit may become.
@@ -237,6 +245,7 @@ impl Calibrate<'_> {
         reading: Option<Reading>,
         unit: &mut Unit,
         ground: &Ground,
+        reads: &Reads,
     ) -> Result<(), CompileError> {
         let mut matrices = Vec::new();
         for node in &unit.weights {
@@ -256,7 +265,9 @@ impl Calibrate<'_> {
         let read: Vec<f64> = unit.weights.iter().map(|node| read_share(source, *node)).collect();
         let wait = |scheme: Option<&QuantScheme>| -> f64 {
             let wait = |(((n, k), own, _), share): (&((usize, usize), QuantScheme, _), &f64)| {
-                share * (n * k) as f64 * self.context.target.read_cost(scheme.unwrap_or(own), *k as u64)
+                let (scheme, k) = (scheme.unwrap_or(own), *k as u64);
+                let predicted = || self.context.target.read_cost(scheme, k);
+                share * *n as f64 * k as f64 * reads.cost(scheme, k).unwrap_or_else(predicted)
             };
             matrices.iter().zip(&read).map(wait).sum()
         };
@@ -265,25 +276,19 @@ impl Calibrate<'_> {
             if bits(&scheme) >= own || self.context.target.supports(&scheme).is_err() {
                 continue;
             }
-            let error = |nearest: bool| -> f64 {
-                let error = matrices.iter().map(|((n, k), _, values)| {
-                    let rounded = match &prepared {
-                        Some(prepared) if !nearest => self.rounded(&scheme, values, prepared),
-                        _ => Grid::whole(&scheme, *k, values).round(values),
-                    };
-                    let error: Vec<f32> = rounded.values().iter().zip(values).map(|(q, v)| q - v).collect();
-                    let lost = match &prepared {
-                        Some(prepared) => bessemer_calibrate::awq::squared(&error, &prepared.full, *k),
-                        None => error.iter().map(|e| f64::from(e * e)).sum(),
-                    };
-                    lost * *n as f64 / (values.len() / k).max(1) as f64
-                });
-                error.sum()
-            };
-            if unit.schemes.is_empty() {
-                unit.nearest = error(true);
-            }
-            unit.errors.push(error(false));
+            let errors = matrices.iter().map(|((n, k), _, values)| {
+                let rounded = match &prepared {
+                    Some(prepared) => self.rounded(&scheme, values, prepared),
+                    None => Grid::whole(&scheme, *k, values).round(values),
+                };
+                let error: Vec<f32> = rounded.values().iter().zip(values).map(|(q, v)| q - v).collect();
+                let lost = match &prepared {
+                    Some(prepared) => bessemer_calibrate::awq::squared(&error, &prepared.full, *k),
+                    None => error.iter().map(|e| f64::from(e * e)).sum(),
+                };
+                lost * *n as f64 / (values.len() / k).max(1) as f64
+            });
+            unit.errors.push(errors.sum());
             unit.schemes.push(Some(scheme));
             unit.sizes.push((bits(&scheme) / 8.0).ceil() as u64);
             unit.waits.push(wait(Some(&scheme)));
@@ -295,52 +300,75 @@ impl Calibrate<'_> {
         Ok(())
     }
 
-    /// The divergence that each choice for each unit causes by itself: measured for one of them, and in proportion to the squared error
-    /// for the others, as it is where errors are small.
+    /// The divergence that each choice for each unit causes by itself, rounded as the method rounds: errors that it leaves lie in other
+    /// directions than those of rounding to nearest, and cost less by a factor that differs from unit to unit. One choice is measured and the
+    /// others are taken to lose in proportion to their squared errors. A unit of so many weights that it decides by itself (a table that is the
+    /// head too) is measured with every choice: what it loses is not in proportion.
     fn sensitivities(
         &self,
         source: &Graph,
         units: &[Unit],
         ground: &Ground,
     ) -> Result<Vec<Vec<f64>>, CompileError> {
-        // From all over the text, whose parts may be of several kinds.
-        let step = ground.windows.len().div_ceil(PROBE_WINDOWS).max(1);
-        let cut = |w: &Vec<u32>| w[..w.len().min(PROBE_TOKENS)].to_vec();
-        let probe: Vec<Vec<u32>> = ground.windows.iter().step_by(step).map(cut).collect();
+        let probe = self.probe(ground)?;
+        let text = text::hash_of(&probe);
         let mut base = None;
         // What is overridden loses the same whatever is chosen for the others, and would hide them.
         let refine = Refine { overrides: &[], ..self.context.refine };
         let alone = Calibrate { context: Context { refine, ..self.context }, ..*self };
+        let mut lost = |unit: &Unit, scheme: QuantScheme| -> Result<f64, CompileError> {
+            self.go_on()?;
+            let assigned: Assigned = unit.weights.iter().map(|node| (*node, scheme)).collect();
+            let name = result_name("loss", &[&format!("{assigned:?} {text}")]);
+            let kept = ground.results.get(&name)?;
+            if let Some(kept) = kept.and_then(|bytes| Some(f64::from_le_bytes(*bytes.first_chunk()?))) {
+                return Ok(kept);
+            }
+            let base = match &mut base {
+                Some(base) => base,
+                None => base.insert(self.base(source, probe.clone())?),
+            };
+            let (with, mut graph) = (alone.with(&assigned), source.clone());
+            let codes = with.lower(&mut graph, ground)?;
+            let found = with.divergence(base, &graph, &codes)?.0.mean_kl();
+            ground.results.put(&name, &found.to_le_bytes())?;
+            Ok(found)
+        };
+        let own = |unit: &Unit| unit.sizes.last().copied().unwrap_or(0);
+        let all: u64 = units.iter().map(own).sum();
         self.progress.start("measure sensitivity", Amount::Pieces(units.len()));
         let losses = units.iter().map(|unit| {
-            self.go_on()?;
-            // The first of the schemes has four bits: coarse enough to stand out, fine enough to be in proportion. Without a choice
-            // there is nothing to measure.
-            let Some(Some(scheme)) = unit.schemes.first() else {
-                return Ok(vec![0.0; unit.schemes.len()]);
-            };
-            let assigned: Assigned = unit.weights.iter().map(|node| (*node, *scheme)).collect();
-            let name = result_name("sensitivity", &[&format!("{assigned:?} {PROBE_WINDOWS}x{PROBE_TOKENS}")]);
-            let kept =
-                ground.results.get(&name)?.and_then(|bytes| Some(f64::from_le_bytes(*bytes.first_chunk()?)));
-            let lost = match kept {
-                Some(lost) => lost,
-                None => {
-                    let base = match &mut base {
-                        Some(base) => base,
-                        None => base.insert(self.base(source, probe.clone())?),
-                    };
-                    let (found, _) = alone.with(&assigned).divergence(base, source, &Codes::default())?;
-                    ground.results.put(&name, &found.mean_kl().to_le_bytes())?;
-                    found.mean_kl()
-                }
-            };
-            // What is measured here is rounded to nearest, and set beside its own error; the method's errors are smaller.
-            let sensitivity = lost / unit.nearest.max(f64::MIN_POSITIVE);
+            let large = own(unit) >= all / LARGE;
+            // The first of the schemes has four bits: coarse enough to stand out, fine enough to be in proportion.
+            let mut sensitivity = None;
+            let choices =
+                unit.schemes.iter().zip(&unit.errors).map(|(scheme, error)| match (scheme, sensitivity) {
+                    (Some(_), Some(sensitivity)) if !large => Ok(error * sensitivity),
+                    (Some(scheme), _) => {
+                        let lost = lost(unit, *scheme)?;
+                        sensitivity = Some(lost / error.max(f64::MIN_POSITIVE));
+                        Ok(lost)
+                    }
+                    (None, _) => Ok(0.0),
+                });
+            let choices = choices.collect::<Result<Vec<f64>, CompileError>>()?;
             self.progress.advance(1);
-            Ok(unit.errors.iter().map(|error| error * sensitivity).collect())
+            Ok(choices)
         });
         losses.collect()
+    }
+
+    /// The text that sensitivities are measured on: of the held-out text what no trial is judged by, as codes fit the calibration text
+    /// better than any other. If there is too little of it, the calibration text.
+    fn probe(&self, ground: &Ground) -> Result<Vec<Vec<u32>>, CompileError> {
+        let held_out =
+            self.options.measure.as_ref().map(|corpus| corpus.rest(self.checkpoint)).transpose()?;
+        let windows = held_out.filter(|rest| rest.len() >= PROBE_WINDOWS);
+        let windows = windows.as_ref().unwrap_or(&ground.windows);
+        // From all over the text, whose parts may be of several kinds.
+        let spread = |i: usize| i * windows.len() / PROBE_WINDOWS.min(windows.len()).max(1);
+        let chosen = (0..PROBE_WINDOWS.min(windows.len())).filter_map(|i| windows.get(spread(i)));
+        Ok(chosen.map(|w| w[..w.len().min(PROBE_TOKENS)].to_vec()).collect())
     }
 
     /// What is not chosen for, and all elements.
@@ -499,12 +527,25 @@ impl Search<'_> {
         if least > bytes {
             return Err(unreachable(budget, format!("{least} bytes")));
         }
-        // Fits at `low`, and no longer at `high`.
+        // To assemble an engine takes a while, and what there is beside the weights hardly differs from one to the next. So the first says
+        // which is likely to be the largest that fits, and one or two more where that is.
         let (mut low, mut high) = (0, last + 1);
+        let mut beside = least.saturating_sub(self.assignments[0].size);
         while high - low > 1 {
             self.of.go_on()?;
-            let middle = low + (high - low) / 2;
-            if sized(&self.assignments[middle])? <= bytes { low = middle } else { high = middle }
+            let likely = self.assignments.partition_point(|a| a.size + beside <= bytes);
+            let at = likely.saturating_sub(1).clamp(low + 1, high - 1);
+            let found = sized(&self.assignments[at])?;
+            beside = found.saturating_sub(self.assignments[at].size);
+            if found > bytes {
+                high = at;
+            } else {
+                low = at;
+                // The next is larger by more than is left.
+                if self.assignments.get(at + 1).is_none_or(|next| next.size + beside > bytes) {
+                    break;
+                }
+            }
         }
         // Scales that are folded may take a few bytes more.
         let fits = |f: &Fitted| Ok(size(&f.graph, &f.assigned, &f.quality)? <= bytes);
@@ -567,7 +608,6 @@ mod tests {
             sizes: vec![400, 800],
             waits: waits.into(),
             errors: vec![0.0; 2],
-            nearest: 0.0,
         };
         let sizes = |unit: Unit, time| {
             let choices = unit.choices(&[0.5, 0.1], time);

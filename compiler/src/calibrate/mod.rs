@@ -9,6 +9,7 @@ mod statistics;
 mod text;
 
 pub use budget::Budget;
+pub(crate) use budget::SCHEMES;
 pub use statistics::{Channels, Gathered, OUTLIER, Statistics, StatisticsError, gather};
 pub use text::{Corpus, Text};
 

@@ -71,6 +71,21 @@ impl Corpus {
 
     /// Its windows for a checkpoint, each beginning as the tokenizer has texts begin.
     pub(super) fn cut(&self, checkpoint: &Checkpoint) -> Result<Vec<Vec<u32>>, CompileError> {
+        let windows = self.all(checkpoint)?;
+        if windows.is_empty() {
+            return Err(CompileError::Calibration(
+                "the text holds fewer than two tokens; give a longer one".into(),
+            ));
+        }
+        Ok(windows.into_iter().take(self.windows).collect())
+    }
+
+    /// The windows behind those of [`Corpus::cut`], as far as the text goes.
+    pub(super) fn rest(&self, checkpoint: &Checkpoint) -> Result<Vec<Vec<u32>>, CompileError> {
+        Ok(self.all(checkpoint)?.into_iter().skip(self.windows).collect())
+    }
+
+    fn all(&self, checkpoint: &Checkpoint) -> Result<Vec<Vec<u32>>, CompileError> {
         let error = |e: &dyn std::fmt::Display| CompileError::Calibration(e.to_string());
         let (documents, bos) = match &self.text {
             Text::Tokens(tokens) => (vec![tokens.clone()], None),
@@ -85,17 +100,8 @@ impl Corpus {
             }
         };
         let body = self.window.saturating_sub(usize::from(bos.is_some())).max(1);
-        let windows: Vec<Vec<u32>> = documents
-            .iter()
-            .flat_map(|tokens| tokens.chunks(body))
-            .filter(|w| w.len() > 1)
-            .take(self.windows)
-            .map(|w| bos.iter().chain(w).copied().collect())
-            .collect();
-        if windows.is_empty() {
-            return Err(error(&"the text holds fewer than two tokens; give a longer one"));
-        }
-        Ok(windows)
+        let windows = documents.iter().flat_map(|tokens| tokens.chunks(body)).filter(|w| w.len() > 1);
+        Ok(windows.map(|w| bos.iter().chain(w).copied().collect()).collect())
     }
 }
 

@@ -15,13 +15,24 @@
 //!     }
 //!   ],
 //!   "format": "bessemer tuning cache",
+//!   "reads": [
+//!     {
+//!       "machine": "AMD EPYC (family 26 model 17), 2 threads",
+//!       "nanoseconds": 302500,
+//!       "producer": "bessemer 0.1.0",
+//!       "scheme": "u4:s8x32*f16x0-8",
+//!       "target": "cpu",
+//!       "weights": 24407712
+//!     }
+//!   ],
 //!   "version": 1
 //! }
 //! ```
 //!
 //! Times are nanoseconds of the workload, medians. An entry serves a compilation only if machine, producer, target and shapes are
-//! all equal. Equal caches have equal bytes: entries and keys are sorted.
+//! all equal; what was read, if machine, producer, target and the number of weights are. Equal caches have equal bytes: entries and keys are sorted.
 
+use super::reads::{ReadKey, Reads};
 use bessemer_format::manifest::Hash;
 use bessemer_targets::{Setting, Tactic};
 use serde::{Deserialize, Serialize};
@@ -68,10 +79,12 @@ pub enum TuningError {
         found: u64,
     },
     /// An entry that states what cannot be.
-    #[error("tuning cache {}: entry {at}: {why}; remove the entry", path.display())]
+    #[error("tuning cache {}: entry {at} of `{list}`: {why}; remove the entry", path.display())]
     Entry {
         /// The file.
         path: PathBuf,
+        /// The list that it is in.
+        list: &'static str,
         /// Number of the entry from 0.
         at: usize,
         /// What is wrong.
@@ -115,6 +128,8 @@ impl Measured {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TuningCache {
     entries: BTreeMap<Key, Measured>,
+    /// Nanoseconds.
+    reads: BTreeMap<ReadKey, u64>,
 }
 
 /// The file. Fields in the order of their names.
@@ -123,6 +138,8 @@ pub struct TuningCache {
 struct Document {
     entries: Vec<Entry>,
     format: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    reads: Vec<ReadEntry>,
     version: u64,
 }
 
@@ -138,6 +155,18 @@ struct Entry {
     target: String,
     value: u32,
     workload: String,
+}
+
+/// How long reading took. Fields in the order of their names.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadEntry {
+    machine: String,
+    nanoseconds: u64,
+    producer: String,
+    scheme: String,
+    target: String,
+    weights: u64,
 }
 
 /// What tells a cache of another version from a file that is none.
@@ -166,11 +195,20 @@ impl TuningCache {
         let document: Document = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         let mut cache = Self::default();
         for (at, entry) in document.entries.into_iter().enumerate() {
-            let wrong = |why| TuningError::Entry { path: path.into(), at, why };
+            let wrong = |why| TuningError::Entry { path: path.into(), list: "entries", at, why };
             let (key, measured) = entry.check().map_err(wrong)?;
             if cache.entries.insert(key, measured).is_some() {
                 return Err(wrong(
                     "an entry before it has the same machine, producer, target, shapes and tactic".into(),
+                ));
+            }
+        }
+        for (at, entry) in document.reads.into_iter().enumerate() {
+            let wrong = |why| TuningError::Entry { path: path.into(), list: "reads", at, why };
+            let (key, nanoseconds) = entry.check().map_err(wrong)?;
+            if cache.reads.insert(key, nanoseconds).is_some() {
+                return Err(wrong(
+                    "an entry before it is of the same machine, producer, target, weights and scheme".into(),
                 ));
             }
         }
@@ -216,7 +254,16 @@ impl TuningCache {
             }
         };
         let entries = self.entries.iter().map(entry).collect();
-        let document = Document { entries, format: FORMAT.into(), version: VERSION.into() };
+        let read = |(key, nanoseconds): (&ReadKey, &u64)| ReadEntry {
+            machine: key.machine.clone(),
+            nanoseconds: *nanoseconds,
+            producer: key.producer.clone(),
+            scheme: key.scheme.to_string(),
+            target: key.target.clone(),
+            weights: key.weights,
+        };
+        let reads = self.reads.iter().map(read).collect();
+        let document = Document { entries, format: FORMAT.into(), reads, version: VERSION.into() };
         // Strings, numbers and maps with keys of numbers: nothing that JSON cannot hold.
         let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
         text.push('\n');
@@ -231,6 +278,11 @@ impl TuningCache {
     /// The entries in the order of the file.
     pub fn entries(&self) -> impl Iterator<Item = (&Key, &Measured)> {
         self.entries.iter()
+    }
+
+    /// How long weights of a scheme took, in nanoseconds, in the order of the file.
+    pub fn read_times(&self) -> impl Iterator<Item = (&ReadKey, u64)> {
+        self.reads.iter().map(|(key, nanoseconds)| (key, *nanoseconds))
     }
 
     /// What was measured for `key`.
@@ -254,11 +306,31 @@ impl TuningCache {
         }
     }
 
+    /// Adds how long weights of a scheme took, in nanoseconds. Of two times the shorter one stays.
+    pub fn insert_read(&mut self, key: ReadKey, nanoseconds: u64) {
+        let held = self.reads.entry(key).or_insert(nanoseconds);
+        *held = nanoseconds.min(*held);
+    }
+
     /// Adds all entries of another cache, as [`TuningCache::insert`] does.
     pub fn merge(&mut self, other: &Self) {
         for (key, measured) in &other.entries {
             self.insert(key.clone(), measured.clone());
         }
+        for (key, nanoseconds) in &other.reads {
+            self.insert_read(key.clone(), *nanoseconds);
+        }
+    }
+
+    /// How long `machine` reads so many weights of each scheme, as this version measured it.
+    pub fn reads(&self, machine: &str, target: &str, weights: u64) -> Reads {
+        let fits = |key: &ReadKey| {
+            // Exhaustive, so that a new field is decided upon.
+            let ReadKey { machine: m, producer, target: t, weights: w, scheme: _ } = key;
+            m == machine && producer == bessemer_format::PRODUCER && t == target && *w == weights
+        };
+        let found = self.reads.iter().filter(|(key, _)| fits(key));
+        Reads(found.map(|(key, nanoseconds)| (key.scheme, *nanoseconds)).collect())
     }
 
     /// The tactics that were measured for `machine`, by this version, for a model of these shapes.
@@ -297,6 +369,17 @@ impl Entry {
     }
 }
 
+impl ReadEntry {
+    fn check(self) -> Result<(ReadKey, u64), String> {
+        let scheme = self.scheme.parse()?;
+        if self.nanoseconds == 0 {
+            return Err("reading takes no time".into());
+        }
+        let Self { machine, producer, target, weights, .. } = self;
+        Ok((ReadKey { machine, producer, target, weights, scheme }, self.nanoseconds))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,6 +402,39 @@ mod tests {
         let mut cache = TuningCache::default();
         entries.iter().for_each(|(k, m)| cache.insert(k.clone(), m.clone()));
         cache
+    }
+
+    fn read(machine: &str, scheme: &str) -> ReadKey {
+        ReadKey {
+            machine: machine.into(),
+            producer: bessemer_format::PRODUCER.into(),
+            target: "cpu".into(),
+            weights: 1000,
+            scheme: scheme.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn times_of_reading_are_kept_merged_and_serve_their_own_machine_and_model() {
+        let (here, there) = (read("a", "u4:f16x32-8"), read("b", "u4:f16x32-8"));
+        let mut one = TuningCache::default();
+        one.insert_read(here.clone(), 50);
+        one.insert_read(there, 10);
+        let mut other = TuningCache::default();
+        other.insert_read(here.clone(), 40);
+        other.merge(&one);
+        one.merge(&other);
+        assert_eq!(one, other);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tuning.json");
+        one.write(&path).unwrap();
+        let kept = TuningCache::read(&path).unwrap();
+        assert_eq!(kept, one);
+        assert_eq!(kept.reads("a", "cpu", 1000).0, BTreeMap::from([(here.scheme, 40)]));
+        for (machine, target, weights) in [("c", "cpu", 1000), ("a", "cpu:aarch64", 1000), ("a", "cpu", 999)]
+        {
+            assert!(kept.reads(machine, target, weights).0.is_empty());
+        }
     }
 
     #[test]
@@ -387,7 +503,7 @@ mod tests {
     fn foreign_and_damaged_files_are_typed_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tuning.json");
-        let read = |text: &str| {
+        let read_file = |text: &str| {
             std::fs::write(&path, text).unwrap();
             TuningCache::read(&path).unwrap_err()
         };
@@ -397,21 +513,31 @@ mod tests {
             Err(TuningError::Io { .. })
         ));
         for foreign in ["", "[]", "{}", &whole[..whole.len() / 2], &whole.replace(FORMAT, "shopping list")] {
-            assert!(matches!(read(foreign), TuningError::Damaged { .. }), "{foreign}");
+            assert!(matches!(read_file(foreign), TuningError::Damaged { .. }), "{foreign}");
         }
         let unknown = whole.replace("\"workload\"", "\"worklaod\"");
         assert!(
-            matches!(read(&unknown), TuningError::Damaged { why, .. } if why.contains("worklaod") && why.contains("line"))
+            matches!(read_file(&unknown), TuningError::Damaged { why, .. } if why.contains("worklaod") && why.contains("line"))
         );
         let newer = whole.replace("\"version\": 1", "\"version\": 2");
-        assert!(matches!(read(&newer), TuningError::Version { found: 2, .. }));
+        assert!(matches!(read_file(&newer), TuningError::Version { found: 2, .. }));
         for (from, to, says) in [
             ("\"value\": 64", "\"value\": 32", "not among the candidates"),
             ("\"attention_chunk\"", "\"luck\"", "no tactic"),
             ("64", "48", "attention_chunk is 48"),
         ] {
-            let error = read(&whole.replace(from, to));
+            let error = read_file(&whole.replace(from, to));
             assert!(matches!(&error, TuningError::Entry { at: 0, why, .. } if why.contains(says)), "{error}");
+        }
+        let mut timed = TuningCache::default();
+        timed.insert_read(read("a", "u4:f16x32-8"), 5);
+        for (from, to, says) in
+            [("u4:f16x32-8", "u9:f16x32", "u9"), ("\"nanoseconds\": 5", "\"nanoseconds\": 0", "no time")]
+        {
+            let error = read_file(&timed.text().replace(from, to));
+            let listed =
+                matches!(&error, TuningError::Entry { at: 0, list: "reads", why, .. } if why.contains(says));
+            assert!(listed, "{error}");
         }
     }
 }

@@ -1,13 +1,15 @@
-//! Times tactics with the real engine on this machine.
+//! Times tactics with the real engine on this machine, and for a budget first what it chooses from.
 //!
 //! One tactic after the other: the value that holds against each challenger, two engines that differ in this tactic alone and run
 //! the same work in turns. So a machine that slows down slows both, and what counts is the median of the ratios of neighbours.
 
-use super::{Key, Measured, Tuning, TuningCache};
-use crate::compile::{Prepared, Progress, compile_checkpoint, plan, prepare_with};
+use super::{Key, Measured, ReadKey, Tuning, TuningCache, reads};
+use crate::calibrate::{Budget, SCHEMES};
+use crate::compile::{Prepared, Progress, Silent, compile_checkpoint, plan, prepare_with};
 use crate::error::CompileError;
 use crate::import::Checkpoint;
 use crate::options::{CompileOptions, RunOptions};
+use bessemer_format::QuantScheme;
 use bessemer_format::file::{EngineFile, VariantRef};
 use bessemer_format::header::SectionKind;
 use bessemer_format::kv::TOKENS;
@@ -15,14 +17,15 @@ use bessemer_format::manifest::Report;
 use bessemer_format::plan::Plan;
 use bessemer_format::variant::VariantPlan;
 use bessemer_format::write::{Sections, write_engine};
-use bessemer_ir::TargetInfo;
+use bessemer_ir::{Phase, TargetInfo};
 use bessemer_runtime::sample::Pcg32;
 use bessemer_runtime::{Batch, Engine, EngineError, RunError, Sequence, Want, Worker, WorkerOptions};
-use bessemer_targets::{Tactic, tactics};
+use bessemer_targets::{CpuTarget, Tactic, tactics};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A challenger has to be faster by so much: what is smaller may be noise, and a tactic that changes for nothing changes bytes.
@@ -50,6 +53,15 @@ pub struct TuneOptions<'a> {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
+    /// Reading weights of a scheme was timed.
+    Read {
+        /// The scheme.
+        scheme: QuantScheme,
+        /// How many weights.
+        weights: u64,
+        /// How long a token waits for them.
+        time: Duration,
+    },
     /// A tactic is not measured.
     Skipped {
         /// The tactic.
@@ -111,13 +123,23 @@ pub fn tune(
     how: &TuneOptions<'_>,
     progress: &dyn Progress,
 ) -> Result<TuningCache, TuneError> {
-    // What rounding costs is no matter of speed.
-    let mut options = CompileOptions { tuning: Some(tuning.clone()), measure: None, ..options.clone() };
+    let mut options = CompileOptions { tuning: Some(tuning.clone()), ..options.clone() };
+    if options.budget.is_none() {
+        // What rounding costs is no matter of speed.
+        options.measure = None;
+    }
     // Nor are the plans of devices that do not run it here.
     let cpu = options.targets.cpu().cloned();
     let cpu = cpu.ok_or_else(|| TuneError::NoCpu { targets: options.targets.to_string() })?;
     let target = cpu.name();
-    options.targets = cpu.into();
+    options.targets = cpu.clone().into();
+    let deadline = Instant::now() + how.limit;
+    let mut cache = (*tuning.cache).clone();
+    // What a budget makes as small as it can, it makes fast as well.
+    if matches!(options.budget, Some(Budget::Kl(_) | Budget::Perplexity(_))) {
+        time_reads(checkpoint, &options, &mut cache, tuning, &cpu, how, deadline)?;
+        options.tuning = Some(Tuning { cache: Arc::new(cache.clone()), ..tuning.clone() });
+    }
     let prepared = prepare_with(checkpoint, &options, run, progress)?;
     let key = |tactic| Key {
         machine: tuning.machine.clone(),
@@ -126,7 +148,6 @@ pub fn tune(
         tactic,
         shapes: tactics::shapes(&prepared.graph),
     };
-    let mut cache = (*tuning.cache).clone();
     let mut wanted = Vec::new();
     for tactic in ORDER {
         let skip = |why: &str| (how.tell)(&Event::Skipped { tactic, why: why.into() });
@@ -152,7 +173,6 @@ pub fn tune(
     let base = EngineFile::open(&base).map_err(CompileError::from)?;
     let mut field =
         Field { prepared: &prepared, options: &options, base, folder: folder.path(), values, how };
-    let deadline = Instant::now() + how.limit;
     for workload in wanted {
         let tactic = workload.tactic;
         match field.contest(&workload, deadline, progress)? {
@@ -168,6 +188,40 @@ pub fn tune(
         }
     }
     Ok(cache)
+}
+
+/// Times how long weights of every scheme take that a budget may choose for this model, where the cache does not say.
+fn time_reads(
+    checkpoint: &Checkpoint,
+    options: &CompileOptions,
+    cache: &mut TuningCache,
+    tuning: &Tuning,
+    target: &CpuTarget,
+    how: &TuneOptions<'_>,
+    deadline: Instant,
+) -> Result<(), CompileError> {
+    let only = RunOptions { stop_after: Some(Phase::Canonical), ..RunOptions::default() };
+    let canonical = prepare_with(checkpoint, options, &only, &Silent)?.graph;
+    let (weights, mut schemes) = reads::weights(&canonical);
+    for scheme in SCHEMES {
+        schemes.insert(scheme.parse().map_err(CompileError::Calibration)?);
+    }
+    for scheme in schemes {
+        let key = ReadKey {
+            machine: tuning.machine.clone(),
+            producer: bessemer_format::PRODUCER.into(),
+            target: target.name(),
+            weights,
+            scheme,
+        };
+        let known = cache.read_times().any(|(other, _)| *other == key);
+        if !known && Instant::now() < deadline {
+            let nanoseconds = reads::nanoseconds(target, &scheme, weights, how.threads)?;
+            cache.insert_read(key, nanoseconds);
+            (how.tell)(&Event::Read { scheme, weights, time: Duration::from_nanos(nanoseconds) });
+        }
+    }
+    Ok(())
 }
 
 /// Where values meet.

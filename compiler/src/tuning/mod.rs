@@ -1,12 +1,14 @@
-//! Tuning: tactics of the schedule timed on a machine, kept in a cache, used by later compilations.
+//! Tuning: tactics of the schedule, and how long weights of each scheme take, timed on a machine, kept in a cache, used by later compilations.
 //!
 //! A cache is an input of a compilation like the checkpoint: the manifest names its hash and the machine that it was asked for.
 
 pub mod cache;
 pub mod measure;
+pub mod reads;
 
 pub use cache::{Key, Measured, TuningCache, TuningError};
 pub use measure::{Event, TuneError, TuneOptions, tune};
+pub use reads::{ReadKey, Reads};
 
 use bessemer_targets::{Setting, Tactic};
 use std::collections::BTreeMap;

@@ -478,6 +478,9 @@ impl Args {
 
 fn describe(event: &Event) -> String {
     match event {
+        Event::Read { scheme, weights, time } => {
+            format!("{weights} weights of {scheme} in {:.3} ms", time.as_secs_f64() * 1e3)
+        }
         Event::Skipped { tactic, why } => format!("{tactic} is not measured: {why}"),
         Event::Compared { tactic, holder, challenger, speedup, better } => {
             let verdict = if *better { "taken" } else { "not taken" };

@@ -55,7 +55,8 @@ impl Args {
                     all.merge(&TuningCache::read(cache)?);
                 }
                 all.write(&out)?;
-                eprintln!("{}: {} entries of {} caches", out.display(), all.entries().count(), caches.len());
+                let entries = all.entries().count() + all.read_times().count();
+                eprintln!("{}: {entries} entries of {} caches", out.display(), caches.len());
                 Ok(())
             }
         }
@@ -93,6 +94,16 @@ fn show(cache: &TuningCache, json: bool) -> Result<(), Failure> {
         for shape in shapes {
             out!("  {shape}")?;
         }
+    }
+    for (key, nanoseconds) in cache.read_times() {
+        let (scheme, weights) = (key.scheme, key.weights);
+        let time = nanoseconds as f64 / 1e6;
+        out!(
+            "{weights} weights of {scheme}: {time:.3} ms  ({}, {}, {})",
+            key.machine,
+            key.target,
+            key.producer
+        )?;
     }
     Ok(out!("hash {}", cache.hash())?)
 }
