@@ -4,7 +4,7 @@ mod soup;
 
 use bessemer_format::manifest::KvElem;
 use bessemer_format::{Compute, QuantScheme};
-use bessemer_ir::attr::RopeStyle;
+use bessemer_ir::attr::{Computes, RopeStyle};
 use bessemer_ir::recipe::{NoSource, uniform};
 use bessemer_ir::testing::{TinyConfig, tiny_llama};
 use bessemer_ir::{Graph, Layout, Op};
@@ -186,10 +186,12 @@ fn compute_is_seen_by_the_declared_reading_alone() {
     let expected = logits(&original, Reading::Exact);
     let mut graph = original.clone();
     apply(find("compute").unwrap(), &mut graph, &context(PrecisionPolicy::Source)).unwrap();
-    let computes = graph
-        .all()
-        .into_iter()
-        .filter(|n| matches!(graph.op(*n), Op::Linear { compute: Compute::Int8 { group: 32 }, .. }));
+    let computes = graph.all().into_iter().filter(|n| {
+        matches!(
+            graph.op(*n),
+            Op::Linear { compute: Computes { few: Compute::Int8 { group: 32 }, many: None }, .. }
+        )
+    });
     assert_eq!(computes.count(), 15, "seven linears in each of two layers, and the head");
     assert_eq!(bits(&logits(&graph, Reading::Exact)), bits(&expected));
     let declared = error(&logits(&graph, DECLARED), &expected);

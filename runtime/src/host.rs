@@ -1,6 +1,8 @@
 //! What this host can do.
 
 use bessemer_format::manifest::CodeIsa;
+#[cfg(target_arch = "x86_64")]
+use bessemer_kernels::Isa;
 
 /// Features that x86-64-v3 adds and generated code uses.
 const X86_64_V3: &[&str] = &["avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe"];
@@ -25,6 +27,10 @@ macro_rules! features {
 /// Whether the CPU has the feature of this name. A name that this version does not know counts as missing.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn has_cpu_feature(name: &str) -> bool {
+    // Std does not know them yet, and an operating system has to let a process use them.
+    if matches!(name, "amx-tile" | "amx-bf16" | "amx-int8") {
+        return Isa::Amx.available();
+    }
     features!(is_x86_feature_detected, name,
         "avx" "avx2" "fma" "f16c" "bmi1" "bmi2" "lzcnt" "movbe" "popcnt" "sse4.1" "sse4.2" "avxvnni"
         "avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl" "avx512vnni" "avx512vbmi" "avx512bf16" "avx512fp16"

@@ -18,7 +18,7 @@ use bessemer_format::plan::{
     WeightSlice,
 };
 use bessemer_format::{Compute, PanelLayout, QuantScheme, panel};
-use bessemer_ir::attr;
+use bessemer_ir::attr::{self, Computes};
 use bessemer_ir::{DType, Dim, Graph, Layout, NodeId, Op, Recipe, Value};
 use std::collections::BTreeMap;
 
@@ -86,7 +86,7 @@ pub fn schedule_beside(
     let states = States::of(graph, &order, options.layers_apart);
     let mut shared = Shared::new(graph, &order, states, before.last())?;
     let mut programs = Vec::new();
-    for regime in regimes(&tactics) {
+    for regime in regimes(graph, &order, &tactics) {
         let builder = ProgramBuilder::new(graph, facts, options.kernels, &tactics, &mut shared, regime);
         programs.push(builder.build(&order)?);
     }
@@ -95,19 +95,23 @@ pub fn schedule_beside(
     Ok(Scheduled { plan, weights: shared.recipes, selection: shared.selection, tactics })
 }
 
-/// Row-count regimes up to a chunk: one row, those for which attention splits, tens, a chunk.
-fn regimes(tactics: &Tactics) -> Vec<Regime> {
+/// Row-count regimes up to a chunk: one row, those for which attention splits, tens, a chunk; and a border wherever a linear changes what it
+/// computes in.
+fn regimes(graph: &Graph, order: &[NodeId], tactics: &Tactics) -> Vec<Regime> {
     let chunk = tactics.get(Tactic::ChunkRows);
-    let mut out = Vec::new();
-    let mut min_rows = 1;
-    for max_rows in [1, tactics.get(Tactic::SplitRows), SOME_ROWS, chunk] {
-        let max_rows = max_rows.min(chunk);
-        if max_rows >= min_rows {
-            out.push(Regime { min_rows, max_rows });
-            min_rows = max_rows + 1;
+    let mut ends = vec![1, tactics.get(Tactic::SplitRows), SOME_ROWS, chunk];
+    ends.extend(order.iter().filter_map(|node| match graph.op(*node) {
+        Op::Linear { compute, .. } | Op::GroupedLinear { compute, .. } => {
+            Some(compute.many?.0.saturating_sub(1))
         }
-    }
-    out
+        _ => None,
+    }));
+    ends.retain(|end| (1..=chunk).contains(end));
+    ends.sort_unstable();
+    ends.dedup();
+    let mut min_rows = 1;
+    let regime = |max_rows| Regime { min_rows: std::mem::replace(&mut min_rows, max_rows + 1), max_rows };
+    ends.into_iter().map(regime).collect()
 }
 
 /// What all programs share.
@@ -408,8 +412,9 @@ impl<'a> ProgramBuilder<'a> {
         operands: &[Value],
         segments: &[attr::Segment],
         epilogue: attr::Epilogue,
-        compute: Compute,
+        computes: Computes,
     ) -> Result<(Linear, Vec<BufferId>, Vec<BufferId>), TargetError> {
+        let compute = computes.at(self.regime.min_rows);
         let input = self.value(operands[0])?;
         let rows = self.buffers[input as usize].rows;
         let mut reads = vec![input];
@@ -483,7 +488,7 @@ impl<'a> ProgramBuilder<'a> {
             self.buffer(format!("{name}.{kind}"), BufferElem::Bytes, rows, row_bytes as u64 * inputs, None)
         });
         writes.extend(scratch);
-        self.selected_linear(node, &plan_segments, compute, epilogue);
+        self.selected_linear(node, &plan_segments, computes, epilogue);
         let step =
             Linear { input, rows, compute, scratch, segments: plan_segments, epilogue: plan_epilogue, out };
         Ok((step, reads, writes))
@@ -508,39 +513,38 @@ impl<'a> ProgramBuilder<'a> {
         &mut self,
         node: NodeId,
         segments: &[Segment],
-        compute: Compute,
+        computes: Computes,
         epilogue: attr::Epilogue,
     ) {
         let floats = segments.iter().all(|s| self.shared.slices[s.weight as usize].scheme.elem.is_float());
         let segments = segments.len();
         let mut rejected = vec![("nest", "dequantises element by element")];
-        let activations = match compute {
-            Compute::F32 if floats => {
-                rejected.push(("int8 activations", "the weights are no integers"));
-                "f32 activations".to_string()
-            }
+        rejected.push(match computes.few {
+            Compute::F32 if floats => ("int8 activations", "the weights are no integers"),
             Compute::F32 => {
-                rejected.push((
-                    "int8 activations",
-                    "f32 was asked for, or the weights' groups fit no integer kernel",
-                ));
-                "f32 activations".to_string()
+                ("int8 activations", "f32 was asked for, or the weights' groups fit no integer kernel")
             }
-            Compute::Bf16 => {
-                rejected.push((
-                    "f32 activations",
-                    "CPUs that multiply bf16 do it at up to twice the rate; `--f32-activations` asks for it",
-                ));
-                "bf16 activations".to_string()
+            Compute::Bf16 => (
+                "f32 activations",
+                "CPUs that multiply bf16 do it at up to twice the rate; `--f32-activations` asks for it",
+            ),
+            Compute::Int8 { .. } => {
+                ("f32 activations", "every weight would be dequantised; `--f32-activations` asks for it")
             }
-            Compute::Int8 { group } => {
-                rejected.push((
-                    "f32 activations",
-                    "every weight would be dequantised; `--f32-activations` asks for it",
-                ));
-                format!("int8 activations by {group}")
-            }
+        });
+        let name = |compute| match compute {
+            Compute::F32 => "f32 activations".to_string(),
+            Compute::Bf16 => "bf16 activations".to_string(),
+            Compute::Int8 { group } => format!("int8 activations by {group}"),
         };
+        let mut activations = name(computes.few);
+        if let Some((from, many)) = computes.many {
+            activations.push_str(&format!(", from {from} rows on {}", name(many)));
+            rejected.push((
+                "the same activations for any number of rows",
+                "tiles multiply so fast that many rows are worth dequantising for, and few are not",
+            ));
+        }
         if segments > 1 {
             rejected.push(("a step for each segment", "they share the input's conversion and one barrier"));
         }

@@ -155,8 +155,10 @@ fn rule(tactic: Tactic, graph: &Graph, whole: Option<u32>) -> Setting {
 /// Bytes of the widest row that a linear over tokens reads, converted as its kernel wants it.
 fn widest_row(graph: &Graph) -> usize {
     let linears = graph.order().into_iter().filter_map(|node| match graph.op(node) {
-        Op::Linear { compute, .. } => Some((node, *compute, 1)),
-        Op::GroupedLinear { compute, routed, .. } => Some((node, *compute, 1 + usize::from(*routed))),
+        Op::Linear { compute, .. } => Some((node, compute.at(u32::MAX), 1)),
+        Op::GroupedLinear { compute, routed, .. } => {
+            Some((node, compute.at(u32::MAX), 1 + usize::from(*routed)))
+        }
         _ => None,
     });
     let rows = linears.filter_map(|(node, compute, first_weight)| {

@@ -57,6 +57,10 @@ impl TargetInfo for Target {
         self.info().default_compute(scheme, k)
     }
 
+    fn many_rows_compute(&self, scheme: &QuantScheme, k: u64) -> Option<(u32, Compute)> {
+        self.info().many_rows_compute(scheme, k)
+    }
+
     fn read_cost(&self, scheme: &QuantScheme, k: u64) -> f64 {
         self.info().read_cost(scheme, k)
     }
@@ -166,6 +170,7 @@ mod tests {
             (&["cuda", "cuda:sm_100"], "cuda:sm_80,sm_89,sm_90a,sm_100,sm_120"),
             (&["metal:apple9", "metal:apple8"], "metal:apple8"),
             (&["cpu:x86-64-v3", "cpu:x86-64-v3"], "cpu:x86-64-v3"),
+            (&["cpu:x86-64-v4+amx"], "cpu:x86-64-v4+amx"),
         ] {
             let found = parse(names).unwrap();
             assert_eq!(found, expected);

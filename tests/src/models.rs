@@ -2,6 +2,11 @@
 
 use bessemer_compiler::options::{CompileOptions, RunOptions};
 use bessemer_compiler::{CompileError, Compiled, Silent};
+use bessemer_format::file::{Bytes, EngineFile};
+use bessemer_format::header::SectionKind;
+use bessemer_format::manifest::Manifest;
+use bessemer_format::variant::VariantPlan;
+use bessemer_format::write::{Sections, write_engine};
 use bessemer_runtime::{Batch, EmbedInput, Engine, Sequence, StepResult, Want, Worker, WorkerOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -138,6 +143,29 @@ pub fn engine(name: &str, options: &CompileOptions) -> Engine {
     let folder = tempfile::tempdir().unwrap();
     let (path, _) = compile(&fixture(name), folder.path(), options).unwrap_or_else(|e| panic!("{name}: {e}"));
     Engine::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// The bytes of an engine with another manifest.
+pub fn with_manifest(engine: &Path, change: impl FnOnce(&mut Manifest)) -> Vec<u8> {
+    let file = EngineFile::from_bytes(Bytes::copy_of(&std::fs::read(engine).unwrap())).unwrap();
+    let mut manifest = (*file.manifest).clone();
+    change(&mut manifest);
+    let report = file.report().unwrap().unwrap();
+    let mut out = std::io::Cursor::new(Vec::new());
+    let plans: Vec<VariantPlan> =
+        file.variants().map(|v| VariantPlan { plan: v.plan.clone(), gpu: v.gpu.cloned() }).collect();
+    let sections = Sections {
+        manifest,
+        plans: &plans,
+        tokenizer: file.section(SectionKind::Tokenizer),
+        code: file.section(SectionKind::Code),
+        device: file.section(SectionKind::Device),
+        report: &report,
+        debug: "",
+    };
+    write_engine(&mut out, Path::new("memory"), sections, &mut |id, sink| sink.write_all(file.weight(id)))
+        .unwrap();
+    out.into_inner()
 }
 
 /// As [`engine`], with the machine code that the compiler generated for its nests.

@@ -179,7 +179,7 @@ impl<'a> Builder<'a> {
             routed: true,
             segments: vec![Segment { name: name.clone(), width, bias: bias.is_some() }],
             epilogue: Epilogue::None,
-            compute: Compute::F32,
+            compute: Compute::F32.into(),
         };
         let operands: Vec<Value> = [x, chosen, stack].into_iter().chain(bias).collect();
         self.add(name, op, &operands)
@@ -243,7 +243,11 @@ impl<'a> Builder<'a> {
         let operands: Vec<Value> = [x, w].into_iter().chain(bias).collect();
         let segments = vec![Segment { name: name.into(), width, bias: bias.is_some() }];
         // Imported linears compute in f32; the precision pass declares otherwise where weights are integers.
-        self.add(name, Op::Linear { segments, epilogue: Epilogue::None, compute: Compute::F32 }, &operands)
+        self.add(
+            name,
+            Op::Linear { segments, epilogue: Epilogue::None, compute: Compute::F32.into() },
+            &operands,
+        )
     }
 
     /// `x` times `rows` of tensor `weight`, plus those of tensor `bias`: one of several projections in one tensor. It is called
@@ -297,7 +301,7 @@ impl<'a> Builder<'a> {
             routed: false,
             segments: vec![Segment { name: name.clone(), width, bias: false }],
             epilogue: Epilogue::None,
-            compute: Compute::F32,
+            compute: Compute::F32.into(),
         };
         self.add(name, op, &[x, stack])
     }

@@ -16,6 +16,54 @@ pub trait Attr: Sized {
     fn parse(c: &mut Cursor<'_>) -> Result<Self, String>;
 }
 
+/// What a linear computes in, by how many rows a pass has. A program of a plan serves a regime of rows, so it computes in one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Computes {
+    /// In passes of few rows, and of any number if there is no `many`.
+    pub few: Compute,
+    /// From how many rows on in something else, and in what.
+    pub many: Option<(u32, Compute)>,
+}
+
+impl Computes {
+    /// In a pass of `rows` rows.
+    pub fn at(&self, rows: u32) -> Compute {
+        self.many.filter(|(from, _)| rows >= *from).map_or(self.few, |(_, compute)| compute)
+    }
+
+    /// Those that there are.
+    pub fn all(&self) -> impl Iterator<Item = Compute> {
+        [self.few].into_iter().chain(self.many.map(|(_, compute)| compute))
+    }
+}
+
+impl From<Compute> for Computes {
+    fn from(few: Compute) -> Self {
+        Self { few, many: None }
+    }
+}
+
+/// `f32`, or `int8x32 then bf16 from 26` rows on.
+impl Attr for Computes {
+    fn print(&self, out: &mut String) {
+        self.few.print(out);
+        if let Some((from, many)) = &self.many {
+            out.push_str(" then ");
+            many.print(out);
+            out.push_str(&format!(" from {from}"));
+        }
+    }
+    fn parse(c: &mut Cursor<'_>) -> Result<Self, String> {
+        let few = Compute::parse(c)?;
+        if !c.eat("then") {
+            return Ok(few.into());
+        }
+        let many = Compute::parse(c)?;
+        c.expect_word("from")?;
+        Ok(Self { few, many: Some((u32::parse(c)?, many)) })
+    }
+}
+
 /// One segment of a linear: it keeps its source name and its own columns of the output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {

@@ -1,9 +1,8 @@
 //! The op table: every op of the IR, once. The macro makes the enum, the names, and the text form of the attributes.
 
-use crate::attr::{Attr, BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
+use crate::attr::{Attr, BinaryKind, Computes, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
 use crate::recipe::Recipe;
 use crate::text::Cursor;
-use bessemer_format::Compute;
 use bessemer_format::plan::{Choice, Input, Score};
 
 macro_rules! ops {
@@ -108,7 +107,7 @@ ops! {
         /// What happens before the result is stored.
         epilogue: Epilogue,
         /// What it computes in.
-        compute: Compute,
+        compute: Computes,
     }
     /// `rope_table(positions i32[R]) -> f32[R, 2 m]`: cosines, then sines, of `position * inv_freq[j]` (the product rounded to f32), each
     /// times `factor`, for m frequencies. Every kind of scaling is a list of frequencies.
@@ -155,7 +154,7 @@ ops! {
         /// What happens before the result is stored; there is no residual.
         epilogue: Epilogue,
         /// What it computes in.
-        compute: Compute,
+        compute: Computes,
     }
     /// `combine(y f32[R, slots * n], weights f32[R, slots]) -> f32[R, n]`: the weighted sum of the slots, in ascending order.
     Combine = "combine" {}

@@ -13,6 +13,10 @@ pub trait TargetInfo {
     fn weight_layout(&self, scheme: &QuantScheme, n: u64, k: u64) -> Layout;
     /// What a linear over weights of this scheme computes in by default.
     fn default_compute(&self, scheme: &QuantScheme, k: u64) -> Compute;
+    /// What it computes in instead where a pass has many rows, and from how many on.
+    fn many_rows_compute(&self, _: &QuantScheme, _k: u64) -> Option<(u32, Compute)> {
+        None
+    }
     /// How long a token waits for a weight of this scheme, in bytes that memory delivers meanwhile: its own, where nothing else is waited for.
     /// It predicts by what kernels do, so that schemes can be compared, and asks no machine.
     fn read_cost(&self, scheme: &QuantScheme, k: u64) -> f64 {

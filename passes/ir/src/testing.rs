@@ -186,7 +186,7 @@ impl Builder<'_> {
             routed: true,
             segments: vec![Segment { name: format!("{name}.weight"), width: n, bias: false }],
             epilogue: Epilogue::None,
-            compute: self.config.compute,
+            compute: self.config.compute.into(),
         };
         self.add(name, op, &[x.into(), chosen.into(), weight.into()])
     }
@@ -208,8 +208,11 @@ impl Builder<'_> {
         bias: bool,
     ) -> Result<NodeId, GraphError> {
         let segment = Segment { name: format!("{name}.weight"), width: n, bias };
-        let op =
-            Op::Linear { segments: vec![segment], epilogue: Epilogue::None, compute: self.config.compute };
+        let op = Op::Linear {
+            segments: vec![segment],
+            epilogue: Epilogue::None,
+            compute: self.config.compute.into(),
+        };
         let mut operands = vec![Value::from(x)];
         operands.extend(weights);
         self.add(name, op, &operands)

@@ -258,7 +258,7 @@ mod tests {
 %4 "n" = rms_norm %2, %3 {eps=1e-5} : f32[R, 32]
 %5 "rows" = input {input=logit_rows} : i32[L]
 %6 "s" = select_rows %4, %5 : f32[L, 32]
-%7 "head" = linear %6, %1 {segments=["table":32], epilogue=none, compute=int8x32} : f32[L, 32]
+%7 "head" = linear %6, %1 {segments=["table":32], epilogue=none, compute=int8x32 then bf16 from 18} : f32[L, 32]
 %8 "out" = output %7
 "#;
 

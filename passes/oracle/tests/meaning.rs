@@ -61,7 +61,7 @@ fn segment(width: u64, bias: bool) -> Segment {
 }
 
 fn linear(segments: Vec<Segment>, epilogue: Epilogue, compute: Compute) -> Op {
-    Op::Linear { segments, epilogue, compute }
+    Op::Linear { segments, epilogue, compute: compute.into() }
 }
 
 /// Runs the op called `name` on operands small enough to work out by hand. An op that is not listed has no meaning yet.
@@ -148,7 +148,7 @@ fn by_hand(name: &str) {
                 routed,
                 segments: vec![segment(1, true)],
                 epilogue: Epilogue::None,
-                compute: Compute::F32,
+                compute: Compute::F32.into(),
             };
             let bias = weight(1, &[0.5, 0.25, -1.0]);
             let (x, chosen) = (tensor(2, &[10.0, 1.0, 1.0, 0.0]), Val::Index(vec![2, 0, 1, 1]));

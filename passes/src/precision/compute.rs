@@ -3,8 +3,9 @@
 use super::{is_router, weights};
 use crate::error::Cause;
 use crate::pipeline::Context;
-use bessemer_format::{Compute, panel};
-use bessemer_ir::{Graph, NodeId, Op, Value};
+use bessemer_format::{Compute, QuantScheme, panel};
+use bessemer_ir::attr::Computes;
+use bessemer_ir::{Graph, NodeId, Op};
 
 const COLUMNS: u64 = panel::COLUMNS as u64;
 
@@ -14,7 +15,7 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
     for node in graph.order() {
         let mut op = graph.op(node).clone();
         let (Op::Linear { compute, .. } | Op::GroupedLinear { compute, .. }) = &mut op else { continue };
-        let chosen = if context.f32_activations { Compute::F32 } else { choose(graph, node, context) };
+        let chosen = if context.f32_activations { Compute::F32.into() } else { choose(graph, node, context) };
         if *compute != chosen {
             *compute = chosen;
             graph.set_op(node, op)?;
@@ -26,11 +27,7 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
 
 /// What all segments can compute in: f32 as soon as they differ in kind (f32 reads any scheme), else bf16 if all do, else signed bytes by the largest group that
 /// divides the groups of all (a finer group of activations fits wherever a coarser one does).
-fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Compute {
-    let default = |w: Value| {
-        let ty = graph.ty(w);
-        context.target.default_compute(&ty.scheme(), ty.const_dim(1).unwrap_or(0))
-    };
+fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Computes {
     let common = |a, b| match (a, b) {
         (Compute::Bf16, Compute::Bf16) => Compute::Bf16,
         (Compute::Int8 { group: a }, Compute::Int8 { group: b }) => Compute::Int8 { group: gcd(a, b) },
@@ -40,13 +37,27 @@ fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Compute {
     if let Op::GroupedLinear { segments, .. } = graph.op(linear)
         && !segments.iter().all(|s| s.width.is_multiple_of(COLUMNS))
     {
-        return Compute::F32;
+        return Compute::F32.into();
     }
     // A rounding of what a router reads changes which experts run, and its matrix is small.
     if is_router(graph, linear) {
-        return Compute::F32;
+        return Compute::F32.into();
     }
-    weights(graph, linear).into_iter().map(default).reduce(common).unwrap_or(Compute::F32)
+    let weights: Vec<(QuantScheme, u64)> = weights(graph, linear)
+        .into_iter()
+        .map(|w| (graph.ty(w).scheme(), graph.ty(w).const_dim(1).unwrap_or(0)))
+        .collect();
+    let few = weights.iter().map(|(scheme, k)| context.target.default_compute(scheme, *k)).reduce(common);
+    let few = few.unwrap_or(Compute::F32);
+    let many = weights.iter().map(|(scheme, k)| context.target.many_rows_compute(scheme, *k));
+    let many = many.reduce(|a, b| {
+        let ((from_a, a), (from_b, b)) = a.zip(b)?;
+        Some((from_a.max(from_b), common(a, b)))
+    });
+    // Few of a pass's rows go to an expert: it has few rows, however many the pass has.
+    let many =
+        many.flatten().filter(|(_, many)| *many != few && matches!(graph.op(linear), Op::Linear { .. }));
+    Computes { few, many }
 }
 
 fn gcd(a: u32, b: u32) -> u32 {

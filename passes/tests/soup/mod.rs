@@ -129,7 +129,7 @@ impl Soup {
         let segments = vec![Segment { name: name.clone(), width, bias }];
         let value = self.add(
             &name,
-            Op::Linear { segments, epilogue: Epilogue::None, compute: Compute::F32 },
+            Op::Linear { segments, epilogue: Epilogue::None, compute: Compute::F32.into() },
             &operands,
         );
         self.disturb(value)

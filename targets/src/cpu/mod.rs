@@ -1,5 +1,7 @@
 //! The CPU's taste. One ISA-neutral packed copy serves every CPU: kernel rows are chosen when an engine is loaded.
 
+mod crossover;
+
 use crate::error::TargetError;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::manifest::CodeIsa;
@@ -14,11 +16,28 @@ pub struct CpuTarget {
     features: Vec<String>,
 }
 
+/// The feature that multiplies tiles of bfloat16.
+const AMX_BF16: &str = "amx-bf16";
+
 /// Names that [`CpuTarget::parse`] takes, with the CPU features that each demands of the host.
 const TARGETS: &[(&str, &[&str])] = &[
     ("cpu", &[]),
     ("cpu:x86-64-v3", &["avx2", "fma"]),
     ("cpu:x86-64-v4+vnni", &["avx512f", "avx512bw", "avx512vl", "avx512vnni"]),
+    (
+        "cpu:x86-64-v4+amx",
+        &[
+            "avx512f",
+            "avx512bw",
+            "avx512vl",
+            "avx512vnni",
+            "avx512vbmi",
+            "avx512bf16",
+            "amx-tile",
+            AMX_BF16,
+            "amx-int8",
+        ],
+    ),
     ("cpu:aarch64", &["neon"]),
 ];
 
@@ -88,5 +107,12 @@ impl TargetInfo for CpuTarget {
             }
             Err(_) => Compute::F32,
         }
+    }
+
+    /// Weights with scales are dequantised to bfloat16 for passes of many rows where AMX multiplies it: ten times the rate of
+    /// products of f32 and twice that of bytes, and activations round less than to bytes by 32. Few rows are not worth it.
+    fn many_rows_compute(&self, scheme: &QuantScheme, k: u64) -> Option<(u32, Compute)> {
+        let tiles = self.features.iter().any(|f| f == AMX_BF16) && scheme.scale.is_some();
+        tiles.then(|| (crossover::from_rows(scheme, self.default_compute(scheme, k)), Compute::Bf16))
     }
 }

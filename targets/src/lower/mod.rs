@@ -17,7 +17,11 @@ use crate::states::LayerState;
 use bessemer_format::nest::{Index, Nest, ViewElem};
 use bessemer_format::plan::{Input, ModelFacts, RowCount};
 use bessemer_format::{Compute, Elem};
+use bessemer_ir::attr::Computes;
 use bessemer_ir::{Dim, Layout, Op, TensorType};
+
+/// What the nests of linears compute in.
+const FLOATS: Computes = Computes { few: Compute::F32, many: None };
 
 /// A nest, the rows it runs over, and what its views are bound to.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,9 +70,7 @@ pub fn lower(
             norm::layer_norm(*eps, *parts, &operands[0], &operands[1], operands.get(2))
         }
         Op::AddRmsNorm { eps } => norm::rms_norm(*eps, &operands[0], &operands[2], true),
-        Op::Linear { segments, epilogue, compute: Compute::F32 } => {
-            linear::linear(segments, *epilogue, operands)
-        }
+        Op::Linear { segments, epilogue, compute: FLOATS } => linear::linear(segments, *epilogue, operands),
         Op::Linear { compute, .. } => {
             Err(format!("computes in {compute:?}, which only the linear kernels do"))
         }
@@ -76,7 +78,7 @@ pub fn lower(
         Op::RouteWeights { score, renormalise, scale } => {
             experts::route_weights(*score, *renormalise, *scale, &operands[0], &operands[1])
         }
-        Op::GroupedLinear { groups, slots, routed, segments, epilogue, compute: Compute::F32 } => {
+        Op::GroupedLinear { groups, slots, routed, segments, epilogue, compute: FLOATS } => {
             let (groups, slots) = (i64::from(*groups), i64::from(*slots));
             let grouped = experts::Grouped { groups, slots, routed: *routed, segments, epilogue: *epilogue };
             experts::grouped_linear(&grouped, operands)

@@ -21,14 +21,15 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
         |n: u64, k: u64| TensorType::weight(&[n, k], bessemer_format::QuantScheme::Q8_0, Layout::Panel);
     let ints = TensorType::i32([Dim::Rows]);
     let segment = |width| Segment { name: "w".into(), width, bias: false };
-    let linear = Op::Linear { segments: vec![segment(8)], epilogue: Epilogue::None, compute: Compute::F32 };
+    let linear =
+        Op::Linear { segments: vec![segment(8)], epilogue: Epilogue::None, compute: Compute::F32.into() };
     let grouped = Op::GroupedLinear {
         groups: 4,
         slots: 2,
         routed: true,
         segments: vec![segment(8)],
         epilogue: Epilogue::None,
-        compute: Compute::F32,
+        compute: Compute::F32.into(),
     };
     vec![
         (Op::Embed {}, vec![ints.clone(), matrix(32, 16)]),

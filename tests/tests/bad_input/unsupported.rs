@@ -5,18 +5,15 @@ use super::{compile, listing, quick, refused};
 use bessemer_compiler::CompileError;
 use bessemer_compiler::import::ImportError;
 use bessemer_format::FormatError;
-use bessemer_format::file::{Bytes, EngineFile};
-use bessemer_format::header::SectionKind;
 use bessemer_format::manifest::Manifest;
-use bessemer_format::variant::{DeviceCode, VariantPlan};
-use bessemer_format::write::{Sections, write_engine};
+use bessemer_format::variant::DeviceCode;
 use bessemer_runtime::{Engine, EngineError};
 use bessemer_tests::checkpoints::{
     safetensors, safetensors_with, tiny_config, tiny_gguf, tiny_tensors, write_directory,
 };
 use bessemer_tests::models::fixture;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tempfile::TempDir;
 
 fn gguf(folder: &TempDir, bytes: &[u8]) -> PathBuf {
@@ -164,25 +161,7 @@ fn needs(manifest: &mut Manifest, features: &[&str]) {
 fn resealed(change: impl FnOnce(&mut Manifest)) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let (path, _) = bessemer_tests::models::compile(&fixture("gqa_tied"), folder.path(), &quick()).unwrap();
-    let file = EngineFile::from_bytes(Bytes::copy_of(&std::fs::read(path).unwrap())).unwrap();
-    let mut manifest = (*file.manifest).clone();
-    change(&mut manifest);
-    let report = file.report().unwrap().unwrap();
-    let mut out = std::io::Cursor::new(Vec::new());
-    let plans: Vec<VariantPlan> =
-        file.variants().map(|v| VariantPlan { plan: v.plan.clone(), gpu: v.gpu.cloned() }).collect();
-    let sections = Sections {
-        manifest,
-        plans: &plans,
-        tokenizer: file.section(SectionKind::Tokenizer),
-        code: file.section(SectionKind::Code),
-        device: file.section(SectionKind::Device),
-        report: &report,
-        debug: "",
-    };
-    write_engine(&mut out, Path::new("memory"), sections, &mut |id, sink| sink.write_all(file.weight(id)))
-        .unwrap();
-    out.into_inner()
+    bessemer_tests::models::with_manifest(&path, change)
 }
 
 fn not_opened(bytes: &[u8], parts: &[&str]) -> EngineError {

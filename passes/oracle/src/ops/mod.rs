@@ -80,7 +80,8 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
             vec![sum, normed]
         }
         Op::Linear { segments, epilogue, compute } => {
-            one(linear::linear(segments, *epilogue, *compute, operands, cx.reading)?)
+            let compute = compute.at(cx.batch.rows() as u32);
+            one(linear::linear(segments, *epilogue, compute, operands, cx.reading)?)
         }
         Op::Route { choice } => {
             let bias = operands.get(1).map(|b| b.weight()).transpose()?;
@@ -93,8 +94,8 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
             let chosen = if *routed { Some(at(1)?.index()?) } else { None };
             let grouped = experts::Grouped { groups: *groups as usize, slots: *slots as usize, chosen };
             let weights = operands.get(1 + usize::from(*routed)..).unwrap_or_default();
-            let x = tensor(0)?;
-            one(experts::grouped_linear(grouped, segments, *epilogue, *compute, x, weights, cx.reading)?)
+            let (x, compute) = (tensor(0)?, compute.at(cx.batch.rows() as u32));
+            one(experts::grouped_linear(grouped, segments, *epilogue, compute, x, weights, cx.reading)?)
         }
         Op::Combine {} => one(experts::combine(tensor(0)?, tensor(1)?)?),
         Op::ConcatHeads { heads } => one(experts::concat_heads(*heads, tensor(0)?, tensor(1)?)?),

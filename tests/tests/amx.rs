@@ -1,0 +1,145 @@
+//! Engines for CPUs with AMX: passes of few rows compute as ever, those of many in bfloat16 on dequantised weights.
+//!
+//! What such an engine declares any CPU can compute. So here its demand for AMX is taken out of the file, and the rest runs on the kernels
+//! of this host, which must be the oracle's numbers; those of AMX itself are held to the same bounds by the tests of the kernel table.
+
+use bessemer_compiler::compile::prepare;
+use bessemer_compiler::import::Checkpoint;
+use bessemer_compiler::options::{CompileOptions, RunOptions};
+use bessemer_format::Compute;
+use bessemer_format::manifest::Manifest;
+use bessemer_format::plan::{Plan, StepKind};
+use bessemer_format::variant::DeviceCode;
+use bessemer_ir::exec::{SequenceRows, Wanted};
+use bessemer_oracle::{Oracle, Reading};
+use bessemer_runtime::{Engine, Isa, KvElem, WorkerOptions};
+use bessemer_targets::Targets;
+use bessemer_tests::models::{compile, fixture, golden, relative_error, traced, with_manifest};
+use std::collections::BTreeSet;
+
+const TARGET: &str = "cpu:x86-64-v4+amx";
+
+fn options(target: &str, precision: &str) -> CompileOptions {
+    let precision = precision.parse().unwrap_or_else(|e| panic!("{precision}: {e}"));
+    CompileOptions { precision, targets: Targets::parse([target]).unwrap(), ..CompileOptions::default() }
+}
+
+/// Lets any CPU open the engine.
+fn no_features(manifest: &mut Manifest) {
+    manifest.variants[0].device = DeviceCode::Cpu { features: Vec::new() };
+}
+
+fn engine(model: &str, options: &CompileOptions) -> Engine {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = compile(&fixture(model), folder.path(), options).unwrap();
+    Engine::from_bytes(&with_manifest(&path, no_features)).unwrap()
+}
+
+/// What the linears of each program compute in, by the most rows that it takes.
+fn computes(plan: &Plan) -> Vec<(u32, BTreeSet<Compute>)> {
+    let of = |kind: &StepKind| match kind {
+        StepKind::Linear(linear) => Some(linear.compute),
+        StepKind::GroupedLinear(grouped) => Some(grouped.linear.compute),
+        _ => None,
+    };
+    let program = |p: &bessemer_format::plan::Program| {
+        (p.regime.max_rows, p.steps.iter().filter_map(|s| of(&s.kind)).collect())
+    };
+    plan.programs.iter().map(program).collect()
+}
+
+#[test]
+fn an_engine_says_what_it_needs_and_hosts_without_it_refuse() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = compile(&fixture("gqa_tied"), folder.path(), &options(TARGET, "int4")).unwrap();
+    match (Isa::Amx.available(), Engine::open(&path)) {
+        (true, opened) => drop(opened.unwrap()),
+        (false, opened) => {
+            let error = opened.unwrap_err().to_string();
+            for part in [TARGET, "amx-tile", "amx-bf16", "this host lacks", "--target cpu"] {
+                assert!(error.contains(part), "`{part}` is not in: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn few_rows_compute_in_bytes_and_many_in_bf16() {
+    let few = BTreeSet::from([Compute::Int8 { group: 32 }]);
+    let many = BTreeSet::from([Compute::Bf16]);
+    for precision in ["int2", "int3", "int4", "int5", "int6", "int8", "u4:f16x128-u8", "e2m1:e8m0x32"] {
+        let engine = engine("gqa_tied", &options(TARGET, precision));
+        let found = computes(engine.plan());
+        let border = found.iter().find(|(_, computes)| *computes == many);
+        let border = border.unwrap_or_else(|| panic!("{precision}: {found:?}")).0;
+        assert!((8..=512).contains(&border), "{precision}: {found:?}");
+        for (rows, computes) in &found {
+            assert_eq!(*computes, if *rows < border { few.clone() } else { many.clone() }, "{precision}");
+        }
+        // Every other target computes in the same, however many rows there are.
+        let plain = bessemer_tests::models::engine("gqa_tied", &options("cpu", precision));
+        assert!(computes(plain.plan()).iter().all(|(_, computes)| *computes == few), "{precision}");
+    }
+    // Weights that are bfloat16 have computed in it before.
+    let engine = engine("gqa_tied", &options(TARGET, "bf16"));
+    assert!(computes(engine.plan()).iter().all(|(_, computes)| *computes == many));
+}
+
+/// What accumulation in f32 may cost a step.
+const STEP: f64 = 1e-6;
+
+#[test]
+fn passes_of_every_size_meet_the_oracle() {
+    for (model, precisions) in [
+        ("gqa_tied", &["int4", "int8", "int3", "u6:f16x16-32", "e4m3:f16x32", "bf16"][..]),
+        ("qwen3", &["int4"]),
+        ("gpt2", &["int4"]),
+        ("mixtral", &["int4"]),
+        ("lfm2", &["int4"]),
+    ] {
+        for precision in precisions {
+            let options = options(TARGET, precision);
+            let engine = engine(model, &options);
+            let checkpoint = Checkpoint::open(fixture(model)).unwrap();
+            let graph = prepare(&checkpoint, &options, &RunOptions::default()).unwrap().graph;
+            let reading = Reading::Declared { kv: KvElem::F32 };
+            let g = golden(model, "");
+            for rows in [1, 7, g.tokens.len()] {
+                let tokens = &g.tokens[..rows];
+                let worker = WorkerOptions::default().threads(2).kv(KvElem::F32);
+                let (_, trace) = traced(&engine, worker, tokens);
+                let mut oracle = Oracle::new(&graph, &checkpoint, reading).unwrap();
+                let steps = oracle.follow(&all(tokens), trace).unwrap();
+                assert!(steps.len() > 10, "{model} {precision}: only {} steps", steps.len());
+                let worst = steps.iter().max_by(|a, b| a.error.total_cmp(&b.error)).unwrap();
+                let at = format!("{model} {precision} {rows} rows: {} ({})", worst.node, worst.op);
+                assert!(worst.error < STEP, "{at}: {:.2e}", worst.error);
+            }
+        }
+    }
+}
+
+/// Where many rows compute in bfloat16 their logits are nearer to the exact ones than where they compute in bytes by 32.
+#[test]
+fn many_rows_are_nearer_to_the_exact_numbers_than_in_bytes() {
+    for model in ["gqa_tied", "qwen3", "gpt2", "lfm2"] {
+        let checkpoint = Checkpoint::open(fixture(model)).unwrap();
+        let g = golden(model, "");
+        let noise = |target| {
+            let graph = prepare(&checkpoint, &options(target, "int4"), &RunOptions::default()).unwrap().graph;
+            let logits = |reading| -> Vec<Vec<f32>> {
+                let logits =
+                    Oracle::new(&graph, &checkpoint, reading).unwrap().forward(&all(&g.tokens)).unwrap();
+                logits.rows().map(<[f32]>::to_vec).collect()
+            };
+            relative_error(&logits(Reading::Declared { kv: KvElem::F32 }), &logits(Reading::Exact))
+        };
+        let (bf16, bytes) = (noise(TARGET), noise("cpu"));
+        println!("{model}: in bf16 {bf16:.2e} from the exact logits, in bytes {bytes:.2e}");
+        assert!(bf16 < bytes, "{model}: {bf16:.2e} in bf16, {bytes:.2e} in bytes");
+    }
+}
+
+fn all(tokens: &[u32]) -> [SequenceRows<'_>; 1] {
+    [SequenceRows { sequence: 0, tokens, types: &[], logits: Wanted::All }]
+}
