@@ -121,6 +121,10 @@ impl Tactics {
 /// Bytes of L2 and of its share of L3 that a core is taken to have: the rule may not ask the machine. Rows that are read from there
 /// keep up with the products that they go into, those from memory do not.
 const CACHE_BYTES: usize = 16 << 20;
+/// What the rule for [`Tactic::AttentionChunk`] chooses from: merging takes the less the longer chunks are.
+const CHUNK_TOKENS: [u32; 3] = [512, 256, 128];
+/// Key heads times chunks of 512 tokens that share out evenly among a few threads; many threads deal query heads out too.
+const CHUNK_UNITS: u32 = 12;
 /// What the rule for [`Tactic::ChunkRows`] chooses from. Every chunk reads all weights: with fewer rows a model larger than the
 /// caches would wait for memory. With more nothing is gained, and activations take memory. Powers of two, as prompts are cut
 /// into whole chunks and a rest, which reads all weights for few rows.
@@ -128,8 +132,12 @@ const CHUNK_ROWS: [usize; 3] = [512, 256, 128];
 
 fn rule(tactic: Tactic, graph: &Graph, whole: Option<u32>) -> Setting {
     let (value, why) = match tactic {
-        // A decode row over 512 tokens gives several units of work even with a single KV head.
-        Tactic::AttentionChunk => (128, "rule: a row over 512 tokens keeps several threads busy".into()),
+        Tactic::AttentionChunk => {
+            let heads = kv_heads(graph);
+            let fits = |tokens: &u32| 512 / tokens * heads >= CHUNK_UNITS;
+            let value = CHUNK_TOKENS.into_iter().find(fits).unwrap_or(CHUNK_TOKENS[2]);
+            (value, format!("rule: {heads} key heads of 512 tokens are work enough for several threads"))
+        }
         // A text that comes whole has to fit into a pass: no matter of speed.
         Tactic::ChunkRows if whole.is_some() => {
             let value = whole.unwrap_or(0).max(CHUNK_ROWS[0] as u32);
@@ -150,6 +158,16 @@ fn rule(tactic: Tactic, graph: &Graph, whole: Option<u32>) -> Setting {
         Tactic::SplitRows => (7, "rule: from 8 rows on rows alone keep threads busy".into()),
     };
     Setting { value, why }
+}
+
+/// Key heads of the attention that has the fewest; 1 where there is none.
+fn kv_heads(graph: &Graph) -> u32 {
+    let heads = graph.order().into_iter().filter_map(|node| match *graph.op(node) {
+        Op::Attention { kv_heads, .. } | Op::FullAttention { kv_heads, .. } => Some(kv_heads),
+        Op::LatentAttention { .. } => Some(1),
+        _ => None,
+    });
+    heads.min().unwrap_or(1)
 }
 
 /// Bytes of the widest row that a linear over tokens reads, converted as its kernel wants it.

@@ -1,7 +1,8 @@
 //! Speed of the attention kernels of every instruction set that this host runs, on one thread:
 //! `cargo run --release -p bessemer-kernels --example attention_bench [FILTER]`.
 //!
-//! Decode has one row and walks caches that no cache of the CPU holds; its bound is how fast this thread reads memory.
+//! Decode has one row and walks caches that no cache of the CPU holds; its bound is how fast this thread reads memory. `cached` is the
+//! same over one head again and again: what a decode takes beside reading.
 //! Prefill has blocks of rows of one sequence and a causal mask; its bound is the arithmetic. Both bounds are measured
 //! first. GB/s counts the bytes of keys and values once; G counts multiply-adds of visible tokens only.
 
@@ -15,7 +16,9 @@ use std::time::Instant;
 /// Head size, and query heads that share a KV head.
 const HEADS: [(usize, usize); 4] = [(64, 1), (64, 3), (64, 4), (128, 4)];
 /// Bytes of keys and values that a decode walks: far more than a cache holds.
-const FAR: usize = 256 << 20;
+const FAR: usize = 512 << 20;
+/// Heads of all layers together, which share a block.
+const HELD: usize = 96;
 /// Rows of a prefill that attend together.
 const ROWS: usize = 8;
 
@@ -34,7 +37,7 @@ fn main() {
                 let Some(set) = KernelSet::for_isa(isa) else { continue };
                 let kernel = set.attention();
                 for (phase, tokens) in
-                    [("decode", 128), ("decode", 512), ("decode", 4096), ("prefill", 512), ("prefill", 4096)]
+                    [("cached", 512), ("decode", 512), ("decode", 4096), ("prefill", 512), ("prefill", 4096)]
                 {
                     let line = format!(
                         "{:<9} {:<5} {:>10} {phase:<8} {tokens:>6}",
@@ -46,7 +49,8 @@ fn main() {
                         continue;
                     }
                     let (seconds, pairs) = match phase {
-                        "decode" => (cache.decode(&kernel, group, tokens), tokens),
+                        "cached" => (cache.decode(&kernel, group, tokens, 1), tokens),
+                        "decode" => (cache.decode(&kernel, group, tokens, usize::MAX), tokens),
                         // Causal: row `r` sees `r + 1` tokens.
                         _ => (cache.prefill(&kernel, group, tokens), tokens * (tokens + 1) / 2),
                     };
@@ -88,29 +92,33 @@ impl Cache {
         Self { elem, d, bytes }
     }
 
-    fn block(&self, index: usize) -> KvBlock<'_> {
-        let bytes = kv::head_bytes(self.elem, self.d);
-        let (keys, values) = self.bytes[2 * index * bytes..][..2 * bytes].split_at(bytes);
-        // As the blocks of a sequence, the last of which announces the next head's first.
-        let next =
-            self.bytes.get(2 * (index + 1) * bytes..2 * (index + 2) * bytes).map(|b| b.split_at(bytes));
-        KvBlock { elem: self.elem, head_dim: self.d, keys, values, next }
+    /// Block `index` of a head that has `blocks` of them, or the next head's first. Blocks of a head lie apart, as in an engine, where
+    /// a block of the cache holds every head of every layer.
+    fn block(&self, blocks: usize, index: usize) -> KvBlock<'_> {
+        let keys_and_values = |index: usize| {
+            let bytes = kv::head_bytes(self.elem, self.d);
+            let (head, block) = (index / blocks, index % blocks);
+            let at = (head / HELD * blocks + block) * HELD + head % HELD;
+            self.bytes.get(2 * at * bytes..2 * (at + 1) * bytes).map(|b| b.split_at(bytes))
+        };
+        let (keys, values) = keys_and_values(index).expect("a block of the cache");
+        KvBlock { elem: self.elem, head_dim: self.d, keys, values, next: keys_and_values(index + 1) }
     }
 
     fn blocks(&self) -> usize {
         self.bytes.len() / (2 * kv::head_bytes(self.elem, self.d))
     }
 
-    /// Seconds of one row over `tokens` tokens of one KV head.
-    fn decode(&self, kernel: &Attention, group: usize, tokens: usize) -> f64 {
+    /// Seconds of one row over `tokens` tokens of one KV head, of which `most` take turns.
+    fn decode(&self, kernel: &Attention, group: usize, tokens: usize, most: usize) -> f64 {
         let mut work = Work::new(group, self.d);
         let blocks = tokens / TOKENS;
-        let heads = self.blocks() / blocks;
+        let heads = (self.blocks() / blocks / HELD * HELD).min(most);
         let all = fastest(|| {
             for head in 0..heads {
                 work.state().reset();
                 for block in 0..blocks {
-                    work.attend(kernel, &self.block(head * blocks + block), 0, |_| TOKENS);
+                    work.attend(kernel, &self.block(blocks, head * blocks + block), 0, |_| TOKENS);
                 }
             }
         });
@@ -124,7 +132,7 @@ impl Cache {
             for row in (0..tokens).step_by(ROWS) {
                 work.state().reset();
                 for block in 0..=row / TOKENS {
-                    work.attend(kernel, &self.block(block), group, |i| {
+                    work.attend(kernel, &self.block(tokens / TOKENS, block), group, |i| {
                         (row + i + 1 - block * TOKENS).min(TOKENS)
                     });
                 }

@@ -276,7 +276,7 @@ impl Attention {
         }
     }
 
-    /// [`OnlineSoftmax::merge`], compiled for this kernel's instruction set: the same bits.
+    /// [`OnlineSoftmax::merge`] with the exponentials of this kernel's instruction set.
     #[inline]
     pub fn merge(&self, state: &mut OnlineSoftmax<'_>, later: &OnlineSoftmax<'_>) {
         match self.isa {
@@ -294,6 +294,43 @@ impl Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kernel_merges_alike() {
+        let mut random = crate::testkit::data::Random::new(7);
+        for kernel in
+            Isa::ALL.iter().filter_map(|isa| crate::KernelSet::for_isa(*isa)).map(|set| set.attention())
+        {
+            for (queries, d) in [(1, 64), (1, 2), (3, 64), (9, 80), (16, 16), (17, 70), (33, 6)] {
+                // A maximum, a sum and elements for each query; some have seen nothing.
+                let mut some = || -> [Vec<f32>; 3] {
+                    let (mut m, mut l) = (random.floats(queries), random.floats(queries));
+                    let mut acc = random.floats(queries * d);
+                    for i in (0..queries).filter(|i| (i + queries) % 3 == 1) {
+                        (m[i], l[i]) = (f32::NEG_INFINITY, 0.0);
+                        acc[i * d..][..d].fill(0.0);
+                    }
+                    m.iter_mut().for_each(|m| *m *= 10.0);
+                    [m, l, acc]
+                };
+                fn of([m, l, acc]: &mut [Vec<f32>; 3]) -> OnlineSoftmax<'_> {
+                    OnlineSoftmax { m, l, acc }
+                }
+                let (mut first, mut later) = (some(), some());
+                let mut want = first.clone();
+                of(&mut want).merge(&of(&mut later));
+                kernel.merge(&mut of(&mut first), &of(&mut later));
+                for (got, want) in first.iter().flatten().zip(want.iter().flatten()) {
+                    // Two terms, each with the error of an exponential and two roundings.
+                    assert!(
+                        got == want || (got - want).abs() <= 1e-6,
+                        "{} {queries} x {d}",
+                        kernel.isa.name()
+                    );
+                }
+            }
+        }
+    }
 
     #[test]
     fn merging_an_empty_state_changes_nothing() {

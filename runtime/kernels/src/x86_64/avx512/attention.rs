@@ -75,10 +75,11 @@ unsafe fn attend_some<const ELEM: u8, const N: usize, const LINES: usize>(
 ) {
     let d = block.head_dim;
     let q = &queries.q[first * d..][..N * d];
+    let (mut weights, mut corrections) = ([[0.0; TOKENS]; N], [0.0; COLUMNS]);
     // SAFETY: the slices hold `N` queries, and the block is as `attend` was promised.
     unsafe {
-        let scores = scores::<ELEM, N>(block, q);
-        let (weights, corrections) = weights(block, queries, first, scores, state);
+        let mut scores = scores::<ELEM, N>(block, q);
+        weigh_tokens(block, queries, first, &mut scores, state, &mut weights, &mut corrections);
         let acc = &mut state.acc[first * d..][..N * d];
         weigh::<ELEM, N, LINES>(block, &weights, &corrections, queries.visible[first] as usize, acc);
     }
@@ -86,39 +87,48 @@ unsafe fn attend_some<const ELEM: u8, const N: usize, const LINES: usize>(
 
 /// Updates `m` and `l` of `N` queries by their products with the keys of a block. Gives the factors of its values, and for each
 /// query that of what it summed before.
+///
+/// Loops and places for results in place of `map` and values: functions of the standard library are compiled without these
+/// instructions, so that vectors would go through memory.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn weights<const N: usize>(
+fn weigh_tokens<const N: usize>(
     block: &KvBlock<'_>,
     queries: &Queries<'_>,
     first: usize,
-    mut scores: [[__m512; 2]; N],
+    scores: &mut [[__m512; 2]; N],
     state: &mut OnlineSoftmax<'_>,
-) -> ([[f32; TOKENS]; N], [f32; COLUMNS]) {
+    weights: &mut [[f32; TOKENS]; N],
+    corrections: &mut [f32; COLUMNS],
+) {
     let visible = queries.visible[first] as usize;
     let (m, l) = (&mut state.m[first..][..N], &mut state.l[first..][..N]);
-    let halves = |scales: &[[u8; 4]]| {
-        // SAFETY: 16 scales are read from a slice of as many.
-        [0, COLUMNS].map(|t| unsafe { _mm512_loadu_ps(scales[t..][..COLUMNS].as_ptr().cast()) })
-    };
-    let scales = block.scales();
-    if let Some([keys, _]) = scales {
-        let keys = halves(keys);
-        for s in &mut scores {
-            *s = [_mm512_mul_ps(s[0], keys[0]), _mm512_mul_ps(s[1], keys[1])];
+    if let Some([keys, values]) = block.scales() {
+        let (keys, values) = (halves(keys), halves(values));
+        for s in scores.iter_mut() {
+            s[0] = _mm512_mul_ps(s[0], keys[0]);
+            s[1] = _mm512_mul_ps(s[1], keys[1]);
         }
-    }
-    let (mut weights, corrections) = soften(scores, queries.scale, queries.softcap, visible, m, l);
-    if let Some([_, values]) = scales {
-        for (half, values) in halves(values).into_iter().enumerate() {
-            for w in &mut weights {
+        soften(scores, queries.scale, queries.softcap, visible, m, l, weights, corrections);
+        for w in weights {
+            for half in 0..2 {
                 let w = w[half * COLUMNS..][..COLUMNS].as_mut_ptr();
                 // SAFETY: 16 floats are read and written in a slice of as many.
-                unsafe { _mm512_storeu_ps(w, _mm512_mul_ps(_mm512_loadu_ps(w), values)) };
+                unsafe { _mm512_storeu_ps(w, _mm512_mul_ps(_mm512_loadu_ps(w), values[half])) };
             }
         }
+    } else {
+        soften(scores, queries.scale, queries.softcap, visible, m, l, weights, corrections);
     }
-    (weights, corrections)
+}
+
+/// The scales of both halves of a block's tokens.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn halves(scales: &[[u8; 4]]) -> [__m512; 2] {
+    let (low, high) = (&scales[..COLUMNS], &scales[COLUMNS..][..COLUMNS]);
+    // SAFETY: 16 scales are read from a slice of as many.
+    unsafe { [_mm512_loadu_ps(low.as_ptr().cast()), _mm512_loadu_ps(high.as_ptr().cast())] }
 }
 
 /// The unscaled scores of the two halves of the tokens, visible or not (each is alone in its lane).
@@ -156,71 +166,95 @@ unsafe fn scores<const ELEM: u8, const N: usize>(block: &KvBlock<'_>, q: &[f32])
 /// Updates `m` and `l` by scores of `visible` tokens. Gives the weights of the tokens and, for each query, the factor of
 /// what it summed before.
 #[inline]
+#[allow(clippy::too_many_arguments, reason = "what softmax reads and what it changes")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn soften<const N: usize>(
-    scores: [[__m512; 2]; N],
+    scores: &mut [[__m512; 2]; N],
     scale: f32,
     softcap: Option<f32>,
     visible: usize,
     m: &mut [f32],
     l: &mut [f32],
-) -> ([[f32; TOKENS]; N], [f32; COLUMNS]) {
+    weights: &mut [[f32; TOKENS]; N],
+    corrections: &mut [f32; COLUMNS],
+) {
     let seen = u32::MAX >> (TOKENS - visible);
+    let masks = [seen as u16, (seen >> COLUMNS) as u16];
     let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
     let scale = _mm512_set1_ps(scale);
     // What is not visible may be NaN: it is replaced, not multiplied.
-    let part = |s: __m512, mask: u16| match softcap {
-        None => _mm512_mask_mul_ps(lowest, mask, s, scale),
-        Some(cap) => _mm512_mask_mov_ps(lowest, mask, capped(_mm512_mul_ps(s, scale), cap)),
-    };
-    let scores = scores.map(|s| [part(s[0], seen as u16), part(s[1], (seen >> COLUMNS) as u16)]);
+    for s in scores.iter_mut() {
+        for half in 0..2 {
+            s[half] = match softcap {
+                None => _mm512_mask_mul_ps(lowest, masks[half], s[half], scale),
+                Some(cap) => {
+                    _mm512_mask_mov_ps(lowest, masks[half], capped(_mm512_mul_ps(s[half], scale), cap))
+                }
+            };
+        }
+    }
     // The queries' own numbers are a lane each.
     let lanes = u16::MAX >> (COLUMNS - N);
-    let (mut weights, mut sums) = ([[0.0f32; TOKENS]; N], [_mm512_setzero_ps(); QUERIES]);
-    let (mut lowered, mut corrections) = ([0.0f32; COLUMNS], [0.0f32; COLUMNS]);
+    let (mut largest, mut sums) = ([lowest; QUERIES], [_mm512_setzero_ps(); QUERIES]);
+    for i in 0..N {
+        largest[i] = _mm512_max_ps(scores[i][0], scores[i][1]);
+    }
+    let mut lowered = [0.0f32; COLUMNS];
     // SAFETY: the mask selects `N` lanes, which are all of `m` and `l`; the arrays are 16 floats, and the weights of a query 32.
     unsafe {
-        let mut largest = [lowest; QUERIES];
-        for i in 0..N {
-            largest[i] = _mm512_max_ps(scores[i][0], scores[i][1]);
-        }
         let old = _mm512_mask_loadu_ps(lowest, lanes, m[..N].as_ptr());
         // The second operand is taken where one is no number: a score's shows in its weight, a state's stays.
-        let new = _mm512_max_ps(reduce(largest, |a, b| _mm512_max_ps(a, b)), old);
+        let new = _mm512_max_ps(reduce::<MAX>(&largest), old);
         // Nothing is `inf - inf`.
         let base = _mm512_mask_blend_ps(_mm512_cmpeq_ps_mask(new, lowest), new, _mm512_setzero_ps());
         _mm512_storeu_ps(lowered.as_mut_ptr(), base);
         for i in 0..N {
             let lowered = _mm512_set1_ps(lowered[i]);
-            let p = scores[i].map(|s| exp(_mm512_sub_ps(s, lowered)));
-            _mm512_storeu_ps(weights[i].as_mut_ptr(), p[0]);
-            _mm512_storeu_ps(weights[i].as_mut_ptr().add(COLUMNS), p[1]);
-            sums[i] = _mm512_add_ps(p[0], p[1]);
+            let low = exp(_mm512_sub_ps(scores[i][0], lowered));
+            let high = exp(_mm512_sub_ps(scores[i][1], lowered));
+            _mm512_storeu_ps(weights[i].as_mut_ptr(), low);
+            _mm512_storeu_ps(weights[i].as_mut_ptr().add(COLUMNS), high);
+            sums[i] = _mm512_add_ps(low, high);
         }
         let c = exp(_mm512_sub_ps(old, base));
         let before = _mm512_maskz_loadu_ps(lanes, l[..N].as_ptr());
-        let sum = _mm512_fmadd_ps(before, c, reduce(sums, |a, b| _mm512_add_ps(a, b)));
+        let sum = _mm512_fmadd_ps(before, c, reduce::<SUM>(&sums));
         _mm512_mask_storeu_ps(l.as_mut_ptr(), lanes, sum);
         _mm512_mask_storeu_ps(m.as_mut_ptr(), lanes, new);
         _mm512_storeu_ps(corrections.as_mut_ptr(), c);
     }
-    (weights, corrections)
 }
 
-/// What `op` makes of the lanes of each vector, a lane each, in order: halves, then halves of those, four times, always of the same
-/// lanes. The lanes from [`QUERIES`] on mean nothing.
+/// What [`reduce`] makes of lanes: their sum, or the largest.
+const SUM: bool = false;
+const MAX: bool = true;
+
+/// The sum (or maximum) of the lanes of each vector, a lane each, in order: halves, then halves of those, four times, always of
+/// the same lanes. The lanes from [`QUERIES`] on mean nothing.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn reduce(v: [__m512; QUERIES], op: impl Fn(__m512, __m512) -> __m512) -> __m512 {
-    // Of a and b their halves; of four vectors quarters; the quarters of four are a part of 128 bits each.
-    let halves = |a, b| op(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-    let quarters = |a, b| op(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-    let four = |i: usize| quarters(halves(v[i], v[i + 1]), halves(v[i + 2], v[i + 3]));
-    let (low, high) = (four(0), four(4));
-    let pairs = op(_mm512_unpacklo_ps(low, high), _mm512_unpackhi_ps(low, high));
-    let single = op(pairs, _mm512_permute_ps::<0b1110>(pairs));
+fn reduce<const OP: bool>(v: &[__m512; QUERIES]) -> __m512 {
+    let (low, high) = (quarters::<OP>(v[0], v[1], v[2], v[3]), quarters::<OP>(v[4], v[5], v[6], v[7]));
+    let pairs = join::<OP>(_mm512_unpacklo_ps(low, high), _mm512_unpackhi_ps(low, high));
+    let single = join::<OP>(pairs, _mm512_permute_ps::<0b1110>(pairs));
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_permutexvar_ps(order, single)
+}
+
+/// Of four vectors the four quarters of each become one, a part of 128 bits each.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters<const OP: bool>(a: __m512, b: __m512, c: __m512, d: __m512) -> __m512 {
+    let ab = join::<OP>(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+    let cd = join::<OP>(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+    join::<OP>(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd))
+}
+
+/// The sum or the maximum of two vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn join<const OP: bool>(a: __m512, b: __m512) -> __m512 {
+    if OP == MAX { _mm512_max_ps(a, b) } else { _mm512_add_ps(a, b) }
 }
 
 /// `cap * tanh(s / cap)`, where `tanh |x| = (1 - t) / (1 + t)` with `t = e^(-2 |x|)`: its exponent is never positive.
@@ -317,10 +351,56 @@ fn first_lanes(count: usize) -> u16 {
     ((1_u32 << count) - 1) as u16
 }
 
-/// [`OnlineSoftmax::merge`] with this instruction set's vectors.
+/// [`OnlineSoftmax::merge`], queries' own numbers in a lane each. Decode merges a state for each query of each chunk: what a call
+/// takes beside its sums counts.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) fn merge(state: &mut OnlineSoftmax<'_>, later: &OnlineSoftmax<'_>) {
-    state.merge(later);
+    let queries = state.m.len();
+    assert!(state.l.len() == queries && later.m.len() == queries && later.l.len() == queries);
+    assert!(state.acc.len() == later.acc.len() && (queries == 0 || state.acc.len().is_multiple_of(queries)));
+    let d = state.acc.len() / queries.max(1);
+    let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
+    for first in (0..queries).step_by(COLUMNS) {
+        let count = COLUMNS.min(queries - first);
+        let lanes = first_lanes(count);
+        let (mut a, mut b) = ([0.0f32; COLUMNS], [0.0f32; COLUMNS]);
+        // SAFETY: the mask selects `count` lanes, and so many numbers there are behind `first`; the arrays are 16 floats.
+        unsafe {
+            let (m, l) = (state.m.as_mut_ptr().add(first), state.l.as_mut_ptr().add(first));
+            let (old, new) = (
+                _mm512_mask_loadu_ps(lowest, lanes, m),
+                _mm512_mask_loadu_ps(lowest, lanes, later.m.as_ptr().add(first)),
+            );
+            let largest = _mm512_max_ps(new, old);
+            // Nothing is `inf - inf`.
+            let empty = _mm512_cmpeq_ps_mask(largest, lowest);
+            let base = _mm512_mask_blend_ps(empty, largest, _mm512_setzero_ps());
+            let (x, y) = (exp(_mm512_sub_ps(old, base)), exp(_mm512_sub_ps(new, base)));
+            let sum = _mm512_add_ps(
+                _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, l), x),
+                _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, later.l.as_ptr().add(first)), y),
+            );
+            _mm512_mask_storeu_ps(m, lanes, largest);
+            _mm512_mask_storeu_ps(l, lanes, sum);
+            _mm512_storeu_ps(a.as_mut_ptr(), x);
+            _mm512_storeu_ps(b.as_mut_ptr(), y);
+        }
+        for i in 0..count {
+            let (x, y) = (_mm512_set1_ps(a[i]), _mm512_set1_ps(b[i]));
+            let at = (first + i) * d;
+            let (sums, more) = (&mut state.acc[at..][..d], &later.acc[at..][..d]);
+            for at in (0..d).step_by(COLUMNS) {
+                let lanes = first_lanes(COLUMNS.min(d - at));
+                // SAFETY: the mask selects elements below d, which both have.
+                unsafe {
+                    let place = sums.as_mut_ptr().add(at);
+                    let old = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, place), x);
+                    let new = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, more.as_ptr().add(at)), y);
+                    _mm512_mask_storeu_ps(place, lanes, _mm512_add_ps(old, new));
+                }
+            }
+        }
+    }
 }
 
 /// The even and the odd elements of `lanes` pairs (the rest zero).
