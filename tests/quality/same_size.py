@@ -6,7 +6,8 @@
 llama.cpp's tools quantise the f32 model by an importance matrix. Bessemer is given the bytes of each file that comes out, programs and all
 (`compile --max-size`), and by itself the bits of its matrices (`--target-bpw`), scales included. Both are calibrated on the same text, as
 much of stories that the model itself sampled as of stories in the public domain, and judged by the logits of what they run (rounded
-activations included) on other samples and on another story in the public domain, against the same logits of the f32 model.
+activations included) on other samples and on the second half of another story in the public domain, against the same logits of the f32 model.
+Bessemer's search has the first half to choose precisions by.
 llama.cpp's own tool states its divergence too, over the second halves of windows.
 
 Exit codes: 0 ok, 1 a command failed, 2 usage, 3 a tool is missing, or no network.
@@ -34,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 DIVERGENCE = HERE.parent / "peers" / "divergence.py"
 TARGETS = (*llama_cpp.TARGETS, "llama-imatrix", "llama-perplexity")
 STORY = TEXTS / "held_out.txt"
+# Windows of the story's first half that the search judges by; it measures sensitivities on the others.
+HELD_OUT = 6
 # Windows of the calibration text, and their tokens.
 WINDOWS, WINDOW = 2 * len(CALIBRATE), 256
 # Keys and values are cached in bf16 by the one and in f16 by the other.
@@ -130,9 +133,14 @@ def compare(args: argparse.Namespace, work: Path) -> None:
     statistics = work / "statistics"
     text = ["--calib", calib, "--calib-windows", WINDOWS, "--calib-window", WINDOW]
     run([args.program, "calibrate", MODEL, "-o", statistics, *text])
+    paragraphs = STORY.read_text().split("\n\n")
+    half = len(paragraphs) // 2
+    chosen_by, story = work / "chosen-by.txt", work / "story.txt"
+    chosen_by.write_text("\n\n".join(paragraphs[:half]))
+    story.write_text("\n\n".join(paragraphs[half:]))
     judges = {
         "samples": Judge(interpreter, logits, sorted(own.iterdir()), work, "samples"),
-        "story": Judge(interpreter, logits, [STORY], work, "story"),
+        "story": Judge(interpreter, logits, [story], work, "story"),
     }
     for judge in judges.values():
         judge.set_base(f32)
@@ -153,6 +161,7 @@ def compare(args: argparse.Namespace, work: Path) -> None:
         for same, asked in (("bytes", ["--max-size", theirs["bytes"]]), ("bits", ["--target-bpw", theirs["bits"]])):
             ours = work / "ours.engine"
             asked += ["--method", "awq+gptq", "--calib-stats", statistics, "--scratch", work / "scratch"]
+            asked += ["--held-out", chosen_by, "--held-out-windows", HELD_OUT]
             made = json.loads(run([args.program, "compile", MODEL, "-o", ours, "--json", *asked]))
             mine = {"bytes": made["bytes"], "bits": made["bits_per_weight"]}
             row[same] = mine | {text: judge.bessemer(args.program, ours) for text, judge in judges.items()}

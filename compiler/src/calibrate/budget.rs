@@ -2,18 +2,18 @@
 //! every size, and of those the engine gets the smallest that holds on text that nothing was calibrated on.
 
 use super::quality::Base;
+use super::search::Search;
 use super::{Calibrate, Codes, Ground, Moments, Reading, reading, recipe, result_name, text};
 use crate::compile::Amount;
 use crate::error::CompileError;
 use crate::tuning::{self, Reads, Tuning};
 use bessemer_calibrate::Grid;
-use bessemer_calibrate::knapsack::{Assignment, Choice, frontier};
+use bessemer_calibrate::knapsack::Choice;
 use bessemer_format::QuantScheme;
 use bessemer_format::manifest::Quality;
 use bessemer_ir::{Graph, NodeId, Op};
 use bessemer_passes::pipeline::{Context, Refine};
 use bessemer_passes::{Assigned, is_assignable};
-use std::collections::BTreeMap;
 
 /// What an engine must hold.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,25 +58,15 @@ pub(crate) const SCHEMES: [&str; 11] = [
 /// Windows of text that sensitivities are measured on, and their tokens at most.
 const PROBE_WINDOWS: usize = 4;
 const PROBE_TOKENS: usize = 128;
-/// A unit that holds such a part of all bytes is measured with every choice.
+/// The largest unit decides by itself if it holds such a part of all bytes.
 const LARGE: u64 = 8;
 /// Rows of a weight that stand for it when its errors are estimated.
 const SAMPLED_ROWS: usize = 128;
-/// Engines that are tried, at most.
-const TRIALS: usize = 8;
-/// Schemes for all weights alike that are tried beside what the knapsack gives, at most, and the share of its size that they must reach:
-/// predictions are made one weight at a time, and how errors add up is not part of them.
-const RIVALS: usize = 2;
-const RIVAL_SIZE: f64 = 0.9;
-/// A size within this share of another counts as the same, and a value this near to its limit as used up.
-const FINE: f64 = 0.001;
-const USED_UP: f64 = 0.99;
-
 /// Weights that get the same precision: those that share an input, since they become one step.
-struct Unit {
-    weights: Vec<NodeId>,
+pub(super) struct Unit {
+    pub weights: Vec<NodeId>,
     /// `None`: as the source has it.
-    schemes: Vec<Option<QuantScheme>>,
+    pub schemes: Vec<Option<QuantScheme>>,
     /// For each scheme: bytes, how long a token waits for them (in bytes that memory delivers meanwhile), and squared error of the outputs on
     /// the calibration text.
     sizes: Vec<u64>,
@@ -98,22 +88,12 @@ impl Unit {
     }
 }
 
-/// One scheme for all weights that may have it, the others as the source has them; for each scheme, smallest first.
-fn uniform(units: &[Unit], items: &[Vec<Choice>]) -> Vec<Assignment> {
-    let of = |scheme: &str| {
-        let scheme: Option<QuantScheme> = scheme.parse().ok();
-        let choice = |unit: &Unit| {
-            let own = unit.schemes.len() - 1;
-            unit.schemes.iter().position(|s| s.is_some() && *s == scheme).unwrap_or(own)
-        };
-        let choices: Vec<usize> = units.iter().map(choice).collect();
-        let chosen = || items.iter().zip(&choices).map(|(item, choice)| &item[*choice]);
-        let (size, loss) = (chosen().map(|c| c.size).sum(), chosen().map(|c| c.loss).sum());
-        Assignment { choices, size, loss }
-    };
-    let mut found: Vec<Assignment> = SCHEMES.into_iter().map(of).collect();
-    found.sort_by_key(|a| a.size);
-    found
+/// The largest unit, if it holds so much that it decides by itself.
+pub(super) fn decisive(units: &[Unit]) -> Option<usize> {
+    let own = |unit: &Unit| unit.sizes.last().copied().unwrap_or(0);
+    let all: u64 = units.iter().map(own).sum();
+    let (at, largest) = units.iter().enumerate().max_by_key(|(_, unit)| own(unit))?;
+    (own(largest) >= all / LARGE).then_some(at)
 }
 
 /// The share of a matrix that one token reads.
@@ -126,6 +106,10 @@ fn read_share(graph: &Graph, node: NodeId) -> f64 {
         _ => 1.0,
     };
     graph.uses(node.into()).into_iter().map(share).fold(0.0, f64::max)
+}
+
+pub(super) fn unreachable(budget: Budget, best: String) -> CompileError {
+    CompileError::Budget { asked: budget.to_string(), best }
 }
 
 /// Precisions that hold a budget.
@@ -158,36 +142,17 @@ impl Calibrate<'_> {
         let sized = matches!(budget, Budget::Bits(_) | Budget::Size(_));
         let items: Vec<Vec<Choice>> =
             units.iter().zip(&losses).map(|(unit, losses)| unit.choices(losses, !sized)).collect();
-        let assignments = frontier(&items);
-        let uniform = uniform(&units, &items);
-        let fixed = self.fixed_size(source, &units)?;
-        let search = Search {
-            of: self,
-            source,
-            ground,
-            held_out,
-            units: &units,
-            assignments: &assignments,
-            uniform: &uniform,
-        };
+        let search = Search::new(self, source, ground, held_out, &units, &items);
         match budget {
             Budget::Bits(bits) => {
-                let most = bits * fixed.elements as f64 / 8.0;
-                let fits = |a: &Assignment| (a.size + fixed.bytes) as f64 <= most;
-                match assignments.iter().rposition(fits) {
-                    Some(at) => {
-                        let found = search.trial(&assignments[at])?;
-                        let rivals = uniform.iter().rev().filter(|a| fits(a));
-                        let least = RIVAL_SIZE * assignments[at].size as f64;
-                        let rivals = rivals.take_while(|a| a.size as f64 >= least).take(RIVALS);
-                        search.better(found, rivals, |_| Ok(true))
-                    }
-                    None => {
-                        let least = assignments.first().map_or(0, |a| a.size) + fixed.bytes;
-                        let reached = least as f64 * 8.0 / fixed.elements.max(1) as f64;
-                        Err(unreachable(budget, format!("{reached:.3} bits a weight")))
-                    }
-                }
+                let fixed = self.fixed_size(source, &units)?;
+                let most = (bits * fixed.elements as f64 / 8.0) as u64;
+                let found = search.least_loss(most.saturating_sub(fixed.bytes), &|_| Ok(0))?;
+                found.into_iter().next().ok_or_else(|| {
+                    let least = search.least_size() + fixed.bytes;
+                    let reached = least as f64 * 8.0 / fixed.elements.max(1) as f64;
+                    unreachable(budget, format!("{reached:.3} bits a weight"))
+                })
             }
             Budget::Size(bytes) => search.within(bytes, size, budget),
             Budget::Kl(limit) => search.smallest(limit, budget, &|q| q.mean_kl),
@@ -302,8 +267,8 @@ impl Calibrate<'_> {
 
     /// The divergence that each choice for each unit causes by itself, rounded as the method rounds: errors that it leaves lie in other
     /// directions than those of rounding to nearest, and cost less by a factor that differs from unit to unit. One choice is measured and the
-    /// others are taken to lose in proportion to their squared errors. A unit of so many weights that it decides by itself (a table that is the
-    /// head too) is measured with every choice: what it loses is not in proportion.
+    /// others are taken to lose in proportion to their squared errors. What decides by itself (in small models a table that is the head too) is
+    /// measured with every choice: its losses are not in proportion.
     fn sensitivities(
         &self,
         source: &Graph,
@@ -334,11 +299,10 @@ impl Calibrate<'_> {
             ground.results.put(&name, &found.to_le_bytes())?;
             Ok(found)
         };
-        let own = |unit: &Unit| unit.sizes.last().copied().unwrap_or(0);
-        let all: u64 = units.iter().map(own).sum();
+        let decisive = decisive(units);
         self.progress.start("measure sensitivity", Amount::Pieces(units.len()));
-        let losses = units.iter().map(|unit| {
-            let large = own(unit) >= all / LARGE;
+        let losses = units.iter().enumerate().map(|(at, unit)| {
+            let large = decisive == Some(at);
             // The first of the schemes has four bits: coarse enough to stand out, fine enough to be in proportion.
             let mut sensitivity = None;
             let choices =
@@ -391,7 +355,7 @@ impl Calibrate<'_> {
     }
 
     /// The same under other precisions.
-    fn with<'b>(&'b self, assigned: &'b Assigned) -> Calibrate<'b> {
+    pub(super) fn with<'b>(&'b self, assigned: &'b Assigned) -> Calibrate<'b> {
         let refine = Refine { assigned: Some(assigned), ..self.context.refine };
         Calibrate { context: Context { refine, ..self.context }, ..*self }
     }
@@ -400,200 +364,6 @@ impl Calibrate<'_> {
 struct FixedSize {
     bytes: u64,
     elements: u64,
-}
-
-/// Engines on the frontier, of which few are made.
-struct Search<'a> {
-    of: &'a Calibrate<'a>,
-    source: &'a Graph,
-    ground: &'a Ground,
-    held_out: &'a Base,
-    units: &'a [Unit],
-    assignments: &'a [Assignment],
-    /// Of [`uniform`].
-    uniform: &'a [Assignment],
-}
-
-impl Search<'_> {
-    fn assigned(&self, assignment: &Assignment) -> Assigned {
-        let mut assigned = BTreeMap::new();
-        for (unit, choice) in self.units.iter().zip(&assignment.choices) {
-            if let Some(scheme) = unit.schemes[*choice] {
-                assigned.extend(unit.weights.iter().map(|node| (*node, scheme)));
-            }
-        }
-        assigned
-    }
-
-    /// Rounds the weights of one assignment and measures what is lost.
-    fn trial(&self, assignment: &Assignment) -> Result<Fitted, CompileError> {
-        self.of.go_on()?;
-        let assigned = self.assigned(assignment);
-        let with = self.of.with(&assigned);
-        let mut graph = self.source.clone();
-        let codes = with.lower(&mut graph, self.ground)?;
-        let quality = with.quality(self.held_out, &graph, &codes)?;
-        Ok(Fitted { assigned, graph, codes, quality })
-    }
-
-    /// `found`, or one of its rivals that `fits` and loses less.
-    fn better<'b>(
-        &self,
-        mut found: Fitted,
-        rivals: impl Iterator<Item = &'b Assignment>,
-        fits: impl Fn(&Fitted) -> Result<bool, CompileError>,
-    ) -> Result<Fitted, CompileError> {
-        for rival in rivals {
-            let rival = self.trial(rival)?;
-            if rival.quality.mean_kl < found.quality.mean_kl && fits(&rival)? {
-                found = rival;
-            }
-        }
-        Ok(found)
-    }
-
-    /// The smallest whose `value` is at most `limit`. Losses say where to look, as far as they were right so far.
-    fn smallest(
-        &self,
-        limit: f64,
-        budget: Budget,
-        value: &dyn Fn(&Quality) -> f64,
-    ) -> Result<Fitted, CompileError> {
-        let last = self.last()?;
-        // Fails below `low`, holds from `high` on; of the nearest on each side, loss and value.
-        let (mut low, mut high, mut held) = (0, last, None);
-        let (mut failing, mut holding): (Option<Point>, Option<Point>) = (None, None);
-        for _ in 0..TRIALS {
-            let known = held.is_some();
-            if known
-                && (low >= high
-                    || self.assignments[low].size as f64 >= self.assignments[high].size as f64 * (1.0 - FINE))
-            {
-                break;
-            }
-            let top = if known { high - 1 } else { high };
-            // A little below the limit, so that a trial holds more often than not; less below it once one does.
-            let aim = if known { 0.995 } else { 0.97 };
-            let wanted = wanted_loss(aim * limit, failing, holding);
-            let likely = self.assignments.partition_point(|a| a.loss > wanted);
-            // Never all the way to an end that is known, so that the stretch shrinks.
-            let margin = if failing.is_some() && known { (top - low) / 8 } else { 0 };
-            let at = likely.clamp(low + margin, top - margin);
-            let found = self.trial(&self.assignments[at])?;
-            let reached = value(&found.quality);
-            let point = Some((self.assignments[at].loss, reached));
-            if reached <= limit {
-                (high, held, holding) = (at, Some(found), point);
-                if reached >= USED_UP * limit {
-                    break;
-                }
-            } else if at == last {
-                return Err(unreachable(budget, describe(budget, reached)));
-            } else {
-                (low, failing) = (at + 1, point);
-            }
-        }
-        match held {
-            Some(held) => {
-                let size = self.assignments[high].size as f64;
-                let sizes = RIVAL_SIZE * size..size * (1.0 - FINE);
-                let smaller = self.uniform.iter().rev().filter(|a| sizes.contains(&(a.size as f64)));
-                let mut smallest = held;
-                for rival in smaller.take(RIVALS) {
-                    let rival = self.trial(rival)?;
-                    if value(&rival.quality) <= limit {
-                        smallest = rival;
-                    }
-                }
-                Ok(smallest)
-            }
-            None => {
-                let found = self.trial(&self.assignments[last])?;
-                let reached = value(&found.quality);
-                if reached <= limit { Ok(found) } else { Err(unreachable(budget, describe(budget, reached))) }
-            }
-        }
-    }
-
-    /// The one that loses least among those whose engine has at most so many bytes.
-    fn within(&self, bytes: u64, size: EngineSize<'_>, budget: Budget) -> Result<Fitted, CompileError> {
-        let last = self.last()?;
-        // What a quality takes in a report does not depend on what it says.
-        let weights = self.units.iter().flat_map(|unit| &unit.weights);
-        let weights = weights.map(|node| (self.source.name(*node).into(), 0.0)).collect();
-        let quality = Quality { weights, ..self.held_out.nothing_lost() };
-        let sized = |a: &Assignment| size(self.source, &self.assigned(a), &quality);
-        let least = sized(&self.assignments[0])?;
-        if least > bytes {
-            return Err(unreachable(budget, format!("{least} bytes")));
-        }
-        // To assemble an engine takes a while, and what there is beside the weights hardly differs from one to the next. So the first says
-        // which is likely to be the largest that fits, and one or two more where that is.
-        let (mut low, mut high) = (0, last + 1);
-        let mut beside = least.saturating_sub(self.assignments[0].size);
-        while high - low > 1 {
-            self.of.go_on()?;
-            let likely = self.assignments.partition_point(|a| a.size + beside <= bytes);
-            let at = likely.saturating_sub(1).clamp(low + 1, high - 1);
-            let found = sized(&self.assignments[at])?;
-            beside = found.saturating_sub(self.assignments[at].size);
-            if found > bytes {
-                high = at;
-            } else {
-                low = at;
-                // The next is larger by more than is left.
-                if self.assignments.get(at + 1).is_none_or(|next| next.size + beside > bytes) {
-                    break;
-                }
-            }
-        }
-        // Scales that are folded may take a few bytes more.
-        let fits = |f: &Fitted| Ok(size(&f.graph, &f.assigned, &f.quality)? <= bytes);
-        for assignment in self.assignments[..=low].iter().rev().take(TRIALS) {
-            let found = self.trial(assignment)?;
-            if fits(&found)? {
-                let least = RIVAL_SIZE * assignment.size as f64;
-                let rivals = self.uniform.iter().rev().skip_while(|a| a.size > self.assignments[low].size);
-                let rivals = rivals.take_while(|a| a.size as f64 >= least).take(RIVALS);
-                return self.better(found, rivals, fits);
-            }
-        }
-        Err(unreachable(budget, format!("about {least} bytes")))
-    }
-
-    /// The largest.
-    fn last(&self) -> Result<usize, CompileError> {
-        let none = || CompileError::Calibration("there is no weight to choose a precision for".into());
-        self.assignments.len().checked_sub(1).ok_or_else(none)
-    }
-}
-
-/// The predicted loss and the measured value of an assignment.
-type Point = (f64, f64);
-
-/// The predicted loss at which the value is likely to be `target`: in proportion to a known point, on the line between two where values
-/// and losses are logarithms.
-fn wanted_loss(target: f64, failing: Option<Point>, holding: Option<Point>) -> f64 {
-    let log = |(loss, value): Point| (libm::log(loss.max(1e-12)), libm::log(value.max(1e-12)));
-    let target_log = libm::log(target.max(1e-12));
-    match (failing.map(log), holding.map(log)) {
-        (Some((x0, y0)), Some((x1, y1))) if y0 > y1 => {
-            libm::exp(x1 + (x0 - x1) * (target_log - y1) / (y0 - y1))
-        }
-        (Some((x, y)), _) | (_, Some((x, y))) => libm::exp(x + target_log - y),
-        (None, None) => target,
-    }
-}
-
-fn unreachable(budget: Budget, best: String) -> CompileError {
-    CompileError::Budget { asked: budget.to_string(), best }
-}
-
-fn describe(budget: Budget, reached: f64) -> String {
-    match budget {
-        Budget::Perplexity(_) => format!("{reached:.3} % above"),
-        _ => format!("{reached:.6}"),
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod budget;
 mod quality;
+mod search;
 mod statistics;
 mod text;
 
