@@ -12,9 +12,12 @@ use bessemer_format::plan::{Plan, StepKind};
 use bessemer_format::variant::DeviceCode;
 use bessemer_ir::exec::{SequenceRows, Wanted};
 use bessemer_oracle::{Oracle, Reading};
-use bessemer_runtime::{Engine, Isa, KvElem, WorkerOptions};
+use bessemer_runtime::text::Special;
+use bessemer_runtime::{Engine, Isa, KvElem, Worker, WorkerOptions};
 use bessemer_targets::Targets;
-use bessemer_tests::models::{compile, fixture, golden, relative_error, traced, with_manifest};
+use bessemer_tests::models::{
+    cached_model, compile, fixture, forward, golden, relative_error, root, traced, with_manifest,
+};
 use std::collections::BTreeSet;
 
 const TARGET: &str = "cpu:x86-64-v4+amx";
@@ -138,6 +141,39 @@ fn many_rows_are_nearer_to_the_exact_numbers_than_in_bytes() {
         println!("{model}: in bf16 {bf16:.2e} from the exact logits, in bytes {bytes:.2e}");
         assert!(bf16 < bytes, "{model}: {bf16:.2e} in bf16, {bytes:.2e} in bytes");
     }
+}
+
+/// The same of a real model, as divergence from its predictions with activations that nothing rounds.
+#[test]
+fn a_real_model_predicts_nearer_to_itself_than_in_bytes() {
+    let Some(source) = cached_model("smollm2-135m-instruct.gguf") else { return };
+    let text = std::fs::read_to_string(root().join("fixtures/text/corpus.txt")).unwrap();
+    let predictions = |options: &CompileOptions| {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _) = compile(&source, folder.path(), options).unwrap_or_else(|e| panic!("{e}"));
+        let engine = Engine::from_bytes(&with_manifest(&path, no_features)).unwrap();
+        let tokens = engine.tokenizer().unwrap().encode(&text, Special::AsText).unwrap();
+        let mut worker = Worker::new(&engine, WorkerOptions::default().threads(2).kv(KvElem::F32)).unwrap();
+        let mut sequence = worker.sequence();
+        let rows = forward(&mut worker, &mut sequence, &tokens[..256]);
+        rows.iter().map(|row| log_softmax(row)).collect::<Vec<_>>()
+    };
+    let plain = predictions(&CompileOptions { f32_activations: true, ..options("cpu", "int4") });
+    let divergence = |target| {
+        let other = predictions(&options(target, "int4"));
+        let of_row =
+            |(p, q): (&Vec<f64>, &Vec<f64>)| -> f64 { p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum() };
+        plain.iter().zip(&other).map(of_row).sum::<f64>() / plain.len() as f64
+    };
+    let (bf16, bytes) = (divergence(TARGET), divergence("cpu"));
+    println!("int4, mean divergence from f32 activations: {bf16:.2e} nats in bf16, {bytes:.2e} in bytes");
+    assert!(bf16 < bytes && bytes < 0.1, "{bf16:.2e} in bf16, {bytes:.2e} in bytes");
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|v| f64::from(v - max).exp()).sum();
+    logits.iter().map(|v| f64::from(v - max) - total.ln()).collect()
 }
 
 fn all(tokens: &[u32]) -> [SequenceRows<'_>; 1] {

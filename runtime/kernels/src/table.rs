@@ -255,6 +255,14 @@ kernels! {
             linear_int8_s8_avx512: Avx512, S8, avx512::linear_int8::s8;
             linear_int8_e2m1_avx512: Avx512, E2M1, avx512::linear_int8::table;
             linear_int8_iq4_avx512: Avx512, IQ4, avx512::linear_int8::table;
+            linear_int8_u2_amx: Amx, U2, amx::linear_int8::u2;
+            linear_int8_u3_amx: Amx, U3, amx::linear_int8::u3;
+            linear_int8_u4_amx: Amx, U4, amx::linear_int8::u4;
+            linear_int8_u5_amx: Amx, U5, amx::linear_int8::u5;
+            linear_int8_u6_amx: Amx, U6, amx::linear_int8::u6;
+            linear_int8_s8_amx: Amx, S8, amx::linear_int8::s8;
+            linear_int8_e2m1_amx: Amx, E2M1, amx::linear_int8::table;
+            linear_int8_iq4_amx: Amx, IQ4, amx::linear_int8::table;
         }
         aarch64 {
             linear_int8_dotprod: Dotprod, ANY, dotprod::linear_int8;
@@ -273,6 +281,14 @@ kernels! {
             linear_int8_pair_s8_avx512: Avx512, S8, avx512::linear_int8::pair::s8;
             linear_int8_pair_e2m1_avx512: Avx512, E2M1, avx512::linear_int8::pair::table;
             linear_int8_pair_iq4_avx512: Avx512, IQ4, avx512::linear_int8::pair::table;
+            linear_int8_pair_u2_amx: Amx, U2, amx::linear_int8::pair::u2;
+            linear_int8_pair_u3_amx: Amx, U3, amx::linear_int8::pair::u3;
+            linear_int8_pair_u4_amx: Amx, U4, amx::linear_int8::pair::u4;
+            linear_int8_pair_u5_amx: Amx, U5, amx::linear_int8::pair::u5;
+            linear_int8_pair_u6_amx: Amx, U6, amx::linear_int8::pair::u6;
+            linear_int8_pair_s8_amx: Amx, S8, amx::linear_int8::pair::s8;
+            linear_int8_pair_e2m1_amx: Amx, E2M1, amx::linear_int8::pair::table;
+            linear_int8_pair_iq4_amx: Amx, IQ4, amx::linear_int8::pair::table;
         }
         aarch64 {}
     }

@@ -86,31 +86,23 @@ mod linux {
         }
     }
 
+    /// What is multiplied.
+    #[derive(Clone, Copy)]
+    enum Of {
+        /// `tdpbf16ps`.
+        Bf16,
+        /// `tdpbsud`: signed bytes with unsigned ones.
+        Bytes,
+    }
+
     #[derive(Clone, Copy)]
     enum Operation {
-        Configure {
-            from: *const u8,
-        },
+        Configure { from: *const u8 },
         Release,
-        Zero {
-            tile: usize,
-        },
-        Load {
-            tile: usize,
-            from: *const u8,
-            stride: usize,
-        },
-        Store {
-            tile: usize,
-            to: *mut u8,
-            stride: usize,
-        },
-        /// `tdpbf16ps`.
-        MultiplyBf16 {
-            sum: usize,
-            a: usize,
-            b: usize,
-        },
+        Zero { tile: usize },
+        Load { tile: usize, from: *const u8, stride: usize },
+        Store { tile: usize, to: *mut u8, stride: usize },
+        Multiply { of: Of, sum: usize, a: usize, b: usize },
     }
 
     struct Instruction {
@@ -202,7 +194,8 @@ mod linux {
                     let (base, stride, end) = memory();
                     (Operation::Store { tile: reg, to: base as *mut u8, stride }, end)
                 }
-                (0x5c, 2, true) => (Operation::MultiplyBf16 { sum: reg, a: rm, b: third }, 5),
+                (0x5c, 2, true) => (Operation::Multiply { of: Of::Bf16, sum: reg, a: rm, b: third }, 5),
+                (0x5e, 2, true) => (Operation::Multiply { of: Of::Bytes, sum: reg, a: rm, b: third }, 5),
                 _ => return None,
             };
             Some(Self { operation, len })
@@ -241,7 +234,7 @@ mod linux {
                         unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), to, bytes) };
                     }
                 }
-                Operation::MultiplyBf16 { sum, a, b } => {
+                Operation::Multiply { of, sum, a, b } => {
                     if sum == a || sum == b || a == b {
                         fail("AMX: two operands of a product are the same tile");
                     }
@@ -252,8 +245,11 @@ mod linux {
                     }
                     let (a, b) = (state.tiles[a], state.tiles[b]);
                     for (sum, a) in state.tiles[sum].iter_mut().zip(&a).take(rows) {
-                        // SAFETY: where AMX is emulated the host has AVX-512, and so fused multiply-add.
-                        unsafe { add_pairs(sum, &a[..a_bytes], &b, sum_bytes / 4) };
+                        match of {
+                            // SAFETY: where AMX is emulated the host has AVX-512, and so fused multiply-add.
+                            Of::Bf16 => unsafe { add_pairs(sum, &a[..a_bytes], &b, sum_bytes / 4) },
+                            Of::Bytes => add_fours(sum, &a[..a_bytes], &b, sum_bytes / 4),
+                        }
                     }
                 }
             }
@@ -302,6 +298,19 @@ mod linux {
         for ([even, odd], sum) in halves.iter().zip(sum.as_chunks_mut::<4>().0).take(columns) {
             let before = flushed(f32::from_le_bytes(*sum));
             *sum = flushed(before + flushed(even + odd)).to_le_bytes();
+        }
+    }
+
+    /// One row of `tdpbsud`: sums of 32 bits, which wrap.
+    fn add_fours(sum: &mut [u8; ROW_BYTES], a: &[u8], b: &Tile, columns: usize) {
+        for (column, sum) in sum.as_chunks_mut::<4>().0.iter_mut().take(columns).enumerate() {
+            let mut total = i32::from_le_bytes(*sum);
+            for (a, b) in a.as_chunks::<4>().0.iter().zip(b) {
+                for (a, b) in a.iter().zip(&b[4 * column..]) {
+                    total = total.wrapping_add(i32::from(*a as i8) * i32::from(*b));
+                }
+            }
+            *sum = total.to_le_bytes();
         }
     }
 

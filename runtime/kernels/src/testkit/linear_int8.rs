@@ -13,7 +13,7 @@ const ROWS: [usize; 6] = [1, 2, 3, 5, 8, 27];
 
 /// The kernel under test for every activation group that fits the weights.
 fn linears(row: &Row<LinearInt8Fn>, layout: &PanelLayout) -> Vec<LinearInt8> {
-    [16, 32, 48, 64, 512]
+    [16, 32, 48, 64, 256, 512]
         .into_iter()
         .filter_map(|group| Int8Layout::new(layout, group).ok())
         .map(|act| LinearInt8 { layout: layout.clone(), act, isa: row.isa, kernel: row.kernel, pair: None })
@@ -101,7 +101,7 @@ pub(crate) fn extremes(row: &Row<LinearInt8Fn>) {
                 .linear_int8(&layout, linear.act().group)
                 .unwrap();
             for value in [1.0, -1.0] {
-                let x = quantised(linear.act(), &vec![value; 5 * layout.k()]);
+                let x = quantised(linear.act(), &vec![value; 9 * layout.k()]);
                 let (got, want) = (product(&linear, &weight, &x), product(&portable, &weight, &x));
                 assert_eq!(bits(&got), bits(&want), "{scheme} group={}", linear.act().group);
             }
@@ -194,7 +194,7 @@ pub(crate) fn guarded(row: &Row<LinearInt8Fn>) {
 /// The kernel of two panels under test, beside the portable kernel that gives what it ought to.
 fn pairs(row: &Row<LinearInt8PairFn>, layout: &PanelLayout) -> Vec<LinearInt8> {
     let portable = KernelSet::for_isa(crate::Isa::Portable).unwrap();
-    [16, 32, 48, 64, 512]
+    [16, 32, 48, 64, 256, 512]
         .into_iter()
         .filter_map(|group| portable.linear_int8(layout, group).ok())
         .map(|linear| LinearInt8 { pair: Some(row.kernel), ..linear })

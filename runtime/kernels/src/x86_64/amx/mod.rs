@@ -1,10 +1,9 @@
-//! AMX: products of tiles of bfloat16, with AVX-512 for what is around them.
-//!
-//! Integers are multiplied as before: a tile of sums would have to be scaled after every group of the weights, and that costs more than
-//! the products save for groups of up to 128.
+//! AMX: products of tiles of bfloat16 and of bytes, with AVX-512 for what is around them.
 
 mod dequant;
 pub(crate) mod linear_bf16;
+pub(crate) mod linear_int8;
+mod product;
 mod tile;
 
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
@@ -80,7 +79,7 @@ mod tests {
             load!("tmm0", lanes.as_ptr(), 64usize);
             load!("tmm4", left.as_ptr(), 64usize);
             load!("tmm6", right.as_ptr(), 64usize);
-            multiply!("tmm0", "tmm4", "tmm6");
+            multiply!("tdpbf16ps", "tmm0", "tmm4", "tmm6");
             store!("tmm0", lanes.as_mut_ptr());
             tile::release();
         }

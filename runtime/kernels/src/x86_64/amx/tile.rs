@@ -4,7 +4,6 @@
 //! volatile across calls by the ABI, and a compiler gives them to functions with the feature `amx-tile` only, of which there are none.
 //! Every function that configures tiles releases them before it returns.
 
-use crate::linear::Lane;
 use bessemer_format::panel::LINE;
 use std::arch::asm;
 
@@ -61,12 +60,13 @@ macro_rules! load {
 }
 pub(super) use load;
 
-/// Adds the products of two tiles of bfloat16 to a tile of f32: row r and column c of `$sum` gets those of row r of `$a` with the pairs at
-/// column c of `$b`, whose row i holds elements 2i and 2i + 1 along k. For blocks of `unsafe`: all are configured, and fit.
+/// Adds the products of two tiles to a tile of sums by the instruction of this name: row r and column c of `$sum` gets those of row r of
+/// `$a` with what lies at column c of `$b`, in whose row i are elements 2i and 2i + 1 along k of bfloat16, or 4i to 4i + 3 of bytes. For
+/// blocks of `unsafe`: all are configured, and fit.
 macro_rules! multiply {
-    ($sum:tt, $a:tt, $b:tt) => {
+    ($name:literal, $sum:tt, $a:tt, $b:tt) => {
         std::arch::asm!(
-            concat!("tdpbf16ps ", $sum, ", ", $a, ", ", $b),
+            concat!($name, " ", $sum, ", ", $a, ", ", $b),
             out($sum) _,
             options(nostack, preserves_flags, nomem),
         )
@@ -74,7 +74,7 @@ macro_rules! multiply {
 }
 pub(super) use multiply;
 
-/// Stores a tile to as many lanes as it has rows. For blocks of `unsafe`: the tile is configured and its lanes are writable.
+/// Stores a tile to as many lines as it has rows. For blocks of `unsafe`: the tile is configured and its lines are writable.
 macro_rules! store {
     ($tile:tt, $to:expr) => {
         std::arch::asm!(
@@ -87,4 +87,4 @@ macro_rules! store {
 }
 pub(super) use store;
 
-const _: () = assert!(size_of::<Config>() == 64 && size_of::<Lane>() == LINE);
+const _: () = assert!(size_of::<Config>() == 64);

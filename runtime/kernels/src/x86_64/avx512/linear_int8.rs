@@ -396,7 +396,7 @@ pub(in crate::x86_64) fn constant<const BITS: usize>(layout: &PanelLayout) -> i3
 /// The integers of codes, plus 128, and in every lane the unit of which they are multiples.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn integers(layout: &PanelLayout) -> (__m512i, __m512) {
+pub(in crate::x86_64) fn integers(layout: &PanelLayout) -> (__m512i, __m512) {
     let (integers, unit) = crate::x86_64::integers(layout);
     let biased = integers.map(|i| i as u8 ^ 128);
     // SAFETY: sixteen bytes.
