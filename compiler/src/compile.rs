@@ -114,6 +114,7 @@ pub fn prepare_with(
         target: options.targets.first(),
         precision: options.precision,
         f32_activations: options.f32_activations,
+        row_activations: options.row_activations,
         refine: Refine { overrides: &options.overrides, ..Refine::NONE },
     };
     let mut until = pipeline::Options { disable: options.disable.clone(), stop_after: run.stop_after };

@@ -32,6 +32,8 @@ pub struct Context<'a> {
     pub precision: PrecisionPolicy,
     /// Whether every linear computes in f32, even where integer kernels exist.
     pub f32_activations: bool,
+    /// Whether activations share a scale as far as weights do.
+    pub row_activations: bool,
     /// What is known of single weights.
     pub refine: Refine<'a>,
 }

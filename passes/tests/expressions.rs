@@ -167,6 +167,7 @@ fn bit_exact_passes_keep_the_expression_alone_and_together() {
         target: &TARGET,
         precision: PrecisionPolicy::Source,
         f32_activations: false,
+        row_activations: false,
         refine: Refine::NONE,
     };
     for seed in 0..200 {
@@ -211,8 +212,13 @@ fn precision_changes_matrices_once_and_nothing_else() {
                 let values = rows.values();
                 if matrix && !same { quantise(&scheme, n, k, &values).values() } else { values }
             });
-            let context =
-                Context { target: &TARGET, precision, f32_activations: false, refine: Refine::NONE };
+            let context = Context {
+                target: &TARGET,
+                precision,
+                f32_activations: false,
+                row_activations: false,
+                refine: Refine::NONE,
+            };
             let mut graph = original.clone();
             run(&mut graph, &context, &Options::default()).unwrap();
             assert_eq!(expressions(&graph, &mut terms, as_stored), expected, "seed {seed}: {precision}");

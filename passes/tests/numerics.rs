@@ -17,7 +17,13 @@ const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel };
 const DECLARED: Reading = Reading::Declared { kv: KvElem::F32 };
 
 fn context(precision: PrecisionPolicy) -> Context<'static> {
-    Context { target: &TARGET, precision, f32_activations: false, refine: Refine::NONE }
+    Context {
+        target: &TARGET,
+        precision,
+        f32_activations: false,
+        row_activations: false,
+        refine: Refine::NONE,
+    }
 }
 
 /// Logits of a prefill, of a batch of a continuation and a new sequence, and of a single token.

@@ -14,6 +14,7 @@ const CONTEXT: Context<'_> = Context {
     target: &TARGET,
     precision: PrecisionPolicy::Int4 { group: 16 },
     f32_activations: false,
+    row_activations: false,
     refine: Refine::NONE,
 };
 

@@ -10,6 +10,7 @@ use bessemer_format::Compute;
 use bessemer_format::manifest::Manifest;
 use bessemer_format::plan::{Plan, StepKind};
 use bessemer_format::variant::DeviceCode;
+use bessemer_ir::Op;
 use bessemer_ir::exec::{SequenceRows, Wanted};
 use bessemer_oracle::{Oracle, Reading};
 use bessemer_runtime::text::Special;
@@ -117,6 +118,42 @@ fn passes_of_every_size_meet_the_oracle() {
                 let worst = steps.iter().max_by(|a, b| a.error.total_cmp(&b.error)).unwrap();
                 let at = format!("{model} {precision} {rows} rows: {} ({})", worst.node, worst.op);
                 assert!(worst.error < STEP, "{at}: {:.2e}", worst.error);
+            }
+        }
+    }
+}
+
+/// Activations by one scale a row: what tiles of bytes are for, and any CPU computes to the same bits.
+#[test]
+fn activations_share_a_scale_as_far_as_weights_do() {
+    for (model, precision, long) in
+        [("gqa_tied", "int8:0", true), ("qwen3", "u4:f16x0-8", true), ("gqa_tied", "int8:32", false)]
+    {
+        for target in ["cpu", TARGET] {
+            let options = CompileOptions { row_activations: true, ..options(target, precision) };
+            let engine = engine(model, &options);
+            let checkpoint = Checkpoint::open(fixture(model)).unwrap();
+            let graph = prepare(&checkpoint, &options, &RunOptions::default()).unwrap().graph;
+            let linears = graph.all().into_iter().filter_map(|n| match graph.op(n) {
+                Op::Linear { compute, .. } => {
+                    Some((compute.few, graph.ty(graph.operands(n)[0]).const_dim(1)))
+                }
+                _ => None,
+            });
+            for (compute, k) in linears {
+                let Compute::Int8 { group } = compute else { panic!("{model} {precision}: {compute:?}") };
+                assert_eq!(u64::from(group) == k.unwrap().next_multiple_of(16), long, "{group} of {k:?}");
+            }
+            let g = golden(model, "");
+            for rows in [1, g.tokens.len()] {
+                let tokens = &g.tokens[..rows];
+                let worker = WorkerOptions::default().threads(2).kv(KvElem::F32);
+                let (_, trace) = traced(&engine, worker, tokens);
+                let reading = Reading::Declared { kv: KvElem::F32 };
+                let steps =
+                    Oracle::new(&graph, &checkpoint, reading).unwrap().follow(&all(tokens), trace).unwrap();
+                let worst = steps.iter().map(|s| s.error).fold(0.0, f64::max);
+                assert!(worst < STEP, "{model} {precision} {rows} rows: {worst:.2e}");
             }
         }
     }

@@ -192,6 +192,7 @@ fn execute(test: &FileTest) -> Result<String, String> {
         target: &test.target,
         precision: test.precision,
         f32_activations: test.f32_activations,
+        row_activations: false,
         refine: Refine::NONE,
     };
     let reports = match test.run {

@@ -241,6 +241,7 @@ pub fn gather(
         target: options.targets.first(),
         precision: options.precision,
         f32_activations: options.f32_activations,
+        row_activations: options.row_activations,
         refine: Refine::NONE,
     };
     let until = pipeline::Options { disable: options.disable.clone(), stop_after: Some(Phase::Canonical) };

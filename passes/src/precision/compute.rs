@@ -3,11 +3,13 @@
 use super::{is_router, weights};
 use crate::error::Cause;
 use crate::pipeline::Context;
-use bessemer_format::{Compute, QuantScheme, panel};
+use bessemer_format::{Compute, PanelLayout, QuantScheme, panel};
 use bessemer_ir::attr::Computes;
 use bessemer_ir::{Graph, NodeId, Op};
 
 const COLUMNS: u64 = panel::COLUMNS as u64;
+/// From how many elements on a group of activations is long: products in tiles save more than its sum costs.
+const LONG: u32 = 256;
 
 /// The pass.
 pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
@@ -49,6 +51,11 @@ fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Computes {
         .collect();
     let few = weights.iter().map(|(scheme, k)| context.target.default_compute(scheme, *k)).reduce(common);
     let few = few.unwrap_or(Compute::F32);
+    if context.row_activations
+        && let (Compute::Int8 { .. }, Some(group)) = (few, long_group(&weights))
+    {
+        return Compute::Int8 { group }.into();
+    }
     let many = weights.iter().map(|(scheme, k)| context.target.many_rows_compute(scheme, *k));
     let many = many.reduce(|a, b| {
         let ((from_a, a), (from_b, b)) = a.zip(b)?;
@@ -58,6 +65,20 @@ fn choose(graph: &Graph, linear: NodeId, context: &Context<'_>) -> Computes {
     let many =
         many.flatten().filter(|(_, many)| *many != few && matches!(graph.op(linear), Op::Linear { .. }));
     Computes { few, many }
+}
+
+/// How many elements of a row can share a scale, where those of all weights do so far enough: all of them, or [`LONG`] and more.
+fn long_group(weights: &[(QuantScheme, u64)]) -> Option<u32> {
+    let group = |(scheme, k): &(QuantScheme, u64)| {
+        let layout = PanelLayout::new(scheme, 1, *k as usize).ok()?;
+        Some(match layout.runs() {
+            1 => (layout.padded_k() as u32, true),
+            _ => (layout.run() as u32, false),
+        })
+    };
+    let groups: Vec<_> = weights.iter().map(group).collect::<Option<_>>()?;
+    let common = groups.iter().map(|(group, _)| *group).reduce(gcd)?;
+    (groups.iter().all(|(_, whole)| *whole) || common >= LONG).then_some(common)
 }
 
 fn gcd(a: u32, b: u32) -> u32 {

@@ -141,6 +141,11 @@ pub struct Args {
     #[arg(long)]
     f32_activations: bool,
 
+    /// Round activations to bytes by one scale a row where weights have scales of whole rows (`--group 0`), and by one a group where theirs
+    /// have 256 elements or more; else as ever. Faster on CPUs with AMX, and rounds more
+    #[arg(long, conflicts_with = "f32_activations")]
+    row_activations: bool,
+
     /// Threads that pack weights; 0 for all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -381,6 +386,7 @@ impl Args {
             measure,
             context: self.ctx,
             f32_activations: self.f32_activations,
+            row_activations: self.row_activations,
             disable: self.disable.clone(),
             code: !self.no_code,
             tactics: self.tuning.tactic.iter().copied().collect(),

@@ -48,6 +48,7 @@ fn options_of(engine: &Engine) -> Result<CompileOptions, Failure> {
             "precision" => options.precision = value.parse().map_err(wrong)?,
             "context" => options.context = Some(value.parse().map_err(|_| wrong("it is no number".into()))?),
             "f32_activations" => options.f32_activations = value == "true",
+            "row_activations" => options.row_activations = value == "true",
             "disable" => {
                 options.disable = value.split(',').filter(|p| !p.is_empty()).map(str::to_owned).collect()
             }
