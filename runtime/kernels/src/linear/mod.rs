@@ -24,7 +24,7 @@ use std::ops::Range;
 
 /// Rows of the largest tile that one kernel call computes. A multiple of every kernel's register block, and small
 /// enough for the activations of a tile to stay in the L2 cache while the panels stream by.
-pub const TILE_ROWS: usize = 60;
+pub const TILE_ROWS: usize = 120;
 
 /// Rows of the largest tile of any kernel: see [`LinearNative::tile_rows`].
 pub const MAX_TILE_ROWS: usize = 256;
