@@ -424,7 +424,9 @@ impl Args {
         };
         eprintln!("tuning for {} into {}; a quiet machine matters", tuning.machine, file.display());
         let checkpoint = Checkpoint::open(&self.source)?;
-        let run = RunOptions { threads: self.threads, ..RunOptions::default() };
+        // What a budget finds out about the model serves the compilation, too.
+        let (threads, scratch) = (self.threads, self.scratch.clone());
+        let run = RunOptions { threads, scratch, ..RunOptions::default() };
         let found = tune(&checkpoint, &options, &tuning, &run, &how, &Meter::new(Unit::Bytes))?;
         // Somebody else may have written meanwhile.
         let mut cache = TuningCache::read_or_new(&file)?;
