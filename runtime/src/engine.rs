@@ -84,7 +84,12 @@ impl MemoryEstimate {
 impl Engine {
     /// Maps and checks the engine at `path`. No machine code of the file is ever run: its loop nests are interpreted.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, EngineError> {
-        Self::new(file::map_file(path.as_ref())?, false, KernelSet::host())
+        Self::open_with(path, KernelSet::host())
+    }
+
+    /// As [`Engine::open`], with the kernels of an older instruction set than the host's newest: to test and to compare them.
+    pub fn open_with(path: impl AsRef<Path>, kernels: &'static KernelSet) -> Result<Self, EngineError> {
+        Self::new(file::map_file(path.as_ref())?, false, kernels)
     }
 
     /// As [`Engine::open`], for a file that is open already.
@@ -98,7 +103,7 @@ impl Engine {
         Self::from_bytes_with(bytes, KernelSet::host())
     }
 
-    /// As [`Engine::from_bytes`], with the kernels of an older instruction set than the host's newest: to test and to compare them.
+    /// As [`Engine::from_bytes`], with kernels as for [`Engine::open_with`].
     pub fn from_bytes_with(bytes: &[u8], kernels: &'static KernelSet) -> Result<Self, EngineError> {
         Self::new(Bytes::copy_of(bytes), false, kernels)
     }
@@ -110,7 +115,19 @@ impl Engine {
     /// The file must come from a compiler that you trust: its code runs with the rights of this process. The hashes
     /// in the file protect against damage, not against somebody who made the file on purpose.
     pub unsafe fn open_trusted(path: impl AsRef<Path>) -> Result<Self, EngineError> {
-        Self::new(file::map_file(path.as_ref())?, true, KernelSet::host())
+        // SAFETY: the caller's promise.
+        unsafe { Self::open_trusted_with(path, KernelSet::host()) }
+    }
+
+    /// As [`Engine::open_trusted`], with kernels as for [`Engine::open_with`].
+    ///
+    /// # Safety
+    /// As for [`Engine::open_trusted`].
+    pub unsafe fn open_trusted_with(
+        path: impl AsRef<Path>,
+        kernels: &'static KernelSet,
+    ) -> Result<Self, EngineError> {
+        Self::new(file::map_file(path.as_ref())?, true, kernels)
     }
 
     fn new(bytes: Bytes, trusted: bool, kernels: &'static KernelSet) -> Result<Self, EngineError> {

@@ -38,11 +38,14 @@ class Bessemer:
 
     peer = "bessemer"
 
-    def __init__(self, program: Path, label: str, engine: Path, threads: int):
+    def __init__(self, program: Path, label: str, engine: Path, threads: int, kernels: str | None = None):
+        """`kernels` names an instruction set older than the newest that this CPU has."""
         self.name = f"bessemer {label}"
         self.program = program
         self.engine = engine
         self.threads = threads
+        self.kernels = kernels
+        self.options = ["--trust", *(["--kernels", kernels] if kernels else [])]
         self.file_bytes = engine.stat().st_size
         # What every run of `bench` found out beside its samples.
         self.ceilings = []
@@ -53,7 +56,9 @@ class Bessemer:
         """Tokens a second of each repetition, all sequences together."""
         sizes = ["-p", load.prompt or 1, "-n", load.generate or 1, "-d", load.depth, "-b", load.sequences]
         options = ["-r", repetitions, "-t", self.threads, "-o", "json"]
-        report = checked(run([self.program, "bench", self.engine, "--trust", *sizes, *options]))
+        report = checked(run([self.program, "bench", self.engine, *self.options, *sizes, *options]))
+        if self.kernels and report["kernels"] != self.kernels:
+            raise PeerError(f"bessemer ran its kernels for {report['kernels']}, not for {self.kernels}")
         self.ceilings.append(report["ceilings"])
         self.open_ms.append(report["open_ms"])
         self.shares.setdefault(load.name, []).append(report[load.part]["share_of_ceiling"])
@@ -61,7 +66,7 @@ class Bessemer:
 
     def generate_command(self, repeats: int, count: int) -> list:
         """Writes the `count` tokens that follow the prompt, and nothing else, to stdout."""
-        options = ["--trust", "--raw", "--temperature", 0, "--threads", self.threads, "-n", count]
+        options = [*self.options, "--raw", "--temperature", 0, "--threads", self.threads, "-n", count]
         return [self.program, "run", self.engine, *options, "-p", " ".join([PROMPT] * repeats)]
 
 

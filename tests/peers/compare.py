@@ -111,7 +111,8 @@ def prepare(args: argparse.Namespace) -> tuple:
     engine = CACHE / f"{workload.name}-{args.format}{'-avx2' if args.avx2 else ''}.engine"
     # First, because a model that it cannot read needs no peers.
     bessemer.compile_model(program, file(args.format), engine, target)
-    ours = bessemer.Bessemer(program, args.format, engine, args.threads)
+    # An engine runs the newest kernels that the CPU has, whatever it asks for at least.
+    ours = bessemer.Bessemer(program, args.format, engine, args.threads, "avx2" if args.avx2 else None)
     against, versions = [], {"bessemer": bessemer.version()}
     wishes = workload.peers(args.format)
     if "llama.cpp" in args.peers:

@@ -3,7 +3,7 @@
 use crate::exit::{Code, Failure};
 use crate::trust;
 use bessemer_format::header::{HEADER_BYTES, MAGIC};
-use bessemer_runtime::{Engine, Hash, NestPath};
+use bessemer_runtime::{Engine, Hash, Isa, KernelSet, NestPath};
 use clap::Args;
 use std::fs::File;
 use std::io::Read;
@@ -20,9 +20,23 @@ pub struct ModelArgs {
     #[arg(long)]
     pub trust: bool,
 
+    /// The CPU's kernels of this instruction set in place of the newest that it has (see `doctor`): to compare them, or to see what an
+    /// older CPU would give
+    #[arg(long, value_name = "ISA", value_parser = kernels)]
+    kernels: Option<&'static KernelSet>,
+
     #[cfg(feature = "compile")]
     #[command(flatten)]
     source: SourceArgs,
+}
+
+/// The kernels of an instruction set that this host runs.
+fn kernels(name: &str) -> Result<&'static KernelSet, String> {
+    let sets = || Isa::ALL.iter().filter_map(|isa| KernelSet::for_isa(*isa));
+    sets().find(|set| set.isa().name() == name).ok_or_else(|| {
+        let known: Vec<_> = sets().map(|set| set.isa().name()).collect();
+        format!("this CPU runs {}", known.join(", "))
+    })
 }
 
 /// How a source becomes an engine.
@@ -136,14 +150,21 @@ pub struct Model {
 }
 
 impl ModelArgs {
-    /// The model at `path` with default options.
-    pub fn at(path: &Path, trust: bool) -> Self {
+    /// The engine at `path`, opened as this model is.
+    pub fn engine_at(&self, path: &Path) -> Self {
         Self {
             path: path.to_path_buf(),
-            trust,
+            trust: self.trust,
+            kernels: self.kernels,
             #[cfg(feature = "compile")]
             source: SourceArgs::default(),
         }
+    }
+
+    /// The options that open an engine, for another process of this program.
+    pub fn options(&self) -> impl Iterator<Item = String> {
+        let kernels = self.kernels.map(|kernels| format!("--kernels={}", kernels.isa().name()));
+        self.trust.then(|| "--trust".to_owned()).into_iter().chain(kernels)
     }
 
     /// The engine's file: the path itself, or what it is compiled into.
@@ -196,8 +217,9 @@ impl ModelArgs {
     /// Opens the model, compiling it first if it is a source.
     pub fn open(&self) -> Result<Model, Failure> {
         let path = self.engine_path()?;
+        let kernels = self.kernels.unwrap_or(KernelSet::host());
         let started = std::time::Instant::now();
-        let (engine, path, started) = match open(&path, self.trust) {
+        let (engine, path, started) = match open_with(&path, self.trust, kernels) {
             #[cfg(feature = "compile")]
             Err(refused) if refused.code == Code::Engine && !is_engine(&self.path) => {
                 // In the cache, an engine that is damaged is worth no more than none.
@@ -205,7 +227,7 @@ impl ModelArgs {
                 self.source.cache.open()?.forget(&path, &waiting)?;
                 let path = self.engine_path()?;
                 let started = std::time::Instant::now();
-                (open(&path, self.trust)?, path, started)
+                (open_with(&path, self.trust, kernels)?, path, started)
             }
             opened => (opened?, path, started),
         };
@@ -241,13 +263,17 @@ pub fn waiting() {
 
 /// Opens an engine, with its machine code if the user trusts it.
 pub fn open(path: &Path, trust_once: bool) -> Result<Engine, Failure> {
+    open_with(path, trust_once, KernelSet::host())
+}
+
+fn open_with(path: &Path, trust_once: bool, kernels: &'static KernelSet) -> Result<Engine, Failure> {
     let claimed = claimed_hash(path).ok();
     if !trust_once && !claimed.is_some_and(|hash| trust::contains(&hash)) {
-        return Ok(Engine::open(path)?);
+        return Ok(Engine::open_with(path, kernels)?);
     }
     // SAFETY: the user trusts the engine with this hash: by --trust, or by the list, against which the hash of the file
     // that was really opened is compared below, before a worker could run any of its code.
-    let engine = unsafe { Engine::open_trusted(path)? };
+    let engine = unsafe { Engine::open_trusted_with(path, kernels)? };
     if trust_once || Some(engine.hash()) == claimed {
         return Ok(engine);
     }

@@ -322,6 +322,12 @@ fn bench_has_stable_keys() {
     assert!(user.ok(&args).contains("| prefill 16 |"));
     let csv = user.ok(&[&args[..], &["-o", "csv"]].concat());
     assert_eq!(csv.lines().count(), 2);
+    let older = user.json(&[&args[..], &["-o", "json", "--kernels", "portable"]].concat());
+    assert_eq!(older["kernels"], "portable");
+    assert_ne!(json["kernels"], "portable", "every CPU that tests run on has more");
+    let unknown = user.run(&[&args[..], &["--kernels", "mmx"]].concat());
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(stderr(&unknown).contains("this CPU runs portable, "), "{}", stderr(&unknown));
 }
 
 #[test]

@@ -204,10 +204,10 @@ impl Args {
         let before = self.baseline.as_deref().map(baseline::read).transpose()?;
         // Opened and closed again: a mapped page cannot be dropped from the cache.
         let path = self.model.open()?.path;
-        let first_token =
-            first_token::measure(&path, self.model.trust, self.threads, self.device, self.r.into());
+        let args = self.model.engine_at(&path);
+        let first_token = first_token::measure(&args, self.threads, self.device, self.r.into());
 
-        let model = ModelArgs::at(&path, self.model.trust).open()?;
+        let model = args.open()?;
         let open_ms = reopen_ms(&path, model.open_ms, self.r);
         let load = load.on(&model.engine.plan().model)?;
         let kv = KvElem::from(self.kv);

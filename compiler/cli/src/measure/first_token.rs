@@ -2,6 +2,7 @@
 
 use super::clock::median;
 use crate::device::DeviceArgs;
+use crate::model::ModelArgs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -20,38 +21,31 @@ struct Start {
     major_faults: Option<u64>,
 }
 
-/// Starts processes that run the engine at `path` to their first token: one cold, then `repetitions` warm ones.
-pub fn measure(
-    path: &Path,
-    trust: bool,
-    threads: usize,
-    device: DeviceArgs,
-    repetitions: usize,
-) -> FirstToken {
-    let cold_ms = drop_from_cache(path).and_then(|()| {
-        let cold = start(path, trust, threads, device)?;
+/// Starts processes that run an engine to their first token: one cold, then `repetitions` warm ones.
+pub fn measure(engine: &ModelArgs, threads: usize, device: DeviceArgs, repetitions: usize) -> FirstToken {
+    let cold_ms = drop_from_cache(&engine.path).and_then(|()| {
+        let cold = start(engine, threads, device)?;
         match cold.major_faults {
             Some(0) => Err("the operating system kept the file in its cache".into()),
             _ => Ok(cold.ms),
         }
     });
     // One more, whose figures are not kept: it brings the file back into the cache.
-    let _ = start(path, trust, threads, device);
-    let warm: Vec<Start> =
-        (0..repetitions).filter_map(|_| start(path, trust, threads, device).ok()).collect();
+    let _ = start(engine, threads, device);
+    let warm: Vec<Start> = (0..repetitions).filter_map(|_| start(engine, threads, device).ok()).collect();
     let ms: Vec<f64> = warm.iter().map(|s| s.ms).collect();
     FirstToken { warm_ms: (!ms.is_empty()).then(|| median(&ms)), cold_ms }
 }
 
-fn start(path: &Path, trust: bool, threads: usize, device: DeviceArgs) -> Result<Start, String> {
+fn start(engine: &ModelArgs, threads: usize, device: DeviceArgs) -> Result<Start, String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let started = Instant::now();
     let output = Command::new(program)
         .arg("first-token")
-        .arg(path)
+        .arg(&engine.path)
         .args(["--threads", &threads.to_string(), "--device", &device.device.to_string()])
         .args(device.gpu_layers.map(|layers| format!("--gpu-layers={layers}")))
-        .args(trust.then_some("--trust"))
+        .args(engine.options())
         .stdin(Stdio::null())
         .output()
         .map_err(|e| e.to_string())?;
