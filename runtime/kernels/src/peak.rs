@@ -10,7 +10,7 @@ pub enum Arithmetic {
     F32,
     /// Pairs of bfloat16 into binary32 where the CPU has such products; else what stands in for them, which is [`Arithmetic::F32`].
     Bf16,
-    /// Bytes into 32-bit sums, by vectors: kernels multiply tiles of bfloat16 only.
+    /// Bytes into 32-bit sums, by vectors: tiles multiply bytes only where groups of activations are long, which is no default.
     Int8,
 }
 

@@ -1,6 +1,6 @@
 //! Linears in bfloat16 by tiles. A panel of bfloat16 is a column of tiles as it lies: a line holds a pair along k of each of its 16 columns.
 //! Any other weights are dequantised and rounded, a stretch of a panel at a time, to what such a panel would hold; many rows share that.
-//!
+
 use super::dequant::{self, Stretch};
 use super::product::{BF16, Product, TILE};
 use super::tile::{self, load, multiply};
