@@ -64,6 +64,14 @@ fn main() {
         black_box(product(&x, PROMPT, &w, ffn, h));
     });
     println!("defined to the bit: {:.0} GFLOP/s", 2.0 * (PROMPT * h * ffn) as f64 / seconds / 1e9);
+    // What calibration of a model of 1B parameters runs: many windows together.
+    let (rows, n, k) = (2048, 8192, 2048);
+    let (many, large) = (vec![0.5f32; rows * k], vec![0.25f32; n * k]);
+    let seconds = median(|| {
+        black_box(product(&many, rows, &large, n, k));
+    });
+    println!("the same, {rows} x {n} x {k}: {:.0} GFLOP/s", 2.0 * (rows * n * k) as f64 / seconds / 1e9);
+    drop((many, large));
     let mut moment = vec![0f32; ffn * ffn];
     let wide = vec![0.5f32; PROMPT * ffn];
     let seconds = median(|| add_second_moment(&wide, PROMPT, ffn, ffn, &mut moment));
