@@ -9,6 +9,7 @@ use bessemer_format::panel::COLUMNS;
 use bessemer_format::{Elem, PanelLayout, ScaleType};
 use bessemer_kernels::linear::{Lane, RowsF32};
 use bessemer_kernels::{Isa, KernelSet, LinearBf16, LinearF32};
+use std::cell::LazyCell;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -50,7 +51,7 @@ fn main() {
     for scheme in SCHEMES {
         for (n, k) in SHAPES {
             let layout = PanelLayout::new(&scheme.parse().expect("a scheme"), n, k).expect("a shape");
-            let weight = random_weight(&layout);
+            let weight = LazyCell::new(|| random_weight(&layout));
             for &isa in Isa::ALL {
                 let Some(set) = KernelSet::for_isa(isa) else { continue };
                 for rows in [1, 8, 64, 512] {

@@ -255,6 +255,8 @@ kernels! {
             linear_int8_s8_avx512: Avx512, S8, avx512::linear_int8::s8;
             linear_int8_e2m1_avx512: Avx512, E2M1, avx512::linear_int8::table;
             linear_int8_iq4_avx512: Avx512, IQ4, avx512::linear_int8::table;
+            linear_int8_u2_avx512bf16: Avx512Bf16, U2, avx512::linear_int8::u2;
+            linear_int8_u4_avx512bf16: Avx512Bf16, U4, avx512::linear_int8::u4;
             linear_int8_u2_amx: Amx, U2, amx::linear_int8::u2;
             linear_int8_u3_amx: Amx, U3, amx::linear_int8::u3;
             linear_int8_u4_amx: Amx, U4, amx::linear_int8::u4;
@@ -281,6 +283,8 @@ kernels! {
             linear_int8_pair_s8_avx512: Avx512, S8, avx512::linear_int8::pair::s8;
             linear_int8_pair_e2m1_avx512: Avx512, E2M1, avx512::linear_int8::pair::table;
             linear_int8_pair_iq4_avx512: Avx512, IQ4, avx512::linear_int8::pair::table;
+            linear_int8_pair_u2_avx512bf16: Avx512Bf16, U2, avx512::linear_int8::beside::u2;
+            linear_int8_pair_u4_avx512bf16: Avx512Bf16, U4, avx512::linear_int8::beside::u4;
             linear_int8_pair_u2_amx: Amx, U2, amx::linear_int8::pair::u2;
             linear_int8_pair_u3_amx: Amx, U3, amx::linear_int8::pair::u3;
             linear_int8_pair_u4_amx: Amx, U4, amx::linear_int8::pair::u4;

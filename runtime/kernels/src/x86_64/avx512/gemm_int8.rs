@@ -34,10 +34,9 @@ struct Stretch<const PANELS: usize> {
     offsets: [MaybeUninit<[__m512; PANELS]>; STRETCH],
 }
 
-/// Whether [`multiply`] knows the groups of the activations: one step of 16 elements, or two; and can subtract the constant, which is none
-/// or a power of two.
-pub(super) fn takes(act: &Int8Layout, constant: i32) -> bool {
-    matches!(act.group, 16 | 32) && (constant == 0 || constant > 0 && constant.count_ones() == 1)
+/// Whether [`multiply`] knows the groups of the activations: one step of 16 elements, or two.
+pub(super) fn takes(act: &Int8Layout) -> bool {
+    matches!(act.group, 16 | 32)
 }
 
 /// Many rows by one panel or two.
@@ -56,10 +55,7 @@ pub(super) unsafe fn multiply<const BITS: usize, const PANELS: usize>(
     let Some(stored) = Side::of(layout) else { return };
     let shape = Shape {
         act: *act,
-        shift: match constant::<BITS>(layout) {
-            0 => 32,
-            constant => constant.trailing_zeros() as i32,
-        },
+        constant: constant::<BITS>(layout),
         float: layout.scheme().offset_type().is_some(),
     };
     let mut stretch = MaybeUninit::<Stretch<PANELS>>::uninit();
@@ -84,8 +80,8 @@ pub(super) unsafe fn multiply<const BITS: usize, const PANELS: usize>(
 /// What the rows of a product have in common.
 struct Shape {
     act: Int8Layout,
-    /// How far the sum of a group is shifted to become what is subtracted from its products: 32 leaves nothing.
-    shift: i32,
+    /// What every code is too large by.
+    constant: i32,
     /// Whether offsets are floats.
     float: bool,
 }
@@ -215,7 +211,6 @@ unsafe fn tile<const PANELS: usize, const STEPS: usize, const N: usize, const FL
     x: *const u8,
     out: [*mut Lane; PANELS],
 ) {
-    let shift = _mm_cvtsi32_si128(shape.shift);
     let act = &shape.act;
     let row_bytes = act.row_bytes();
     let rows: [*const u8; N] = std::array::from_fn(|row| x.wrapping_add(row * row_bytes));
@@ -239,6 +234,11 @@ unsafe fn tile<const PANELS: usize, const STEPS: usize, const N: usize, const FL
         }
         for _ in 0..groups {
             let mut isum = [[_mm512_setzero_si512(); PANELS]; N];
+            for row in 0..N {
+                // What the constant adds to the products they start without. By scalar units, as the ports of vectors have no time left.
+                let sum = rows[row].add(numbers_at + number).cast::<i32>().read_unaligned();
+                isum[row] = [_mm512_set1_epi32(sum.wrapping_mul(-shape.constant)); PANELS];
+            }
             for i in 0..4 * STEPS {
                 for row in 0..N {
                     let x = rows[row].add(codes_at + 4 * i).cast::<i32>().read_unaligned();
@@ -247,14 +247,6 @@ unsafe fn tile<const PANELS: usize, const STEPS: usize, const N: usize, const FL
                         let atom = *codes.add(i * PANELS + panel);
                         isum[row][panel] = _mm512_dpbusd_epi32(isum[row][panel], atom, x);
                     }
-                }
-            }
-            for row in 0..N {
-                // On other ports than a multiplication, which those of the products wait for.
-                let sum = rows[row].add(numbers_at + number).cast::<i32>().read_unaligned();
-                let correction = _mm512_sll_epi32(_mm512_set1_epi32(sum), shift);
-                for panel in 0..PANELS {
-                    isum[row][panel] = _mm512_sub_epi32(isum[row][panel], correction);
                 }
             }
             for row in 0..N {

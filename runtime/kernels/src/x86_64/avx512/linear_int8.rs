@@ -74,16 +74,8 @@ macro_rules! kernels {
             /// [`crate::linear::LinearInt8Fn`] for the element of this name.
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
             pub(crate) unsafe fn $name(l: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out: &mut [Lane]) {
-                // SAFETY: the caller's promises are those of `linear`.
-                unsafe {
-                    if out.len() >= gemm::FROM_ROWS && gemm::takes(act, constant::<{ $bits }>(l)) {
-                        gemm::multiply::<{ $bits }, 1>(l, act, [panel], x, [out])
-                    } else if even_groups(act) {
-                        linear::<{ $bits }, EVEN_STEPS>(l, act, panel, x, out)
-                    } else {
-                        linear::<{ $bits }, 0>(l, act, panel, x, out)
-                    }
-                }
+                // SAFETY: the caller's promises are those of `single`.
+                unsafe { single::<{ $bits }>(l, act, panel, x, out) }
             }
         )*
 
@@ -100,23 +92,8 @@ macro_rules! kernels {
                     x: &[u8],
                     out: [&mut [Lane]; 2],
                 ) {
-                    // SAFETY: the caller's promises are those of `gemm::multiply` and of `linear`.
-                    unsafe {
-                        // A shift and a mask unpack these codes: that costs least where they are multiplied. A table is looked up as
-                        // often as rows ask for it. Few rows wait for memory, which is asked best by a block that reads every line once.
-                        let rows = out[0].len();
-                        let once = (PAIR_BLOCK + 1..=BLOCK).contains(&rows);
-                        let few = $bits == TABLE && rows < gemm::FROM_ROWS;
-                        if (matches!($bits, 2 | 4) || few) && even_groups(act) && !once {
-                            return linear_pair::<{ $bits }, EVEN_STEPS>(l, act, panels, x, out);
-                        }
-                        if rows >= gemm::FROM_ROWS && gemm::takes(act, constant::<{ $bits }>(l)) {
-                            return gemm::multiply::<{ $bits }, 2>(l, act, panels, x, out);
-                        }
-                        for (panel, out) in panels.into_iter().zip(out) {
-                            super::$name(l, act, panel, x, out)
-                        }
-                    }
+                    // SAFETY: the caller's promises are those of `both`.
+                    unsafe { both::<{ $bits }>(l, act, panels, x, out) }
                 }
             )*
         }
@@ -130,6 +107,123 @@ kernels! {
     u6: 6;
     s8: 8;
     table: TABLE;
+}
+
+/// Kernels of two panels that unpack where they multiply, however many rows there are: a shift and a mask cost nothing on cores whose
+/// products leave ports for them (Zen 5). On those that multiply on every port it is a quarter of the time.
+pub(crate) mod beside {
+    use super::*;
+
+    /// [`crate::linear::LinearInt8PairFn`] for codes of two bits.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(crate) unsafe fn u2(
+        l: &PanelLayout,
+        act: &Int8Layout,
+        panels: [&[u8]; 2],
+        x: &[u8],
+        out: [&mut [Lane]; 2],
+    ) {
+        // SAFETY: the caller's promises are those of `unpacking`.
+        unsafe { unpacking::<2>(l, act, panels, x, out) }
+    }
+
+    /// [`crate::linear::LinearInt8PairFn`] for codes of four bits.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(crate) unsafe fn u4(
+        l: &PanelLayout,
+        act: &Int8Layout,
+        panels: [&[u8]; 2],
+        x: &[u8],
+        out: [&mut [Lane]; 2],
+    ) {
+        // SAFETY: the caller's promises are those of `unpacking`.
+        unsafe { unpacking::<4>(l, act, panels, x, out) }
+    }
+}
+
+/// One panel.
+///
+/// # Safety
+/// As [`crate::linear::LinearInt8Fn`], for codes of `BITS`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn single<const BITS: usize>(
+    l: &PanelLayout,
+    act: &Int8Layout,
+    panel: &[u8],
+    x: &[u8],
+    out: &mut [Lane],
+) {
+    // SAFETY: the caller's promises are those of `linear`.
+    unsafe {
+        if out.len() >= gemm::FROM_ROWS && gemm::takes(act) {
+            gemm::multiply::<BITS, 1>(l, act, [panel], x, [out])
+        } else if even_groups(act) {
+            linear::<BITS, EVEN_STEPS>(l, act, panel, x, out)
+        } else {
+            linear::<BITS, 0>(l, act, panel, x, out)
+        }
+    }
+}
+
+/// Two panels.
+///
+/// # Safety
+/// As [`crate::linear::LinearInt8PairFn`], for codes of `BITS`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn both<const BITS: usize>(
+    l: &PanelLayout,
+    act: &Int8Layout,
+    panels: [&[u8]; 2],
+    x: &[u8],
+    out: [&mut [Lane]; 2],
+) {
+    let rows = out[0].len();
+    // SAFETY: the caller's promises are those of `gemm::multiply` and of `linear`.
+    unsafe {
+        if rows >= gemm::FROM_ROWS && gemm::takes(act) {
+            return gemm::multiply::<BITS, 2>(l, act, panels, x, out);
+        }
+        if BITS == TABLE && even_groups(act) && !read_once(rows) {
+            return linear_pair::<BITS, EVEN_STEPS>(l, act, panels, x, out);
+        }
+        if matches!(BITS, 2 | 4) {
+            return unpacking::<BITS>(l, act, panels, x, out);
+        }
+        for (panel, out) in panels.into_iter().zip(out) {
+            single::<BITS>(l, act, panel, x, out)
+        }
+    }
+}
+
+/// Two panels, unpacked where they are multiplied.
+///
+/// # Safety
+/// As [`crate::linear::LinearInt8PairFn`], for codes of `BITS`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn unpacking<const BITS: usize>(
+    l: &PanelLayout,
+    act: &Int8Layout,
+    panels: [&[u8]; 2],
+    x: &[u8],
+    out: [&mut [Lane]; 2],
+) {
+    // SAFETY: the caller's promises are those of `linear_pair` and of `single`.
+    unsafe {
+        if even_groups(act) && !read_once(out[0].len()) {
+            return linear_pair::<BITS, EVEN_STEPS>(l, act, panels, x, out);
+        }
+        for (panel, out) in panels.into_iter().zip(out) {
+            single::<BITS>(l, act, panel, x, out)
+        }
+    }
+}
+
+/// Whether a block of this many rows by one panel reads every line once, and by two would read them twice: few rows wait for memory.
+fn read_once(rows: usize) -> bool {
+    (PAIR_BLOCK + 1..=BLOCK).contains(&rows)
 }
 
 /// # Safety
