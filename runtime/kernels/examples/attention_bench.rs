@@ -3,11 +3,11 @@
 //!
 //! Decode has one row and walks caches that no cache of the CPU holds; its bound is how fast this thread reads memory. `cached` is the
 //! same over one head again and again: what a decode takes beside reading.
-//! Prefill has blocks of rows of one sequence and a causal mask; its bound is the arithmetic. Both bounds are measured
+//! Prefill has blocks of rows of one sequence and a causal mask, in f32 and with products of bfloat16; its bound is the arithmetic of f32. Both bounds are measured
 //! first. GB/s counts the bytes of keys and values once; G counts multiply-adds of visible tokens only.
 
 use bessemer_format::kv::{self, TOKENS};
-use bessemer_kernels::attention::{Attention, KvBlock, OnlineSoftmax, Queries};
+use bessemer_kernels::attention::{Attention, KvBlock, OnlineSoftmax, Queries, round_queries};
 use bessemer_kernels::peak::{Arithmetic, multiply_adds};
 use bessemer_kernels::{Isa, KernelSet, KvElem};
 use std::hint::black_box;
@@ -27,8 +27,8 @@ fn main() {
     let (read, peak) = (read_bound(), arithmetic_bound());
     println!("one thread reads {:.1} GB/s and does {:.1} G multiply-adds a second", read / 1e9, peak / 1e9);
     println!(
-        "{:<9} {:<5} {:>10} {:<8} {:>6} {:>9} {:>7} {:>7} {:>6}",
-        "isa", "kv", "d x group", "phase", "tokens", "us", "GB/s", "G", "bound"
+        "{:<10} {:<5} {:<5} {:>10} {:<8} {:>6} {:>9} {:>7} {:>7} {:>6}",
+        "isa", "in", "kv", "d x group", "phase", "tokens", "us", "GB/s", "G", "bound"
     );
     for elem in KvElem::ALL {
         for (d, group) in HEADS {
@@ -36,12 +36,19 @@ fn main() {
             for &isa in Isa::ALL {
                 let Some(set) = KernelSet::for_isa(isa) else { continue };
                 let kernel = set.attention();
-                for (phase, tokens) in
-                    [("cached", 512), ("decode", 512), ("decode", 4096), ("prefill", 512), ("prefill", 4096)]
-                {
+                for (phase, tokens, rounds) in [
+                    ("cached", 512, false),
+                    ("decode", 512, false),
+                    ("decode", 4096, false),
+                    ("prefill", 512, false),
+                    ("prefill", 512, true),
+                    ("prefill", 4096, false),
+                    ("prefill", 4096, true),
+                ] {
                     let line = format!(
-                        "{:<9} {:<5} {:>10} {phase:<8} {tokens:>6}",
+                        "{:<10} {:<5} {:<5} {:>10} {phase:<8} {tokens:>6}",
                         isa.name(),
+                        if rounds { "bf16" } else { "f32" },
                         elem.name(),
                         format!("{d}x{group}")
                     );
@@ -52,7 +59,7 @@ fn main() {
                         "cached" => (cache.decode(&kernel, group, tokens, 1), tokens),
                         "decode" => (cache.decode(&kernel, group, tokens, usize::MAX), tokens),
                         // Causal: row `r` sees `r + 1` tokens.
-                        _ => (cache.prefill(&kernel, group, tokens), tokens * (tokens + 1) / 2),
+                        _ => (cache.prefill(&kernel, group, tokens, rounds), tokens * (tokens + 1) / 2),
                     };
                     let bytes = (tokens / TOKENS * 2 * kv::head_bytes(elem, d)) as f64;
                     let ops = (2 * pairs * group * d) as f64;
@@ -111,7 +118,7 @@ impl Cache {
 
     /// Seconds of one row over `tokens` tokens of one KV head, of which `most` take turns.
     fn decode(&self, kernel: &Attention, group: usize, tokens: usize, most: usize) -> f64 {
-        let mut work = Work::new(group, self.d);
+        let mut work = Work::new(group, self.d, false);
         let blocks = tokens / TOKENS;
         let heads = (self.blocks() / blocks / HELD * HELD).min(most);
         let all = fastest(|| {
@@ -126,8 +133,8 @@ impl Cache {
     }
 
     /// Seconds of `tokens` rows that see themselves and what is before, of one KV head.
-    fn prefill(&self, kernel: &Attention, group: usize, tokens: usize) -> f64 {
-        let mut work = Work::new(ROWS * group, self.d);
+    fn prefill(&self, kernel: &Attention, group: usize, tokens: usize, rounds: bool) -> f64 {
+        let mut work = Work::new(ROWS * group, self.d, rounds);
         fastest(|| {
             for row in (0..tokens).step_by(ROWS) {
                 work.state().reset();
@@ -148,12 +155,18 @@ struct Work {
     m: Vec<f32>,
     l: Vec<f32>,
     acc: Vec<f32>,
+    rounds: bool,
 }
 
 impl Work {
-    fn new(queries: usize, d: usize) -> Self {
+    fn new(queries: usize, d: usize, rounds: bool) -> Self {
+        let mut q: Vec<f32> = noise().take(queries * d).map(|v| v as f32 / u32::MAX as f32 - 0.5).collect();
+        if rounds {
+            round_queries(&mut q);
+        }
         Self {
-            q: noise().take(queries * d).map(|v| v as f32 / u32::MAX as f32 - 0.5).collect(),
+            q,
+            rounds,
             visible: vec![0; queries],
             m: vec![0.0; queries],
             l: vec![0.0; queries],
@@ -184,6 +197,7 @@ impl Work {
             hidden: &[],
             bias: &[],
             softcap: None,
+            rounds: self.rounds,
         };
         let mut state = OnlineSoftmax { m: &mut self.m, l: &mut self.l, acc: &mut self.acc };
         kernel.attend_block(black_box(block), &queries, &mut state);

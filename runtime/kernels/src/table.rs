@@ -321,7 +321,8 @@ kernels! {
         aarch64 {}
     }
     /// [`Attention`].
-    ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes, windows_and_caps) {
+    ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes, windows_and_caps, rounds_exactly,
+        rounds_bounded, rounds_guarded, rounds_odd_shapes, rounds_windows_and_caps) {
         everywhere {
             attention_portable: Portable, ANY, attention::portable::attend_block;
         }
@@ -332,6 +333,15 @@ kernels! {
         aarch64 {
             attention_neon: Neon, ANY, neon::attention::attend_block;
         }
+    }
+    /// [`Attention`] for queries that round, from the first instruction set on that multiplies such numbers.
+    ATTENTION_ROUNDS: AttentionFn, tests (attention: rounds_exactly, rounds_bounded, rounds_guarded,
+        rounds_odd_shapes, rounds_windows_and_caps) {
+        everywhere {}
+        x86_64 {
+            attention_rounds_amx: Amx, ANY, amx::attention::attend_block;
+        }
+        aarch64 {}
     }
 }
 
@@ -459,10 +469,11 @@ impl KernelSet {
         Gated { function, isa: row.isa, kernel: row.kernel }
     }
 
-    /// The kernel that attends to a block of the KV cache, for either element type.
+    /// The kernel that attends to a block of the KV cache, for every element type.
     pub fn attention(&self) -> Attention {
         let row = self.newest(ATTENTION, Elem::F32);
-        Attention { isa: row.isa, kernel: row.kernel }
+        let rounds = ATTENTION_ROUNDS.iter().rev().find(|rounds| rounds.isa <= self.isa);
+        Attention { isa: row.isa, kernel: row.kernel, rounding: rounds.unwrap_or(row).kernel }
     }
 
     fn newest<F>(&self, rows: &'static [Row<F>], elem: Elem) -> &'static Row<F> {

@@ -8,7 +8,10 @@ pub mod latent;
 pub(crate) mod portable;
 
 use crate::Isa;
+use crate::math::LOG2_E;
 use bessemer_format::kv;
+use bessemer_format::scheme::{round_bf16, widen_bf16};
+use std::f32::consts::LN_2;
 
 /// Largest head that attention takes.
 pub const MAX_HEAD_DIM: usize = 1 << 16;
@@ -47,6 +50,21 @@ pub struct Queries<'a> {
     pub hidden: &'a [u32],
     /// For each query 32 numbers that are added to its scores of the block's tokens, scaled and capped; empty where nothing is.
     pub bias: &'a [f32],
+    /// Whether products are of bfloat16: the queries are such numbers already ([`round_queries`]), and weights, times the scale of a
+    /// value where it has one, are rounded to such before they meet values.
+    pub rounds: bool,
+}
+
+/// Rounds queries to bfloat16, as [`Queries::rounds`] needs them.
+#[inline]
+pub fn round_queries(q: &mut [f32]) {
+    q.iter_mut().for_each(|q| *q = rounded(*q));
+}
+
+/// The nearest number of bfloat16.
+#[inline(always)]
+pub(crate) fn rounded(x: f32) -> f32 {
+    widen_bf16(round_bf16(x))
 }
 
 impl KvBlock<'_> {
@@ -73,10 +91,10 @@ impl<'a> Queries<'a> {
 /// The running state of a softmax-weighted sum, for some queries.
 ///
 /// After tokens with scores `s[t]` and values `v[t]`: `m = max s`, `l = sum of exp(s[t] - m)`,
-/// `acc = sum of exp(s[t] - m) * v[t]`.
+/// `acc = sum of exp(s[t] - m) * v[t]`. Where weights are rounded, `m` is the least multiple of ln 2 that is no smaller.
 #[derive(Debug)]
 pub struct OnlineSoftmax<'a> {
-    /// `[queries]`: the largest score so far.
+    /// `[queries]`: the largest score so far, or what stands for it.
     pub m: &'a mut [f32],
     /// `[queries]`: the sum of weights so far.
     pub l: &'a mut [f32],
@@ -88,6 +106,14 @@ pub struct OnlineSoftmax<'a> {
 #[inline(always)]
 pub(crate) fn base(m: f32) -> f32 {
     if m == f32::NEG_INFINITY { 0.0 } else { m }
+}
+
+/// What weights are relative to where the largest score is `largest`: that; or, if they are rounded, the least multiple of ln 2 that is
+/// no smaller. So bases differ by powers of two, and which number a weight is rounded to depends neither on the tokens beside it nor on
+/// how many of them are a block or a chunk.
+#[inline(always)]
+pub(crate) fn base_of(largest: f32, rounds: bool) -> f32 {
+    if rounds { (largest * LOG2_E).ceil() * LN_2 } else { largest }
 }
 
 impl OnlineSoftmax<'_> {
@@ -192,6 +218,8 @@ pub(crate) type AttentionFn = unsafe fn(&KvBlock<'_>, &Queries<'_>, &mut OnlineS
 pub struct Attention {
     pub(crate) isa: Isa,
     pub(crate) kernel: AttentionFn,
+    /// For queries and weights of bfloat16.
+    pub(crate) rounding: AttentionFn,
 }
 
 impl Attention {
@@ -207,6 +235,9 @@ impl Attention {
     /// m'   = max(m, max s[t]);  c = exp(m - m');  p[t] = exp(s[t] - m')
     /// l    = l * c + sum of p[t];  acc[d] = acc[d] * c + p[t] * v[t][d] in ascending t
     /// ```
+    ///
+    /// With [`Queries::rounds`], `m' = max(m, ceil(max s[t] / ln 2) * ln 2)`, `acc` sums rounded `p[t]` (times the scale of the value) and
+    /// `l` those that are not; subnormal numbers may count as zero, and sums are in the order of the CPU's instructions.
     ///
     /// with [`math::exp`](crate::math::exp); products may be fused into sums, those inside of exp as well. Tokens beyond a
     /// query's `visible` are never part of a sum, nor those that are `hidden`. A NaN score makes the query's state NaN. The result of a query never
@@ -237,11 +268,12 @@ impl Attention {
             queries.bias.is_empty() || queries.bias.len() == n * kv::TOKENS,
             "what is added is not told for each query and token"
         );
+        let kernel = if queries.rounds { self.rounding } else { self.kernel };
         let caps = queries.bias.is_empty() && (queries.softcap.is_none() || self.caps());
         if caps && queries.hidden.is_empty() {
             // SAFETY: the kernel comes from a `KernelSet`, which exists only for what the host runs; the lengths were
             // checked above.
-            return unsafe { (self.kernel)(block, queries, state) };
+            return unsafe { kernel(block, queries, state) };
         }
         // What is done to a query never depends on others: its own numbers alone choose its kernel.
         let plain = |i: usize| caps && queries.hidden.get(i).is_none_or(|&h| h == 0);
@@ -251,7 +283,7 @@ impl Attention {
             let (some, mut state) = (queries.part(d, first..end), state.part(first..end));
             match plain(first) {
                 // SAFETY: as above; a part of what was checked.
-                true => unsafe { (self.kernel)(block, &some, &mut state) },
+                true => unsafe { kernel(block, &some, &mut state) },
                 false => self.masked(block, &some, &mut state),
             }
             first = end;

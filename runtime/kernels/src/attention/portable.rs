@@ -1,6 +1,6 @@
 //! Attention over one block in plain Rust.
 
-use super::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
+use super::{KvBlock, KvElem, OnlineSoftmax, Queries, base, base_of, rounded};
 use crate::math::{exp, tanh};
 use bessemer_format::kv::{COLUMNS, TOKENS, number};
 
@@ -34,7 +34,8 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
         if let Some(bias) = queries.bias.get(i * TOKENS..(i + 1) * TOKENS) {
             p.iter_mut().zip(&bias[hidden..]).for_each(|(s, bias)| *s += bias);
         }
-        let m = p.iter().fold(state.m[i], |m, &s| m.max(s));
+        let largest = p.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
+        let m = state.m[i].max(base_of(largest, queries.rounds));
         let c = exp(state.m[i] - base(m));
         p.iter_mut().for_each(|s| *s = exp(*s - base(m)));
         state.m[i] = m;
@@ -42,6 +43,9 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
         acc.iter_mut().for_each(|a| *a *= c);
         if let Some([_, values]) = scales {
             p.iter_mut().zip(&values[hidden..]).for_each(|(p, scale)| *p *= f32::from_le_bytes(*scale));
+        }
+        if queries.rounds {
+            p.iter_mut().for_each(|p| *p = rounded(*p));
         }
         match block.elem {
             KvElem::F32 => weigh(values, hidden, p, acc, |v: &[u8; 8]| f32_pair(v)),

@@ -3,8 +3,10 @@
 use super::data::Random;
 use super::{gamma, guard::Guarded};
 use crate::attention::{Attention, AttentionFn, KvBlock, KvElem, OnlineSoftmax, Queries};
+use crate::attention::{round_queries, rounded};
 use crate::table::{KernelSet, Row};
 use bessemer_format::kv::{self, TOKENS};
+use std::f64::consts::LN_2;
 
 const ELEMS: [KvElem; 5] = KvElem::ALL;
 
@@ -15,11 +17,12 @@ struct Scores {
     softcap: Option<f32>,
     /// Whether [`added`] is.
     biased: bool,
+    rounds: bool,
 }
 
 impl Scores {
     fn scaled(scale: f32) -> Self {
-        Self { scale, softcap: None, biased: false }
+        Self { scale, softcap: None, biased: false, rounds: false }
     }
 }
 
@@ -85,8 +88,8 @@ impl Cache {
     }
 
     /// Queries that see `seen[i]` tokens from the start of the sequence.
-    fn attend(&self, attention: &Attention, q: &[f32], scale: f32, seen: &[usize]) -> Vec<f32> {
-        self.attend_within(attention, q, Scores::scaled(scale), seen, usize::MAX)
+    fn attend(&self, attention: &Attention, q: &[f32], scores: Scores, seen: &[usize]) -> Vec<f32> {
+        self.attend_within(attention, q, scores, seen, usize::MAX)
     }
 
     /// Those of them that are the last `window` ones.
@@ -98,7 +101,7 @@ impl Cache {
         seen: &[usize],
         window: usize,
     ) -> Vec<f32> {
-        let Scores { scale, softcap, biased } = scores;
+        let Scores { scale, softcap, biased, rounds } = scores;
         let n = seen.len();
         let (mut m, mut l, mut acc) = (vec![0.0; n], vec![0.0; n], vec![0.0; n * self.d]);
         let mut state = OnlineSoftmax { m: &mut m, l: &mut l, acc: &mut acc };
@@ -114,7 +117,7 @@ impl Cache {
             let tokens = b * TOKENS..(b + 1) * TOKENS;
             let of_query = |s: &usize| tokens.clone().map(|t| added(*s, t)).collect::<Vec<f32>>();
             let bias: Vec<f32> = if biased { seen.iter().flat_map(of_query).collect() } else { Vec::new() };
-            let queries = Queries { q, scale, softcap, visible: &visible, hidden, bias: &bias };
+            let queries = Queries { q, scale, softcap, visible: &visible, hidden, bias: &bias, rounds };
             attention.attend_block(&block, &queries, &mut state);
         }
         let mut out = vec![f32::NAN; n * self.d];
@@ -122,12 +125,19 @@ impl Cache {
         out
     }
 
-    fn check(&self, got: &[f32], q: &[f32], scale: f32, seen: &[usize]) {
-        self.check_within(got, q, Scores::scaled(scale), seen, usize::MAX);
+    fn check(&self, got: &[f32], q: &[f32], scores: Scores, seen: &[usize]) {
+        self.check_within(got, q, scores, seen, usize::MAX);
+    }
+
+    /// The scale of a value of token `t`, 1 where there is none.
+    fn value_scale(&self, t: usize) -> f64 {
+        let (_, values) = &self.blocks[t / TOKENS];
+        let scales = self.elem.is_scaled().then(|| values[kv::scales_at(self.elem, self.d)..].as_chunks().0);
+        scales.map_or(1.0, |scales| f64::from(f32::from_le_bytes(scales[t % TOKENS])))
     }
 
     fn check_within(&self, got: &[f32], q: &[f32], scores: Scores, seen: &[usize], window: usize) {
-        let (d, Scores { scale, softcap, biased }) = (self.d, scores);
+        let (d, Scores { scale, softcap, biased, rounds }) = (self.d, scores);
         // The kernel multiplies by a scale, and so did `self.k` and `self.v`: two more roundings.
         let scaled = if self.elem.is_scaled() { 2 } else { 0 };
         for (i, &seen) in seen.iter().enumerate() {
@@ -153,21 +163,31 @@ impl Cache {
                 worst = worst.max(of_score);
             }
             let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let m = if rounds { (m / LN_2).ceil() * LN_2 } else { m };
+            // Weights: scores off by `worst` and the rounding of s - m (scores are below 16 here), exp by 1 ulp;
+            // then sums of `seen` terms rescaled once a block, above and below the fraction line.
+            let spread = scores.iter().map(|s| (s - m).abs()).fold(0.0, f64::max).max(m.abs());
+            let weight = 2.0 * worst + 2.0 * spread * f64::from(f32::EPSILON) + 8.0 * gamma(2);
             let p: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
             let l: f64 = p.iter().sum();
+            // What meets values, and how much more it may be where an error of a weight leads to another number of bfloat16.
+            let meets = |(t, p): (usize, &f64)| {
+                let scale = self.value_scale(first + t);
+                let near = |x: f64| f64::from(rounded((x * scale) as f32)) / scale;
+                let [low, middle, high] = [1.0 - weight, 1.0, 1.0 + weight].map(|off| near(p * off));
+                if rounds && *p > 0.0 && scale.is_normal() { (middle, high - low) } else { (*p, 0.0) }
+            };
+            let p: Vec<(f64, f64)> = p.iter().enumerate().map(meets).collect();
             for j in 0..d {
-                let (mut want, mut size) = (0.0, 0.0);
-                for (t, p) in p.iter().enumerate() {
-                    let term = p / l * f64::from(self.v[(first + t) * d + j]);
-                    want += term;
-                    size += term.abs();
+                let (mut want, mut size, mut jumps) = (0.0, 0.0, 0.0);
+                for (t, (p, jump)) in p.iter().enumerate() {
+                    let value = f64::from(self.v[(first + t) * d + j]);
+                    want += p / l * value;
+                    size += (p / l * value).abs();
+                    jumps += (jump / l * value).abs();
                 }
-                // Weights: scores off by `worst` and the rounding of s - m (scores are below 16 here), exp by 1 ulp;
-                // then sums of `seen` terms rescaled once a block, above and below the fraction line.
-                let spread = scores.iter().map(|s| (s - m).abs()).fold(0.0, f64::max).max(m.abs());
-                let weight = 2.0 * worst + 2.0 * spread * f64::from(f32::EPSILON) + 8.0 * gamma(2);
-                let bound =
-                    size * (2.0 * weight + 2.0 * gamma(seen + 2 * self.blocks.len() + 4 + scaled)) + 1e-37;
+                let sums = 2.0 * weight + 2.0 * gamma(seen + 2 * self.blocks.len() + 4 + scaled);
+                let bound = size * sums + jumps + 1e-37;
                 let error = (f64::from(got[i * d + j]) - want).abs();
                 assert!(
                     error <= bound,
@@ -180,9 +200,75 @@ impl Cache {
     }
 }
 
+/// The kernel of a row, which serves as both where it is one that rounds alone.
+fn of(row: &Row<AttentionFn>) -> Attention {
+    let set = KernelSet::for_tests(row.isa).unwrap();
+    Attention { kernel: row.kernel, rounding: row.kernel, ..set.attention() }
+}
+
+/// Random queries, rounded where they have to be.
+fn queries(random: &mut Random, elems: usize, rounds: bool) -> Vec<f32> {
+    let mut q = random.floats(elems);
+    if rounds {
+        round_queries(&mut q);
+    }
+    q
+}
+
+/// Declares, for each of these, the test with products of f32 and that with products of bfloat16.
+macro_rules! tests {
+    ($($plain:ident, $rounds:ident: $test:ident;)*) => {
+        $(pub(crate) fn $plain(row: &Row<AttentionFn>) {
+            $test(row, false);
+        }
+
+        pub(crate) fn $rounds(row: &Row<AttentionFn>) {
+            $test(row, true);
+        })*
+    };
+}
+
+tests! {
+    bounded, rounds_bounded: bounded_in;
+    odd_shapes, rounds_odd_shapes: odd_shapes_in;
+    windows_and_caps, rounds_windows_and_caps: windows_and_caps_in;
+    guarded, rounds_guarded: guarded_in;
+}
+
+/// Scores of zero and far below: weights are 1 or 0, and no base rounds. The portable bits.
+pub(crate) fn rounds_exactly(row: &Row<AttentionFn>) {
+    let (attention, mut random) = (of(row), Random::new(46));
+    let portable = KernelSet::for_isa(crate::Isa::Portable).unwrap().attention();
+    for elem in ELEMS {
+        // The first element makes a scale 1, the second one makes scores.
+        let extreme = match elem {
+            KvElem::Int8 => 127.0,
+            KvElem::Fp8 => 448.0,
+            _ => -8.0,
+        };
+        for (d, queries) in [(16, 1), (64, 3), (128, 4), (80, 19), (64, 33)] {
+            let mut at = 0;
+            let cache = Cache::new(elem, d, 80, || {
+                at += 1;
+                match (at - 1) % d {
+                    0 => extreme,
+                    1 => random.int(-1, 0) as f32,
+                    _ => random.int(-3, 3) as f32,
+                }
+            });
+            let q: Vec<f32> = (0..queries * d).map(|i| if i % d == 1 { 1000.0 } else { 0.0 }).collect();
+            let seen: Vec<usize> = (0..queries).map(|i| 80 - 7 * (i % 5)).collect();
+            let scores = Scores { rounds: true, ..Scores::scaled(0.5) };
+            let got = cache.attend(&attention, &q, scores, &seen);
+            assert_eq!(got, cache.attend(&portable, &q, scores, &seen), "{elem:?} d={d}");
+            assert!(got.iter().all(|v| v.is_finite()) && got.iter().any(|v| *v != 0.0));
+        }
+    }
+}
+
 /// With every score alike or far below the maximum, weights are 1 or 0 and nothing rounds: the portable bits.
 pub(crate) fn exact(row: &Row<AttentionFn>) {
-    let attention = Attention { isa: row.isa, kernel: row.kernel };
+    let attention = of(row);
     let portable = KernelSet::for_isa(crate::Isa::Portable).unwrap().attention();
     let mut random = Random::new(41);
     for elem in ELEMS {
@@ -201,42 +287,43 @@ pub(crate) fn exact(row: &Row<AttentionFn>) {
             });
             let q: Vec<f32> = (0..queries * d).map(|i| if i % d == 0 { 1000.0 } else { 0.0 }).collect();
             let seen: Vec<usize> = (0..queries).map(|i| 80 - 7 * (i % 5)).collect();
-            let got = cache.attend(&attention, &q, 0.5, &seen);
-            assert_eq!(got, cache.attend(&portable, &q, 0.5, &seen), "{elem:?} d={d}");
+            let got = cache.attend(&attention, &q, Scores::scaled(0.5), &seen);
+            assert_eq!(got, cache.attend(&portable, &q, Scores::scaled(0.5), &seen), "{elem:?} d={d}");
             assert!(got.iter().all(|v| v.is_finite()) && got.iter().any(|v| *v != 0.0));
         }
     }
 }
 
 /// Random data stays within the rounding bound of the f64 definition.
-pub(crate) fn bounded(row: &Row<AttentionFn>) {
-    let attention = Attention { isa: row.isa, kernel: row.kernel };
+fn bounded_in(row: &Row<AttentionFn>, rounds: bool) {
+    let attention = of(row);
     let mut random = Random::new(42);
     for elem in ELEMS {
         for d in [64, 128] {
             let cache = Cache::new(elem, d, 150, || random.float());
-            let q = random.floats(9 * d);
+            let q = queries(&mut random, 9 * d, rounds);
             let seen = [150, 150, 150, 150, 150, 150, 150, 149, 33];
-            let scale = 8.0 / (d as f32).sqrt();
-            cache.check(&cache.attend(&attention, &q, scale, &seen), &q, scale, &seen);
+            let scores = Scores { rounds, ..Scores::scaled(8.0 / (d as f32).sqrt()) };
+            cache.check(&cache.attend(&attention, &q, scores, &seen), &q, scores, &seen);
         }
     }
 }
 
 /// Head sizes that fill no vector, every number of visible tokens (none included), queries alone and together; and
 /// NaN from visible tokens is not lost.
-pub(crate) fn odd_shapes(row: &Row<AttentionFn>) {
-    let attention = Attention { isa: row.isa, kernel: row.kernel };
+fn odd_shapes_in(row: &Row<AttentionFn>, rounds: bool) {
+    let attention = of(row);
     let mut random = Random::new(43);
+    let scores = Scores { rounds, ..Scores::scaled(0.3) };
     for elem in ELEMS {
         for d in [2, 6, 16, 30, 48, 64, 80, 96, 128, 130] {
             let cache = Cache::new(elem, d, 65, || random.float());
             let seen: Vec<usize> = (0..=65).collect();
-            let q = random.floats(seen.len() * d);
-            let got = cache.attend(&attention, &q, 0.3, &seen);
-            cache.check(&got, &q, 0.3, &seen);
+            let q = queries(&mut random, seen.len() * d, rounds);
+            let got = cache.attend(&attention, &q, scores, &seen);
+            cache.check(&got, &q, scores, &seen);
             for (i, &s) in seen.iter().enumerate() {
-                let alone = cache.attend(&attention, &q[i * d..][..d], 0.3, &[s]);
+                let alone = cache.attend(&attention, &q[i * d..][..d], scores, &[s]);
                 assert_eq!(alone, got[i * d..][..d], "{elem:?} d={d}: query {i} depends on others");
             }
             // Token 40 is NaN; a query that sees it must show it, one that does not must not.
@@ -245,23 +332,23 @@ pub(crate) fn odd_shapes(row: &Row<AttentionFn>) {
                 at += 1;
                 if at == 40 * d + 1 { f32::NAN } else { random.float() }
             });
-            let got = cache.attend(&attention, &q[..2 * d], 0.3, &[41, 40]);
+            let got = cache.attend(&attention, &q[..2 * d], scores, &[41, 40]);
             assert!(got[..d].iter().all(|v| v.is_nan()) && got[d..].iter().all(|v| v.is_finite()));
         }
     }
 }
 
 /// Sliding windows and capped scores: within the bound, alone and together alike, and blind to what is hidden.
-pub(crate) fn windows_and_caps(row: &Row<AttentionFn>) {
-    let attention = Attention { isa: row.isa, kernel: row.kernel };
+fn windows_and_caps_in(row: &Row<AttentionFn>, rounds: bool) {
+    let attention = of(row);
     let mut random = Random::new(45);
     for elem in ELEMS {
         for (d, window) in [(16, 1), (64, 7), (30, 32), (64, 33), (128, 50)] {
             let cache = Cache::new(elem, d, 97, || random.float());
             let seen: Vec<usize> = (0..=97).collect();
-            let q = random.floats(seen.len() * d);
+            let q = queries(&mut random, seen.len() * d, rounds);
             for (softcap, biased) in [(None, false), (Some(1.5), false), (None, true), (Some(1.5), true)] {
-                let scores = Scores { softcap, biased, ..Scores::scaled(0.4) };
+                let scores = Scores { softcap, biased, rounds, ..Scores::scaled(0.4) };
                 let got = cache.attend_within(&attention, &q, scores, &seen, window);
                 cache.check_within(&got, &q, scores, &seen, window);
                 for (i, &s) in seen.iter().enumerate() {
@@ -275,7 +362,7 @@ pub(crate) fn windows_and_caps(row: &Row<AttentionFn>) {
                 at += 1;
                 if (10 * d + 1..=11 * d).contains(&at) { f32::NAN } else { random.float() }
             });
-            let scores = Scores::scaled(0.4);
+            let scores = Scores { rounds, ..Scores::scaled(0.4) };
             let seen = [10 + window, 11 + window];
             let got = cache.attend_within(&attention, &q[..2 * d], scores, &seen, window);
             assert!(got[..d].iter().all(|v| v.is_nan()) && got[d..].iter().all(|v| v.is_finite()));
@@ -284,14 +371,14 @@ pub(crate) fn windows_and_caps(row: &Row<AttentionFn>) {
 }
 
 /// No access outside of any buffer.
-pub(crate) fn guarded(row: &Row<AttentionFn>) {
-    let attention = Attention { isa: row.isa, kernel: row.kernel };
+fn guarded_in(row: &Row<AttentionFn>, rounds: bool) {
+    let attention = of(row);
     let mut random = Random::new(44);
     for elem in ELEMS {
         for d in [2, 16, 30, 64, 80] {
             let cache = Cache::new(elem, d, 32, || random.float());
-            for queries in [1, 2, 3, 4, 5, 9] {
-                let q = random.floats(queries * d);
+            for queries in [1, 2, 3, 4, 5, 9, 17] {
+                let q = self::queries(&mut random, queries * d, rounds);
                 let visible: Vec<u32> = (0..queries).map(|i| 32 - (i as u32 / 4) * 5).collect();
                 let (keys, values) = &cache.blocks[0];
                 let mut results = Vec::new();
@@ -317,6 +404,7 @@ pub(crate) fn guarded(row: &Row<AttentionFn>) {
                         visible: &visible,
                         hidden: &[],
                         bias: &[],
+                        rounds,
                     };
                     attention.attend_block(&block, &queries, &mut state);
                     results.push(state.acc.to_vec());

@@ -2,7 +2,7 @@
 
 use super::super::QUARTERS;
 use super::exp;
-use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
+use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base, base_of, rounded};
 use bessemer_format::kv::{COLUMNS, TOKENS};
 use std::arch::aarch64::*;
 
@@ -100,18 +100,21 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
         // What is not visible may be NaN: it is replaced, not multiplied.
         w[visible..].fill(f32::NEG_INFINITY);
         let old = state.m[first + i];
-        let mut max = vdupq_n_f32(old);
+        let mut max = vdupq_n_f32(f32::NEG_INFINITY);
         let mut sum = vdupq_n_f32(0.0);
         // SAFETY: the weights of a query are 8 times 4 floats.
         unsafe {
             for part in w.as_chunks::<LANES>().0 {
                 max = vmaxnmq_f32(vld1q_f32(part.as_ptr()), max);
             }
-            let m = vmaxnmvq_f32(max);
+            let m = old.max(base_of(vmaxnmvq_f32(max), queries.rounds));
             for part in w.as_chunks_mut::<LANES>().0 {
                 let p = exp(vsubq_f32(vld1q_f32(part.as_ptr()), vdupq_n_f32(base(m))));
                 vst1q_f32(part.as_mut_ptr(), p);
                 sum = vaddq_f32(sum, p);
+            }
+            if queries.rounds {
+                w.iter_mut().for_each(|w| *w = rounded(*w));
             }
             let c = crate::math::exp(old - base(m));
             state.m[first + i] = m;

@@ -1,5 +1,6 @@
 //! AMX: products of tiles of bfloat16 and of bytes, with AVX-512 for what is around them.
 
+pub(crate) mod attention;
 mod dequant;
 pub(crate) mod linear_bf16;
 pub(crate) mod linear_int8;

@@ -74,17 +74,29 @@ macro_rules! multiply {
 }
 pub(super) use multiply;
 
-/// Stores a tile to as many lines as it has rows. For blocks of `unsafe`: the tile is configured and its lines are writable.
+/// Stores a tile to as many lines as it has rows, one behind the other or `stride` bytes from row to row. For blocks of `unsafe`: the tile
+/// is configured and its lines are writable.
 macro_rules! store {
     ($tile:tt, $to:expr) => {
+        store!($tile, $to, bessemer_format::panel::LINE)
+    };
+    ($tile:tt, $to:expr, $stride:expr) => {
         std::arch::asm!(
             concat!("tilestored [{to} + {stride}], ", $tile),
             to = in(reg) $to,
-            stride = in(reg) bessemer_format::panel::LINE,
+            stride = in(reg) $stride,
             options(nostack, preserves_flags),
         )
     };
 }
 pub(super) use store;
+
+/// Makes a tile zeros. For blocks of `unsafe`: it is configured.
+macro_rules! zero {
+    ($tile:tt) => {
+        std::arch::asm!(concat!("tilezero ", $tile), out($tile) _, options(nostack, preserves_flags, nomem))
+    };
+}
+pub(super) use zero;
 
 const _: () = assert!(size_of::<Config>() == 64);

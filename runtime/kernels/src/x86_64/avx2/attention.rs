@@ -1,7 +1,7 @@
 //! Attention over one block. The layout of keys and values makes both products plain broadcasts: no transposition.
 
 use super::{e4m3, exp};
-use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base};
+use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries, base, base_of, rounded};
 use crate::x86_64::kv_elem::*;
 use bessemer_format::kv::{COLUMNS, TOKENS};
 use std::arch::x86_64::*;
@@ -116,14 +116,15 @@ unsafe fn attend_some<const ELEM: u8, const N: usize>(
         // What is not visible may be NaN: it is replaced, not multiplied.
         w[visible..].fill(f32::NEG_INFINITY);
         let old = state.m[first + i];
-        let mut max = _mm256_set1_ps(old);
+        let mut max = _mm256_set1_ps(f32::NEG_INFINITY);
         let mut sum = _mm256_setzero_ps();
         // SAFETY: the weights of a query are 4 times 8 floats.
         unsafe {
             for part in w.as_chunks::<LANES>().0 {
                 max = _mm256_max_ps(_mm256_loadu_ps(part.as_ptr()), max);
             }
-            let m = lanes(max).into_iter().fold(old, f32::max);
+            let largest = lanes(max).into_iter().fold(f32::NEG_INFINITY, f32::max);
+            let m = old.max(base_of(largest, queries.rounds));
             for part in w.as_chunks_mut::<LANES>().0 {
                 let s = _mm256_loadu_ps(part.as_ptr());
                 let p = exp(_mm256_sub_ps(s, _mm256_set1_ps(base(m))));
@@ -140,6 +141,9 @@ unsafe fn attend_some<const ELEM: u8, const N: usize>(
                         _mm256_mul_ps(_mm256_loadu_ps(part.as_ptr()), values),
                     );
                 }
+            }
+            if queries.rounds {
+                w.iter_mut().for_each(|w| *w = rounded(*w));
             }
             let c = crate::math::exp(old - base(m));
             state.m[first + i] = m;

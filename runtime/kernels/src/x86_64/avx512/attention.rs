@@ -5,9 +5,11 @@
 
 use super::{e4m3, exp};
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries};
+use crate::math::LOG2_E;
 use crate::x86_64::kv_elem::*;
 use bessemer_format::kv::{COLUMNS, TOKENS};
 use std::arch::x86_64::*;
+use std::f32::consts::LN_2;
 
 /// Most queries that share a load: two sums of tokens each fill half of the registers, and 16 sums in flight hide the
 /// latency of an fma twice over.
@@ -101,16 +103,17 @@ fn weigh_tokens<const N: usize>(
     weights: &mut [[f32; TOKENS]; N],
     corrections: &mut [f32; COLUMNS],
 ) {
-    let visible = queries.visible[first] as usize;
+    let masks = masks(&[queries.visible[first]; N]);
     let (m, l) = (&mut state.m[first..][..N], &mut state.l[first..][..N]);
+    let Queries { scale, softcap, rounds, .. } = *queries;
     if let Some([keys, values]) = block.scales() {
         let (keys, values) = (halves(keys), halves(values));
         for s in scores.iter_mut() {
             s[0] = _mm512_mul_ps(s[0], keys[0]);
             s[1] = _mm512_mul_ps(s[1], keys[1]);
         }
-        soften(scores, queries.scale, queries.softcap, visible, m, l, weights, corrections);
-        for w in weights {
+        soften(scores, scale, softcap, &masks, rounds, m, l, weights, corrections);
+        for w in weights.iter_mut() {
             for half in 0..2 {
                 let w = w[half * COLUMNS..][..COLUMNS].as_mut_ptr();
                 // SAFETY: 16 floats are read and written in a slice of as many.
@@ -118,8 +121,30 @@ fn weigh_tokens<const N: usize>(
             }
         }
     } else {
-        soften(scores, queries.scale, queries.softcap, visible, m, l, weights, corrections);
+        soften(scores, scale, softcap, &masks, rounds, m, l, weights, corrections);
     }
+    if rounds {
+        for w in weights.iter_mut() {
+            for half in 0..2 {
+                let w = w[half * COLUMNS..][..COLUMNS].as_mut_ptr();
+                // SAFETY: 16 floats are read and written in a slice of as many.
+                unsafe { _mm512_storeu_ps(w, rounded(_mm512_loadu_ps(w))) };
+            }
+        }
+    }
+}
+
+/// [`crate::attention::rounded`] of every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rounded(x: __m512) -> __m512 {
+    let bits = _mm512_castps_si512(x);
+    let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let up = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+    // The carry of a NaN's mantissa could make an infinity or a zero of it.
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    let up = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(1 << 22));
+    _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)))
 }
 
 /// The scales of both halves of a block's tokens.
@@ -163,33 +188,40 @@ unsafe fn scores<const ELEM: u8, const N: usize>(block: &KvBlock<'_>, q: &[f32])
     scores
 }
 
-/// Updates `m` and `l` by scores of `visible` tokens. Gives the weights of the tokens and, for each query, the factor of
+/// Which tokens of both halves queries see that see so many.
+#[inline]
+pub(in crate::x86_64) fn masks<const N: usize>(visible: &[u32; N]) -> [[u16; 2]; N] {
+    visible.map(|visible| {
+        let seen = ((1_u64 << visible) - 1) as u32;
+        [seen as u16, (seen >> COLUMNS) as u16]
+    })
+}
+
+/// Updates `m` and `l` by scores of the tokens that `masks` select. Gives the weights of the tokens and, for each query, the factor of
 /// what it summed before.
 #[inline]
 #[allow(clippy::too_many_arguments, reason = "what softmax reads and what it changes")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn soften<const N: usize>(
+pub(in crate::x86_64) fn soften<const N: usize>(
     scores: &mut [[__m512; 2]; N],
     scale: f32,
     softcap: Option<f32>,
-    visible: usize,
+    masks: &[[u16; 2]; N],
+    rounds: bool,
     m: &mut [f32],
     l: &mut [f32],
     weights: &mut [[f32; TOKENS]; N],
     corrections: &mut [f32; COLUMNS],
 ) {
-    let seen = u32::MAX >> (TOKENS - visible);
-    let masks = [seen as u16, (seen >> COLUMNS) as u16];
     let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
     let scale = _mm512_set1_ps(scale);
     // What is not visible may be NaN: it is replaced, not multiplied.
-    for s in scores.iter_mut() {
+    for i in 0..N {
         for half in 0..2 {
-            s[half] = match softcap {
-                None => _mm512_mask_mul_ps(lowest, masks[half], s[half], scale),
-                Some(cap) => {
-                    _mm512_mask_mov_ps(lowest, masks[half], capped(_mm512_mul_ps(s[half], scale), cap))
-                }
+            let (s, seen) = (scores[i][half], masks[i][half]);
+            scores[i][half] = match softcap {
+                None => _mm512_mask_mul_ps(lowest, seen, s, scale),
+                Some(cap) => _mm512_mask_mov_ps(lowest, seen, capped(_mm512_mul_ps(s, scale), cap)),
             };
         }
     }
@@ -204,7 +236,7 @@ fn soften<const N: usize>(
     unsafe {
         let old = _mm512_mask_loadu_ps(lowest, lanes, m[..N].as_ptr());
         // The second operand is taken where one is no number: a score's shows in its weight, a state's stays.
-        let new = _mm512_max_ps(reduce::<MAX>(&largest), old);
+        let new = _mm512_max_ps(bases(reduce::<MAX>(&largest), rounds), old);
         // Nothing is `inf - inf`.
         let base = _mm512_mask_blend_ps(_mm512_cmpeq_ps_mask(new, lowest), new, _mm512_setzero_ps());
         _mm512_storeu_ps(lowered.as_mut_ptr(), base);
@@ -223,6 +255,18 @@ fn soften<const N: usize>(
         _mm512_mask_storeu_ps(m.as_mut_ptr(), lanes, new);
         _mm512_storeu_ps(corrections.as_mut_ptr(), c);
     }
+}
+
+/// [`crate::attention::base_of`], a query a lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn bases(largest: __m512, rounds: bool) -> __m512 {
+    if !rounds {
+        return largest;
+    }
+    let octaves = _mm512_mul_ps(largest, _mm512_set1_ps(LOG2_E));
+    let octaves = _mm512_roundscale_ps::<{ _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC }>(octaves);
+    _mm512_mul_ps(octaves, _mm512_set1_ps(LN_2))
 }
 
 /// What [`reduce`] makes of lanes: their sum, or the largest.
