@@ -339,6 +339,7 @@ kernels! {
         rounds_odd_shapes, rounds_windows_and_caps) {
         everywhere {}
         x86_64 {
+            attention_rounds_avx512bf16: Avx512Bf16, ANY, avx512::attention_bf16::attend_block;
             attention_rounds_amx: Amx, ANY, amx::attention::attend_block;
         }
         aarch64 {}

@@ -4,6 +4,7 @@
 use super::tile::{self, load, multiply, store, zero};
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries};
 use crate::x86_64::avx512::attention as vectors;
+use crate::x86_64::avx512::attention_bf16::{first_lanes, round};
 use bessemer_format::kv::{COLUMNS, TOKENS};
 use bessemer_format::panel::LINE;
 use std::arch::x86_64::*;
@@ -84,11 +85,6 @@ fn all_finite(block: &KvBlock<'_>, tokens: std::ops::Range<usize>) -> bool {
     })
 }
 
-/// A mask of the first `count` lanes, or of all.
-fn first_lanes(count: usize) -> u16 {
-    ((1_u32 << count.min(COLUMNS)) - 1) as u16
-}
-
 /// Sums are in tiles 0 and 1, queries or weights in 2, keys or values in 3 and 4.
 ///
 /// # Safety
@@ -129,30 +125,13 @@ unsafe fn attend_tile(
         factors[half..][..HALF].copy_from_slice(&corrections[..HALF]);
         for i in 0..HALF {
             // SAFETY: 32 weights become a row of as many.
-            unsafe { round(weights.row(half + i), unrounded[i].as_ptr(), TOKENS) };
+            unsafe { round(weights.row(half + i).cast(), unrounded[i].as_ptr(), TOKENS) };
         }
     }
     state.m[first..][..count].copy_from_slice(&m[..count]);
     state.l[first..][..count].copy_from_slice(&l[..count]);
     // SAFETY: the caller's promises.
     unsafe { weigh(block, &weights, &factors, most(visible), &mut state.acc[first * d..][..count * d]) };
-}
-
-/// Writes the numbers at `from` to `to` as bfloat16, and zeros behind them: 32 in all.
-///
-/// # Safety
-/// So many are readable, 64 bytes are writable.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn round(to: *mut f32, from: *const f32, count: usize) {
-    // SAFETY: the masks select the numbers that there are.
-    unsafe {
-        let low = _mm512_maskz_loadu_ps(first_lanes(count), from);
-        let rest = first_lanes(count.saturating_sub(COLUMNS));
-        let high = _mm512_maskz_loadu_ps(rest, from.wrapping_add(COLUMNS));
-        let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-        _mm512_store_si512(to.cast(), both);
-    }
 }
 
 /// The products of queries with the keys of both halves of the tokens.
@@ -171,7 +150,7 @@ unsafe fn products(block: &KvBlock<'_>, q: &[f32], scores: &mut [Tile; 2]) {
         for at in (0..d).step_by(tile::BF16) {
             let elems = tile::BF16.min(d - at);
             for (i, q) in q.chunks_exact(d).enumerate() {
-                round(rows.row(i), q.as_ptr().add(at), elems);
+                round(rows.row(i).cast(), q.as_ptr().add(at), elems);
             }
             let mut keys = [0, 1].map(|half| block.keys.as_ptr().add((half * d + at) / 2 * LINE));
             if elems < tile::BF16 {

@@ -144,7 +144,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
 /// Adds the products of two elements along k with two bfloat16 activations, of which every lane holds the same.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn add_products(acc: __m512, weights: __m512i, x: __m512i) -> __m512 {
+pub(super) fn add_products(acc: __m512, weights: __m512i, x: __m512i) -> __m512 {
     // SAFETY: both are 64 bytes without a structure.
     let [weights, x] = [weights, x].map(|v| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) });
     _mm512_dpbf16_ps(acc, weights, x)

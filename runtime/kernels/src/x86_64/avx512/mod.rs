@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI and VBMI.
 
 pub(crate) mod attention;
+pub(crate) mod attention_bf16;
 mod gemm_int8;
 pub(crate) mod linear_bf16;
 pub(crate) mod linear_f32;
