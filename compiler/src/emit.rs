@@ -130,8 +130,8 @@ fn program(plan: &Plan, p: &Program) -> String {
             StepKind::Attention(a) => {
                 let scratch = a.scratch.map(|b| format!(" scratch b{b}")).unwrap_or_default();
                 format!(
-                    "attention b{} {}/{} heads of {} at {} chunk {}{scratch} -> b{}",
-                    a.query, a.heads, a.kv_heads, a.head_dim, a.layer_elems, a.chunk, a.out
+                    "attention b{} {:?} {}/{} heads of {} at {} chunk {}{scratch} -> b{}",
+                    a.query, a.compute, a.heads, a.kv_heads, a.head_dim, a.layer_elems, a.chunk, a.out
                 )
             }
             StepKind::Nest { nest, rows, args } => {

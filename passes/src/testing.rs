@@ -10,11 +10,13 @@ pub struct TestTarget {
     pub integers: bool,
     /// The layout that it likes for matrices.
     pub layout: Layout,
+    /// Whether it multiplies tiles of bf16.
+    pub tiles: bool,
 }
 
 impl Default for TestTarget {
     fn default() -> Self {
-        Self { integers: true, layout: Layout::Panel }
+        Self { integers: true, layout: Layout::Panel, tiles: false }
     }
 }
 
@@ -32,6 +34,10 @@ impl TargetInfo for TestTarget {
 
     fn weight_layout(&self, _: &QuantScheme, _: u64, _: u64) -> Layout {
         self.layout
+    }
+
+    fn many_rows_attention(&self) -> Option<u32> {
+        self.tiles.then_some(3)
     }
 
     /// bf16 over bf16 weights; signed bytes over integer weights, by 32 where the weight's groups are multiples of 32, else by 16.

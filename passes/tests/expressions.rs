@@ -15,7 +15,7 @@ use bessemer_passes::pipeline::{Context, Effect, Options, PASSES, Refine, apply,
 use bessemer_passes::testing::TestTarget;
 use std::collections::BTreeMap;
 
-const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel };
+const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel, tiles: false };
 
 /// A plain op with its attributes, or the numbers of a constant, over other terms.
 type Term = (String, Vec<u32>, Vec<usize>);

@@ -13,7 +13,7 @@ use bessemer_passes::pipeline::{Context, EQUALISE, Effect, Options, PASSES, Refi
 use bessemer_passes::testing::TestTarget;
 use bessemer_passes::{PrecisionPolicy, Scale, pairs};
 
-const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel };
+const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel, tiles: true };
 const DECLARED: Reading = Reading::Declared { kv: KvElem::F32 };
 
 fn context(precision: PrecisionPolicy) -> Context<'static> {
@@ -199,8 +199,24 @@ fn compute_is_seen_by_the_declared_reading_alone() {
         )
     });
     assert_eq!(computes.count(), 15, "seven linears in each of two layers, and the head");
+    let attention = graph.all().into_iter().filter(|n| matches!(graph.op(*n), Op::Attention { .. }));
+    let many = Computes { few: Compute::F32, many: Some((3, Compute::Bf16)) };
+    assert!(attention.into_iter().all(|n| graph.op(n).computes() == Some(many)));
     assert_eq!(bits(&logits(&graph, Reading::Exact)), bits(&expected));
     let declared = error(&logits(&graph, DECLARED), &expected);
     println!("{declared:e}");
     assert!(declared > 1e-4 && declared < 5e-2, "{declared:e}");
+}
+
+/// Queries and weights that round to bf16 have errors of up to 2^-9 of them.
+#[test]
+fn attention_in_bf16_is_seen_by_the_declared_reading_alone() {
+    let plain = tiny_llama(&TinyConfig::default()).unwrap();
+    let attention = Computes { few: Compute::F32, many: Some((3, Compute::Bf16)) };
+    let rounding = tiny_llama(&TinyConfig { attention, ..TinyConfig::default() }).unwrap();
+    let expected = logits(&plain, Reading::Exact);
+    assert_eq!(bits(&logits(&rounding, Reading::Exact)), bits(&expected));
+    let declared = error(&logits(&rounding, DECLARED), &expected);
+    println!("{declared:e}");
+    assert!(declared > 1e-5 && declared < 2f64.powi(-9), "{declared:e}");
 }

@@ -9,7 +9,7 @@ use bessemer_passes::pipeline::{
 use bessemer_passes::testing::TestTarget;
 use bessemer_passes::{Cause, PassError, PrecisionPolicy};
 
-const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel };
+const TARGET: TestTarget = TestTarget { integers: true, layout: Layout::Panel, tiles: false };
 const CONTEXT: Context<'_> = Context {
     target: &TARGET,
     precision: PrecisionPolicy::Int4 { group: 16 },

@@ -168,6 +168,8 @@ pub(crate) struct BoundAttention {
     pub(crate) value_dim: usize,
     /// Whether a value is a part of the key, and not in the cache beside it.
     pub(crate) latent: bool,
+    /// Whether queries and weights are rounded to bfloat16.
+    pub(crate) rounds: bool,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
     /// Tokens up to its own that a row sees.
@@ -433,6 +435,7 @@ impl Binder<'_> {
             head_dim: a.head_dim as usize,
             value_dim: a.latent.unwrap_or(a.head_dim) as usize,
             latent: a.latent.is_some(),
+            rounds: a.compute == Compute::Bf16,
             scale: a.scale,
             softcap: a.softcap,
             window: a.window.map_or(usize::MAX, |window| window as usize),

@@ -95,17 +95,13 @@ pub fn schedule_beside(
     Ok(Scheduled { plan, weights: shared.recipes, selection: shared.selection, tactics })
 }
 
-/// Row-count regimes up to a chunk: one row, those for which attention splits, tens, a chunk; and a border wherever a linear changes what it
-/// computes in.
+/// Row-count regimes up to a chunk: one row, those for which attention splits, tens, a chunk; and a border wherever a linear or
+/// attention changes what it computes in.
 fn regimes(graph: &Graph, order: &[NodeId], tactics: &Tactics) -> Vec<Regime> {
     let chunk = tactics.get(Tactic::ChunkRows);
     let mut ends = vec![1, tactics.get(Tactic::SplitRows), SOME_ROWS, chunk];
-    ends.extend(order.iter().filter_map(|node| match graph.op(*node) {
-        Op::Linear { compute, .. } | Op::GroupedLinear { compute, .. } => {
-            Some(compute.many?.0.saturating_sub(1))
-        }
-        _ => None,
-    }));
+    let borders = order.iter().filter_map(|node| graph.op(*node).computes()?.many);
+    ends.extend(borders.map(|(from, _)| from.saturating_sub(1)));
     ends.retain(|end| (1..=chunk).contains(end));
     ends.sort_unstable();
     ends.dedup();
@@ -223,6 +219,15 @@ struct Draft {
     by_row: Option<RowCount>,
     /// The layer whose state it touches.
     layer: Option<u32>,
+}
+
+/// What something computes in, for people.
+fn in_words(compute: Compute) -> String {
+    match compute {
+        Compute::F32 => "f32 activations".into(),
+        Compute::Bf16 => "bf16 activations".into(),
+        Compute::Int8 { group } => format!("int8 activations by {group}"),
+    }
 }
 
 /// Whether each weight of a stack begins at a panel, as kernels need it.
@@ -532,14 +537,9 @@ impl<'a> ProgramBuilder<'a> {
                 ("f32 activations", "every weight would be dequantised; `--f32-activations` asks for it")
             }
         });
-        let name = |compute| match compute {
-            Compute::F32 => "f32 activations".to_string(),
-            Compute::Bf16 => "bf16 activations".to_string(),
-            Compute::Int8 { group } => format!("int8 activations by {group}"),
-        };
-        let mut activations = name(computes.few);
+        let mut activations = in_words(computes.few);
         if let Some((from, many)) = computes.many {
-            activations.push_str(&format!(", from {from} rows on {}", name(many)));
+            activations.push_str(&format!(", from {from} rows on {}", in_words(many)));
             rejected.push((
                 "the same activations for any number of rows",
                 "tiles multiply so fast that many rows are worth dequantising for, and few are not",
@@ -560,16 +560,16 @@ impl<'a> ProgramBuilder<'a> {
 
     fn attention(&mut self, node: NodeId, operands: &[Value]) -> Result<(), TargetError> {
         let mut latent = None;
-        let (heads, kv_heads, scale, causal, window, softcap) = match *self.graph.op(node) {
-            Op::Attention { heads, kv_heads, scale, window, softcap } => {
-                (heads, kv_heads, scale, true, window, softcap)
+        let (heads, kv_heads, scale, causal, window, softcap, computes) = match *self.graph.op(node) {
+            Op::Attention { heads, kv_heads, scale, window, softcap, compute } => {
+                (heads, kv_heads, scale, true, window, softcap, compute)
             }
-            Op::FullAttention { heads, kv_heads, scale, reach } => {
-                (heads, kv_heads, scale, false, reach.map(|reach| reach.saturating_add(1)), None)
+            Op::FullAttention { heads, kv_heads, scale, reach, compute } => {
+                (heads, kv_heads, scale, false, reach.map(|reach| reach.saturating_add(1)), None, compute)
             }
-            Op::LatentAttention { heads, value, scale } => {
+            Op::LatentAttention { heads, value, scale, compute } => {
                 latent = Some(value);
-                (heads, 1, scale, true, None, None)
+                (heads, 1, scale, true, None, None, compute)
             }
             _ => return self.nest(node, operands),
         };
@@ -596,6 +596,7 @@ impl<'a> ProgramBuilder<'a> {
             kv_heads,
             head_dim: layer.head_dim,
             latent,
+            compute: computes.at(self.regime.min_rows),
             scale,
             causal,
             window,
@@ -619,15 +620,17 @@ impl<'a> ProgramBuilder<'a> {
             format!("up to {split} rows do not keep all threads busy at every length"),
             format!("from {} rows on, where keys and values read once serve several rows", split + 1),
         );
-        self.selected(
-            node,
-            &format!("attention kernel, chunks of {chunk} tokens"),
-            &[
-                ("nest", "reads keys once a query head, not once a group"),
-                ("work shared out by rows", by_rows.as_str()),
-                ("work shared out by chunks", by_chunks.as_str()),
-            ],
-        );
+        let mut rejected = vec![
+            ("nest", "reads keys once a query head, not once a group"),
+            ("work shared out by rows", by_rows.as_str()),
+            ("work shared out by chunks", by_chunks.as_str()),
+        ];
+        let mut chosen = format!("attention kernel, chunks of {chunk} tokens");
+        if let Some((from, many)) = computes.many {
+            chosen.push_str(&format!(", from {from} rows on {}", in_words(many)));
+            rejected.push(("the same for any number of rows", "few rows wait for memory, many for products"));
+        }
+        self.selected(node, &chosen, &rejected);
         Ok(())
     }
 

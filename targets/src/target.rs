@@ -61,6 +61,10 @@ impl TargetInfo for Target {
         self.info().many_rows_compute(scheme, k)
     }
 
+    fn many_rows_attention(&self) -> Option<u32> {
+        self.info().many_rows_attention()
+    }
+
     fn read_cost(&self, scheme: &QuantScheme, k: u64) -> f64 {
         self.info().read_cost(scheme, k)
     }

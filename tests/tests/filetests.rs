@@ -4,7 +4,7 @@
 //! # What the file shows. A comment must not begin with a word and a colon: that is a directive.
 //! # run: pass residual          or: roundtrip, verify, pipeline fused
 //! # precision: int4:32          (pass, pipeline) default: source
-//! # target: dense               (pass, pipeline) or floats-only; default: integers, panels
+//! # target: dense               (pass, pipeline) or floats-only, tiles; default: integers, panels
 //! # activations: f32            (pass, pipeline)
 //! # disable: qkv, residual      (pipeline)
 //! graph canonical
@@ -173,7 +173,8 @@ fn parse(found_in: &str, all: &str) -> Result<FileTest, String> {
             None => {}
             Some("dense") => test.target.layout = Layout::Dense,
             Some("floats-only") => test.target.integers = false,
-            Some(other) => return Err(format!("`# target: {other}` is none of: dense, floats-only")),
+            Some("tiles") => test.target.tiles = true,
+            Some(other) => return Err(format!("`# target: {other}` is none of: dense, floats-only, tiles")),
         }
     }
     if let Run::Pipeline(_) = test.run {

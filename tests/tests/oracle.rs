@@ -184,8 +184,12 @@ fn engines_compute_what_their_graph_declares() {
                 "{model} {precision}: {error:.2e}, declared from exact {noise:.2e}, worst step {:.2e}",
                 worst.error
             );
-            let of_graph: BTreeSet<Compute> =
-                graph.all().into_iter().flat_map(|n| computes_of(graph.op(n))).collect();
+            let of_graph: BTreeSet<Compute> = graph
+                .all()
+                .into_iter()
+                .filter_map(|n| graph.op(n).computes())
+                .flat_map(|c| c.all().collect::<Vec<_>>())
+                .collect();
             let rounds = of_graph.iter().any(|c| *c != Compute::F32);
             let bound = if rounds { 2f64.sqrt() * noise + GRAPH } else { GRAPH };
             assert!(error < bound, "{model} {precision}: {error:.2e} above {bound:.1e}");
@@ -193,11 +197,4 @@ fn engines_compute_what_their_graph_declares() {
         }
     }
     assert!(computes.contains(&Compute::Bf16) && computes.len() > 2, "{computes:?}");
-}
-
-fn computes_of(op: &Op) -> Vec<Compute> {
-    match op {
-        Op::Linear { compute, .. } | Op::GroupedLinear { compute, .. } => compute.all().collect(),
-        _ => Vec::new(),
-    }
 }

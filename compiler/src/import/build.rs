@@ -335,7 +335,12 @@ impl<'a> Builder<'a> {
         state: Value,
         (heads, value, scale): (usize, usize, f64),
     ) -> Result<Value, ImportError> {
-        let op = Op::LatentAttention { heads: heads as u32, value: value as u32, scale: scale as f32 };
+        let op = Op::LatentAttention {
+            heads: heads as u32,
+            value: value as u32,
+            scale: scale as f32,
+            compute: Compute::F32.into(),
+        };
         self.add(name, op, &[q, state])
     }
 
@@ -474,6 +479,7 @@ impl<'a> Builder<'a> {
             scale: shape.scale as f32,
             window: shape.window.map(|window| window as u32),
             softcap: shape.softcap.map(|cap| cap as f32),
+            compute: Compute::F32.into(),
         };
         let operands: Vec<Value> = [q, state].into_iter().chain(shape.sinks).collect();
         self.add(name, op, &operands)
@@ -490,7 +496,8 @@ impl<'a> Builder<'a> {
         let scale = (1.0 / (shape.head_dim as f64).sqrt()) as f32;
         let (heads, reach) = (shape.heads as u32, shape.reach.map(|reach| reach as u32));
         let operands: Vec<Value> = [q, state].into_iter().chain(shape.bias).collect();
-        self.add(name, Op::FullAttention { heads, kv_heads: heads, scale, reach }, &operands)
+        let compute = Compute::F32.into();
+        self.add(name, Op::FullAttention { heads, kv_heads: heads, scale, reach, compute }, &operands)
     }
 
     /// What is added to scores by the distance `j - i` of position j from row i: for each head the number in row `bucket(j - i)` of tensor

@@ -340,7 +340,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
         Op::Rope { style, heads } => {
             ops::rope(*style, *heads as usize, first(own)?, at.tensor(1)?, batch.rows())
         }
-        Op::Attention { heads, kv_heads, scale, window, softcap } => {
+        Op::Attention { heads, kv_heads, scale, window, softcap, .. } => {
             let shape = Heads {
                 heads: *heads as usize,
                 kv_heads: *kv_heads as usize,
@@ -353,7 +353,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
             };
             attention(shape, at.tensor(0)?, at.state(1)?, batch, caches, at.defined)?
         }
-        Op::FullAttention { heads, kv_heads, scale, reach } => {
+        Op::FullAttention { heads, kv_heads, scale, reach, .. } => {
             let bias = (at.node.operands.len() > 2).then(|| at.constant(2)).transpose()?;
             let by_head = bias.map(Matrix::transposed);
             let shape = Heads {
@@ -368,7 +368,7 @@ fn step(at: &Operands<'_>, own: Option<Value>, caches: &mut Caches, batch: &Batc
             };
             attention(shape, at.tensor(0)?, at.state(1)?, batch, caches, at.defined)?
         }
-        Op::LatentAttention { heads, value, scale } => {
+        Op::LatentAttention { heads, value, scale, .. } => {
             let shape = Heads {
                 heads: *heads as usize,
                 kv_heads: 1,

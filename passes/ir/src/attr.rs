@@ -16,7 +16,7 @@ pub trait Attr: Sized {
     fn parse(c: &mut Cursor<'_>) -> Result<Self, String>;
 }
 
-/// What a linear computes in, by how many rows a pass has. A program of a plan serves a regime of rows, so it computes in one.
+/// What a linear or attention computes in, by how many rows a pass has. A program of a plan serves a regime of rows, so it computes in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Computes {
     /// In passes of few rows, and of any number if there is no `many`.

@@ -1,6 +1,6 @@
 //! Types of results from types of operands: the one place where shapes are checked.
 
-use crate::attr::{Epilogue, Scalar, UnaryKind};
+use crate::attr::{Computes, Epilogue, Scalar, UnaryKind};
 use crate::op::Op;
 use crate::types::{DType, Dim, Layout, TensorType};
 use bessemer_format::plan::Input;
@@ -162,7 +162,8 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             let queries = TensorType::f32([rows, Dim::Const(head_dim * u64::from(*heads))]);
             Ok(vec![queries, TensorType::state()])
         }
-        Op::Attention { heads, kv_heads, scale, window, softcap } => {
+        Op::Attention { heads, kv_heads, scale, window, softcap, compute } => {
+            of_floats(compute)?;
             if let Some(sinks) = operands.get(2) {
                 arity(3)?;
                 expect_vector(sinks, u64::from(*heads), "sinks")?;
@@ -200,8 +201,9 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             head_dim(width, 1)?;
             Ok(vec![TensorType::state()])
         }
-        Op::LatentAttention { heads, value, scale } => {
+        Op::LatentAttention { heads, value, scale, compute } => {
             arity(2)?;
+            of_floats(compute)?;
             let (rows, width) = activation(&operands[0], "q")?;
             let (heads, value) = (u64::from(*heads), u64::from(*value));
             let key = head_dim(width, heads)?;
@@ -247,7 +249,8 @@ pub fn infer(op: &Op, operands: &[TensorType]) -> Result<Vec<TensorType>, String
             }
             Ok(vec![TensorType::f32([rows, Dim::Const(columns)])])
         }
-        Op::FullAttention { heads, kv_heads, scale, .. } => {
+        Op::FullAttention { heads, kv_heads, scale, compute, .. } => {
+            of_floats(compute)?;
             if let Some(bias) = operands.get(2) {
                 arity(3)?;
                 distances(bias, u64::from(*heads))?;
@@ -411,6 +414,14 @@ fn expect_vector(found: &TensorType, n: u64, what: &str) -> Result<(), String> {
         && found.encoding.layout == Layout::Dense
         && found.scheme().elem.is_float();
     if ok { Ok(()) } else { Err(format!("{what} is {found}, expected a dense vector f32[{n}]")) }
+}
+
+/// Holds attention to what it can compute in.
+fn of_floats(computes: &Computes) -> Result<(), String> {
+    match computes.all().find(|compute| !compute.of_floats()) {
+        Some(compute) => Err(format!("computes in {compute:?}, where attention has f32 and bf16")),
+        None => Ok(()),
+    }
 }
 
 fn same(a: &TensorType, b: &TensorType) -> Result<(), String> {

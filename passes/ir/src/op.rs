@@ -170,6 +170,11 @@ ops! {
     }
     /// `attention(q f32[R, heads * d], state [, sinks f32[heads]]) -> f32[R, heads * d]`: causal softmax attention; row r sees
     /// positions up to its own. A head's sink is one more score in its softmax, of a token whose value is zero.
+    ///
+    /// What any attention computes in is f32 or bf16. In bf16 queries (turned, where the cache's keys are) are rounded to nearest even
+    /// before they meet keys; so are weights before they meet values: `exp(score - b)` times the scale of the value where its type has
+    /// one, for a `b` that is a multiple of ln 2, so that no weight's rounding depends on the largest score. Keys and values are what the
+    /// cache holds; all sums are f32, and what a row's values are divided by is the sum of the weights before rounding.
     Attention = "attention" {
         /// Query heads.
         heads: u32,
@@ -181,6 +186,8 @@ ops! {
         window: Option<u32>,
         /// A scaled score s becomes `softcap * tanh(s / softcap)`.
         softcap: Option<f32>,
+        /// What it computes in.
+        compute: Computes,
     }
     /// `latents() -> state`: the cache of a layer that holds one vector of each token, before this forward pass.
     Latents = "latents" {
@@ -200,6 +207,8 @@ ops! {
         value: u32,
         /// Factor of the scores.
         scale: f32,
+        /// What it computes in.
+        compute: Computes,
     }
     /// `carried() -> state`: what a recurrent layer carries on from token to token, before this forward pass.
     Carried = "carried" {
@@ -234,6 +243,8 @@ ops! {
         scale: f32,
         /// How far from its own a row sees positions on either side; all of them where there is none.
         reach: Option<u32>,
+        /// What it computes in.
+        compute: Computes,
     }
     /// `unary(a) -> same`: a scalar function of each element.
     Unary = "unary" {
@@ -277,6 +288,30 @@ ops! {
 }
 
 impl Op {
+    /// What it computes in, where that is declared.
+    pub fn computes(&self) -> Option<Computes> {
+        match self {
+            Op::Linear { compute, .. }
+            | Op::GroupedLinear { compute, .. }
+            | Op::Attention { compute, .. }
+            | Op::FullAttention { compute, .. }
+            | Op::LatentAttention { compute, .. } => Some(*compute),
+            _ => None,
+        }
+    }
+
+    /// The attribute that declares it.
+    pub fn computes_mut(&mut self) -> Option<&mut Computes> {
+        match self {
+            Op::Linear { compute, .. }
+            | Op::GroupedLinear { compute, .. }
+            | Op::Attention { compute, .. }
+            | Op::FullAttention { compute, .. }
+            | Op::LatentAttention { compute, .. } => Some(compute),
+            _ => None,
+        }
+    }
+
     /// The layer whose state this is, before the forward pass.
     pub fn state_of(&self) -> Option<u32> {
         match self {

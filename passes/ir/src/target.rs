@@ -17,6 +17,10 @@ pub trait TargetInfo {
     fn many_rows_compute(&self, _: &QuantScheme, _k: u64) -> Option<(u32, Compute)> {
         None
     }
+    /// From how many rows of a pass on attention multiplies numbers of bf16, where that is faster than f32.
+    fn many_rows_attention(&self) -> Option<u32> {
+        None
+    }
     /// How long a token waits for a weight of this scheme, in bytes that memory delivers meanwhile: its own, where nothing else is waited for.
     /// It predicts by what kernels do, so that schemes can be compared, and asks no machine.
     fn read_cost(&self, scheme: &QuantScheme, k: u64) -> f64 {

@@ -1,6 +1,6 @@
 //! A small Llama-like graph with random weights, for the tests of every crate above.
 
-use crate::attr::{BinaryKind, Epilogue, RopeStyle, Segment, UnaryKind};
+use crate::attr::{BinaryKind, Computes, Epilogue, RopeStyle, Segment, UnaryKind};
 use crate::graph::{Graph, GraphError, NodeId, Value};
 use crate::op::Op;
 use crate::recipe::{Origin, Recipe};
@@ -37,6 +37,8 @@ pub struct TinyConfig {
     pub compute: Compute,
     /// Scheme of every matrix.
     pub scheme: QuantScheme,
+    /// What attention computes in.
+    pub attention: Computes,
     /// Experts in place of the feed-forward network, of which each token takes two; 0 for none.
     pub experts: u32,
     /// Seed of all weights.
@@ -58,6 +60,7 @@ impl Default for TinyConfig {
             style: RopeStyle::Half,
             compute: Compute::F32,
             scheme: QuantScheme::F32,
+            attention: Compute::F32.into(),
             experts: 0,
             seed: 1,
         }
@@ -94,8 +97,14 @@ pub fn tiny_llama(config: &TinyConfig) -> Result<Graph, GraphError> {
         let state = b.add(&name("append"), append, &[state.into(), k.into(), v.into()])?;
         states.push(Value::from(state));
         let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let attention =
-            Op::Attention { heads: c.heads, kv_heads: c.kv_heads, scale, window: None, softcap: None };
+        let attention = Op::Attention {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            scale,
+            window: None,
+            softcap: None,
+            compute: c.attention,
+        };
         let a = b.add(&name("attention"), attention, &[q.into(), state.into()])?;
         let o = b.linear(&name("o"), a, c.hidden, q_width, false)?;
         x = b.binary(&name("attn_add"), BinaryKind::Add, x, o)?;

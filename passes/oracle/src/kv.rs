@@ -9,6 +9,8 @@ pub struct Layer {
     pub keys: Vec<Vec<f64>>,
     /// Value of each position.
     pub values: Vec<Vec<f64>>,
+    /// The scales that the cache stores beside each position's value (or key, where it is the value), one a head.
+    pub scales: Vec<Vec<f32>>,
 }
 
 /// The caches of all layers and sequences.
@@ -23,7 +25,7 @@ impl Caches {
         self.layers.get(&(sequence, layer))
     }
 
-    /// Enters a key and a value at `position`, which must be the next one.
+    /// Enters a key, a value and its scales at `position`, which must be the next one.
     pub fn append(
         &mut self,
         layer: u32,
@@ -31,6 +33,7 @@ impl Caches {
         position: u32,
         key: Vec<f64>,
         value: Vec<f64>,
+        scales: Vec<f32>,
     ) -> Result<(), String> {
         let held = self.layers.entry((sequence, layer)).or_default();
         if held.keys.len() != position as usize {
@@ -41,6 +44,7 @@ impl Caches {
         }
         held.keys.push(key);
         held.values.push(value);
+        held.scales.push(scales);
         Ok(())
     }
 
@@ -49,6 +53,7 @@ impl Caches {
         for (_, layer) in self.layers.range_mut((sequence, 0)..=(sequence, u32::MAX)) {
             layer.keys.truncate(len);
             layer.values.truncate(len);
+            layer.scales.truncate(len);
         }
     }
 

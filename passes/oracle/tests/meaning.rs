@@ -2,8 +2,9 @@
 
 use bessemer_format::manifest::KvElem;
 use bessemer_format::plan::{Choice, Gate, Input, Score};
+use bessemer_format::scheme::{round_bf16, widen_bf16};
 use bessemer_format::{Compute, QuantScheme};
-use bessemer_ir::attr::{BinaryKind, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
+use bessemer_ir::attr::{BinaryKind, Computes, Epilogue, PoolKind, RopeStyle, Scalar, Segment, UnaryKind};
 use bessemer_ir::{Op, Recipe};
 use bessemer_oracle::ops::{Context, run_node};
 use bessemer_oracle::{Batch, Caches, Reading, Tensor, Val, Weight};
@@ -199,17 +200,27 @@ fn by_hand(name: &str) {
             // weights 1/4 and 3/4; head 1 is orthogonal to the keys: equal weights.
             let ln3 = 3f32.ln();
             let q = tensor(4, &[9.0, 9.0, 9.0, 9.0, ln3, 5.0, 0.0, 7.0]);
-            let op = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: None, softcap: None };
+            let compute = Compute::F32.into();
+            let op =
+                Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: None, softcap: None, compute };
             let out = run_in(Reading::Exact, &mut caches, 2, op, &[&q, &state]);
             let w = f64::from(ln3).exp() / (1.0 + f64::from(ln3).exp());
             assert!((w - 0.75).abs() < 1e-6);
             assert_near(&out[0], &[1.0, 2.0, 1.0, 2.0, 1.0 + 4.0 * w, 2.0 + 4.0 * w, 3.0, 4.0]);
             // Row 1 sees its own position alone.
-            let op = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: Some(1), softcap: None };
+            let op =
+                Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: Some(1), softcap: None, compute };
             let out = run_in(Reading::Exact, &mut caches, 2, op, &[&q, &state]);
             assert_near(&out[0], &[1.0, 2.0, 1.0, 2.0, 5.0, 6.0, 5.0, 6.0]);
             // A score of ln 3 becomes tanh of it: 8 / 10. A sink of 0 takes a third from two scores of 0.
-            let op = Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: None, softcap: Some(1.0) };
+            let op = Op::Attention {
+                heads: 2,
+                kv_heads: 1,
+                scale: 0.5,
+                window: None,
+                softcap: Some(1.0),
+                compute,
+            };
             let sinks = weight(1, &[0.0, 0.0]);
             let out = run_in(Reading::Exact, &mut caches, 2, op, &[&q, &state, &sinks]);
             let (e, third) = (f64::from(ln3).tanh().exp(), 1.0 / 3.0);
@@ -239,7 +250,7 @@ fn by_hand(name: &str) {
             assert_eq!((&layer.keys[..], layer.values.len()), (&[vec![1.0, 0.0], vec![5.0, 2.0]][..], 2));
             // Two heads that look at the second element only; the value is the first one.
             let q = tensor(4, &[0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
-            let op = Op::LatentAttention { heads: 2, value: 1, scale: 0.5 };
+            let op = Op::LatentAttention { heads: 2, value: 1, scale: 0.5, compute: Compute::F32.into() };
             let out = run_in(Reading::Exact, &mut caches, 2, op, &[&q, &state]);
             let p = 1.0 / (1.0 + f64::exp(1.0));
             assert_near(&out[0], &[1.0, 1.0, p + 5.0 * (1.0 - p), 3.0]);
@@ -273,7 +284,13 @@ fn by_hand(name: &str) {
             run_in(Reading::Exact, &mut caches, 3, Op::Append { kv_heads: 1 }, &[&state, &k, &v]);
             // Queries orthogonal to all keys: the mean of the values that are seen.
             let q = tensor(2, &[0.0; 6]);
-            let op = |reach| Op::FullAttention { heads: 1, kv_heads: 1, scale: 0.5, reach };
+            let op = |reach| Op::FullAttention {
+                heads: 1,
+                kv_heads: 1,
+                scale: 0.5,
+                reach,
+                compute: Compute::F32.into(),
+            };
             let out = run_in(Reading::Exact, &mut caches, 3, op(None), &[&q, &state]);
             assert_near(&out[0], &[5.0, 6.0, 5.0, 6.0, 5.0, 6.0]);
             let out = run_in(Reading::Exact, &mut caches, 3, op(Some(1)), &[&q, &state]);
@@ -378,6 +395,31 @@ fn bf16_rounds_activations_and_weights_where_declared() {
 }
 
 #[test]
+fn bf16_attention_rounds_queries_and_weights_where_declared() {
+    let bf16 = |x: f64| f64::from(widen_bf16(round_bf16(x as f32)));
+    // A query of 257 / 256 is rounded to 1: scores are 0 and 1/2. Weights are relative to ln 2, the least multiple that is no smaller.
+    let weights = [0.5, 0.5f64.exp() / 2.0];
+    assert_eq!(bf16(weights[1]), 211.0 / 256.0);
+    let attend = |reading| {
+        let (state, mut caches) = (Val::State(0), Caches::default());
+        let (k, v) = (tensor(2, &[0.0, 0.0, 1.0, 0.0]), tensor(2, &[0.0, 0.0, 1.0, 0.5]));
+        run_in(reading, &mut caches, 2, Op::Append { kv_heads: 1 }, &[&state, &k, &v]);
+        let compute = Computes { few: Compute::F32, many: Some((2, Compute::Bf16)) };
+        let op = Op::Attention { heads: 1, kv_heads: 1, scale: 0.5, window: None, softcap: None, compute };
+        let out = run_in(reading, &mut caches, 2, op, &[&tensor(2, &[1.0, 1.0, 257.0 / 256.0, 9.0]), &state]);
+        out[0].tensor().unwrap().data[2]
+    };
+    assert!((attend(DECLARED) - 211.0 / 256.0 / (weights[0] + weights[1])).abs() < 1e-7);
+    // What meets the code of a value is the weight times the scale.
+    let scale = f64::from(1.0f32 / 127.0);
+    let int8 = bf16(weights[1] * scale) * 127.0;
+    assert!((int8 - 211.0 / 256.0).abs() > 1e-4);
+    assert!((attend(Reading::Declared { kv: KvElem::Int8 }) - int8 / (weights[0] + weights[1])).abs() < 1e-7);
+    let exact = (0.5f64 * 257.0 / 256.0).exp();
+    assert!((attend(Reading::Exact) - exact / (1.0 + exact)).abs() < 1e-12);
+}
+
+#[test]
 fn declared_results_are_f32() {
     let sum = |reading| {
         let (a, b) = (tensor(1, &[1.0]), tensor(1, &[1e-9]));
@@ -428,7 +470,14 @@ fn wrong_operands_are_errors() {
         run_node(&Op::RmsNorm { eps: 0.0 }, &[&x], &mut cx),
         run_node(&Op::RmsNorm { eps: 0.0 }, &[&x, &x], &mut cx),
         run_node(
-            &Op::Attention { heads: 1, kv_heads: 1, scale: 1.0, window: None, softcap: None },
+            &Op::Attention {
+                heads: 1,
+                kv_heads: 1,
+                scale: 1.0,
+                window: None,
+                softcap: None,
+                compute: Compute::F32.into(),
+            },
             &[&x, &Val::State(0)],
             &mut cx,
         ),

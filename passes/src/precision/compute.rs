@@ -1,4 +1,4 @@
-//! Declares what every linear computes in. The segments of a linear share one conversion of its input, hence one compute.
+//! Declares what every linear computes in, then what attention does. The segments of a linear share one conversion of its input, hence one compute.
 
 use super::{is_router, weights};
 use crate::error::Cause;
@@ -13,18 +13,43 @@ const LONG: u32 = 256;
 
 /// The pass.
 pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
+    let (linears, others): (Vec<NodeId>, Vec<NodeId>) = graph
+        .order()
+        .into_iter()
+        .partition(|node| matches!(graph.op(*node), Op::Linear { .. } | Op::GroupedLinear { .. }));
     let mut rewrites = 0;
-    for node in graph.order() {
-        let mut op = graph.op(node).clone();
-        let (Op::Linear { compute, .. } | Op::GroupedLinear { compute, .. }) = &mut op else { continue };
+    for node in linears {
         let chosen = if context.f32_activations { Compute::F32.into() } else { choose(graph, node, context) };
-        if *compute != chosen {
-            *compute = chosen;
-            graph.set_op(node, op)?;
-            rewrites += 1;
-        }
+        rewrites += set(graph, node, chosen)?;
+    }
+    // Attention comes after them: it rounds only what other steps of the graph have rounded before.
+    let chosen = attention(graph, context);
+    for node in others {
+        rewrites += set(graph, node, chosen)?;
     }
     Ok(rewrites)
+}
+
+/// Declares what a node computes in, if it is one that says so; returns how many changed.
+fn set(graph: &mut Graph, node: NodeId, chosen: Computes) -> Result<u32, Cause> {
+    let mut op = graph.op(node).clone();
+    match op.computes_mut() {
+        Some(compute) if *compute != chosen => *compute = chosen,
+        _ => return Ok(0),
+    }
+    graph.set_op(node, op)?;
+    Ok(1)
+}
+
+/// What attention computes in: bf16 for many rows where the target gains by it and a linear rounds activations at all. A graph whose linears all
+/// compute in f32 stays as precise as it is.
+fn attention(graph: &Graph, context: &Context<'_>) -> Computes {
+    let rounds =
+        |node: &NodeId| graph.op(*node).computes().is_some_and(|c| c.all().any(|c| c != Compute::F32));
+    let linears = |node: &NodeId| matches!(graph.op(*node), Op::Linear { .. } | Op::GroupedLinear { .. });
+    let many = context.target.many_rows_attention().filter(|_| !context.f32_activations);
+    let many = many.filter(|_| graph.order().iter().filter(|n| linears(n)).any(rounds));
+    Computes { few: Compute::F32, many: many.map(|from| (from, Compute::Bf16)) }
 }
 
 /// What all segments can compute in: f32 as soon as they differ in kind (f32 reads any scheme), else bf16 if all do, else signed bytes by the largest group that

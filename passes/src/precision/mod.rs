@@ -1,4 +1,4 @@
-//! Precision: the scheme of every weight, then what every linear computes in.
+//! Precision: the scheme of every weight, then what every linear and attention computes in.
 
 pub mod compute;
 mod policy;

@@ -216,7 +216,11 @@ impl Soup {
             if s.rng.one_in(4) {
                 operands.push(s.constant(&[u64::from(heads)]));
             }
-            s.add("attention", Op::Attention { heads, kv_heads, scale: 0.5, window, softcap }, &operands)
+            s.add(
+                "attention",
+                Op::Attention { heads, kv_heads, scale: 0.5, window, softcap, compute: Compute::F32.into() },
+                &operands,
+            )
         })
     }
 

@@ -448,6 +448,8 @@ pub struct Attention {
     pub head_dim: u32,
     /// Where there is, the layer holds keys only, those of one head: the first so many elements of a key are its value.
     pub latent: Option<u32>,
+    /// What its products are of: f32, or bf16 but for keys and values, which are what the cache holds.
+    pub compute: Compute,
     /// Factor of the scores before softmax.
     pub scale: f32,
     /// Whether a row sees no position behind its own. Where it does, sequences come whole ([`ModelFacts::whole`]).

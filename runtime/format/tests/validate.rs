@@ -185,6 +185,7 @@ fn operands_of_steps() {
         ("(attention)", "3 heads over 2", |p, _| (attention(p).heads, attention(p).kv_heads) = (3, 2)),
         ("(attention)", "head_dim 15", |p, _| attention(p).head_dim = 15),
         ("(attention)", "head_dim", |p, _| attention(p).head_dim = 1 << 20),
+        ("(attention)", "computes in Int8", |p, _| attention(p).compute = Compute::Int8 { group: 32 }),
         ("(attention)", "not finite", |p, _| attention(p).scale = f32::NAN),
         ("(attention)", "window of 0", |p, _| attention(p).window = Some(0)),
         ("(attention)", "softcap Some(0.0)", |p, _| attention(p).softcap = Some(0.0)),

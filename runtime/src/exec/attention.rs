@@ -15,7 +15,7 @@ use crate::bind::{BoundAttention, BoundBuffer};
 use crate::pool::SharedBytes;
 use bessemer_format::kv::{self, TOKENS};
 use bessemer_kernels::attention::latent::keys_as_values;
-use bessemer_kernels::attention::{KvBlock, OnlineSoftmax, Queries};
+use bessemer_kernels::attention::{KvBlock, OnlineSoftmax, Queries, round_queries};
 use std::ops::Range;
 
 /// Rows that a thread takes at a time in a prefill: enough queries to read keys and values seldom, few enough to
@@ -263,6 +263,7 @@ impl Pass<'_> {
                 visible: &visible[from..queries],
                 hidden: if hides { &hidden[from..queries] } else { &[] },
                 bias: bias.get(from * TOKENS..).unwrap_or_default(),
+                rounds: a.rounds,
             };
             let next =
                 if block + 1 < blocks.end { Some(self.kv_block(a, unit, block + 1)) } else { after.take() };
@@ -323,7 +324,7 @@ impl Pass<'_> {
         room: &'a mut Vec<f32>,
     ) -> &'a [f32] {
         let stored = self.stored_queries(a, row, head);
-        if !self.turned(a) {
+        if !self.turned(a) && !a.rounds {
             return stored;
         }
         room.clear();
@@ -337,10 +338,13 @@ impl Pass<'_> {
         self.state.layout.kv.is_scaled() && !a.latent
     }
 
-    /// Turns queries as their keys are.
+    /// Turns queries as their keys are, and rounds them as the kernel reads them.
     fn meet_keys(&self, a: &BoundAttention, q: &mut [f32]) {
         if self.turned(a) {
             q.chunks_exact_mut(a.head_dim).for_each(kv::turn_back);
+        }
+        if a.rounds {
+            round_queries(q);
         }
     }
 

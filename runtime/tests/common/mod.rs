@@ -44,6 +44,8 @@ pub struct Shape {
     pub ff: usize,
     pub scheme: QuantScheme,
     pub compute: Compute,
+    /// What attention computes in.
+    pub attention: Compute,
     /// What the odd layers' attention does beside.
     pub window: Option<usize>,
     pub softcap: Option<f32>,
@@ -64,6 +66,7 @@ impl Default for Shape {
             ff: 44,
             scheme: QuantScheme::F32,
             compute: Compute::F32,
+            attention: Compute::F32,
             window: None,
             softcap: None,
             sinks: false,
@@ -82,7 +85,12 @@ impl Shape {
     }
 
     pub fn bf16() -> Self {
-        Shape { scheme: QuantScheme::BF16, compute: Compute::Bf16, ..Shape::default() }
+        Shape {
+            scheme: QuantScheme::BF16,
+            compute: Compute::Bf16,
+            attention: Compute::Bf16,
+            ..Shape::default()
+        }
     }
 
     pub fn hidden(&self) -> usize {

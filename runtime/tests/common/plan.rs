@@ -72,6 +72,7 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
                 heads: s.heads as u32,
                 kv_heads: s.kv_heads as u32,
                 head_dim: s.head_dim as u32,
+                compute: s.attention,
                 scale: 1.0 / (s.head_dim as f32).sqrt(),
                 causal: true,
                 window: model.layers[l].window.map(|window| window as u32),

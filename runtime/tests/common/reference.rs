@@ -4,6 +4,7 @@ use super::{Matrix, Model};
 use bessemer_format::scheme::{quantise_int8, round_bf16, widen_bf16};
 use bessemer_format::{Compute, kv};
 use bessemer_runtime::KvElem;
+use std::f64::consts::LN_2;
 
 /// Runs one sequence token by token.
 pub struct Reference<'a> {
@@ -39,7 +40,7 @@ impl<'a> Reference<'a> {
             let mut out = vec![0.0; s.hidden()];
             for h in 0..s.heads {
                 let (d, g) = (s.head_dim, h / (s.heads / s.kv_heads));
-                let q = &q[h * d..][..d];
+                let q = queries(&q[h * d..][..d], s.attention, self.kv);
                 let seen = &cache[cache.len() - layer.window.unwrap_or(usize::MAX).min(cache.len())..];
                 let scores: Vec<f64> = seen
                     .iter()
@@ -49,9 +50,15 @@ impl<'a> Reference<'a> {
                     .map(|s| layer.softcap.map(f64::from).map_or(s, |cap| cap * (s / cap).tanh()))
                     .collect();
                 let sink = layer.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[h]));
-                let max = scores.iter().fold(sink, |m, s| m.max(*s));
-                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let mut max = scores.iter().fold(sink, |m, s| m.max(*s));
+                if s.attention == Compute::Bf16 {
+                    max = (max / LN_2).ceil() * LN_2;
+                }
+                let mut weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                 let sum: f64 = weights.iter().sum::<f64>() + (sink - max).exp();
+                if s.attention == Compute::Bf16 {
+                    weights.iter_mut().for_each(|w| *w = to_bf16(*w));
+                }
                 for (w, (_, v)) in weights.iter().zip(seen) {
                     for i in 0..d {
                         out[h * d + i] += w / sum * v[g * d + i];
@@ -66,6 +73,19 @@ impl<'a> Reference<'a> {
         }
         linear(&self.model.head, &x, s.compute)
     }
+}
+
+fn to_bf16(x: f64) -> f64 {
+    f64::from(widen_bf16(round_bf16(x as f32)))
+}
+
+/// The queries of a head as their products with keys read them.
+fn queries(q: &[f64], compute: Compute, kv: KvElem) -> Vec<f64> {
+    assert!(
+        compute == Compute::F32 || !kv.is_scaled(),
+        "the reference rounds neither turned queries nor scaled weights"
+    );
+    q.iter().map(|q| if compute == Compute::Bf16 { to_bf16(*q) } else { *q }).collect()
 }
 
 fn add(x: &mut [f64], y: &[f64]) {
@@ -83,7 +103,7 @@ fn linear(matrix: &Matrix, x: &[f64], compute: Compute) -> Vec<f64> {
 fn product(rows: &bessemer_format::rows::Rows, x: &[f64], compute: Compute) -> Vec<f64> {
     let x: Vec<f64> = match compute {
         Compute::F32 => x.to_vec(),
-        Compute::Bf16 => x.iter().map(|v| f64::from(widen_bf16(round_bf16(*v as f32)))).collect(),
+        Compute::Bf16 => x.iter().map(|v| to_bf16(*v)).collect(),
         Compute::Int8 { group } => x
             .chunks(group as usize)
             .flat_map(|x| {

@@ -292,6 +292,9 @@ impl Context<'_> {
     }
 
     fn attention(&self, module: &mut Module, a: &Attention) -> Result<Vec<Draft>, String> {
+        if a.compute != Compute::F32 {
+            return Err(format!("computes in {:?}, which kernels for GPUs do not", a.compute));
+        }
         let (dim, heads, kv_heads) = (a.head_dim, a.heads, a.kv_heads.max(1));
         let context = self.plan.model.context;
         let elems = match self.plan.states.get(a.state as usize) {

@@ -18,6 +18,8 @@ pub struct CpuTarget {
 
 /// The feature that multiplies tiles of bfloat16.
 const AMX_BF16: &str = "amx-bf16";
+/// Rows of a tile. A pass of fewer leaves rows of tiles empty, and waits for memory more than for products.
+const TILE_ROWS: u32 = 16;
 
 /// Names that [`CpuTarget::parse`] takes, with the CPU features that each demands of the host.
 const TARGETS: &[(&str, &[&str])] = &[
@@ -68,6 +70,11 @@ impl CpuTarget {
         DeviceCode::Cpu { features: self.features.clone() }
     }
 
+    /// Whether every host multiplies tiles of bfloat16.
+    fn has_tiles(&self) -> bool {
+        self.features.iter().any(|f| f == AMX_BF16)
+    }
+
     /// The instruction sets for which nests become machine code.
     pub fn code_isas(&self) -> &'static [CodeIsa] {
         match self.name.as_str() {
@@ -109,10 +116,16 @@ impl TargetInfo for CpuTarget {
         }
     }
 
+    /// Where AMX multiplies bf16. Elsewhere nothing is sure to be gained: without tiles Intel's CPUs multiply bf16 at half the rate of f32,
+    /// AMD's at twice, and an engine for any CPU computes in the same however many rows a pass has.
+    fn many_rows_attention(&self) -> Option<u32> {
+        self.has_tiles().then_some(TILE_ROWS)
+    }
+
     /// Weights with scales are dequantised to bfloat16 for passes of many rows where AMX multiplies it: ten times the rate of
     /// products of f32 and twice that of bytes, and activations round less than to bytes by 32. Few rows are not worth it.
     fn many_rows_compute(&self, scheme: &QuantScheme, k: u64) -> Option<(u32, Compute)> {
-        let tiles = self.features.iter().any(|f| f == AMX_BF16) && scheme.scale.is_some();
+        let tiles = self.has_tiles() && scheme.scale.is_some();
         tiles.then(|| (crossover::from_rows(scheme, self.default_compute(scheme, k)), Compute::Bf16))
     }
 }

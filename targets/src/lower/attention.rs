@@ -156,7 +156,7 @@ pub fn attention(
 ) -> Result<Lowered, String> {
     let mut value_dim = i64::from(layer.head_dim);
     let (heads, scale, window, softcap, causal) = match *op {
-        Op::LatentAttention { heads, value, scale } if layer.latent() => {
+        Op::LatentAttention { heads, value, scale, .. } if layer.latent() => {
             value_dim = i64::from(value);
             (heads, scale, None, None, true)
         }

@@ -20,7 +20,7 @@ use bessemer_format::{Compute, Elem};
 use bessemer_ir::attr::Computes;
 use bessemer_ir::{Dim, Layout, Op, TensorType};
 
-/// What the nests of linears compute in.
+/// What the nests of linears and attention compute in.
 const FLOATS: Computes = Computes { few: Compute::F32, many: None };
 
 /// A nest, the rows it runs over, and what its views are bound to.
@@ -95,8 +95,13 @@ pub fn lower(
         Op::RopeAppend { style, heads, kv_heads } => {
             rope::rope_append(*style, *heads, *kv_heads, operands, layer()?)
         }
-        Op::Attention { .. } | Op::FullAttention { .. } | Op::LatentAttention { .. } => {
-            attention::attention(op, operands, layer()?, facts)
+        Op::Attention { compute: FLOATS, .. }
+        | Op::FullAttention { compute: FLOATS, .. }
+        | Op::LatentAttention { compute: FLOATS, .. } => attention::attention(op, operands, layer()?, facts),
+        Op::Attention { compute, .. }
+        | Op::FullAttention { compute, .. }
+        | Op::LatentAttention { compute, .. } => {
+            Err(format!("computes in {compute:?}, which only the attention kernels do"))
         }
         Op::History { taps } => recurrent::history(*taps, &operands[0], layer()?, facts),
         Op::Carry { width } => recurrent::carry(*width, &operands[1], layer()?, facts),

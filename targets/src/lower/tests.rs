@@ -47,11 +47,21 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
         (Op::Rope { style: RopeStyle::Half, heads: 2 }, vec![rows(16), rows(8)]),
         (Op::Append { kv_heads: 1 }, vec![TensorType::state(), rows(8), rows(8)]),
         (
-            Op::Attention { heads: 2, kv_heads: 1, scale: 0.5, window: Some(40), softcap: Some(5.0) },
+            Op::Attention {
+                heads: 2,
+                kv_heads: 1,
+                scale: 0.5,
+                window: Some(40),
+                softcap: Some(5.0),
+                compute: Compute::F32.into(),
+            },
             vec![rows(16), TensorType::state(), vector(2)],
         ),
         (Op::AppendLatent {}, vec![TensorType::state(), rows(8)]),
-        (Op::LatentAttention { heads: 2, value: 6, scale: 0.5 }, vec![rows(16), TensorType::state()]),
+        (
+            Op::LatentAttention { heads: 2, value: 6, scale: 0.5, compute: Compute::F32.into() },
+            vec![rows(16), TensorType::state()],
+        ),
         (Op::History { taps: 3 }, vec![rows(4), TensorType::state()]),
         (Op::Carry { width: 8 }, vec![TensorType::state(), rows(12)]),
         (
@@ -59,7 +69,13 @@ fn examples() -> Vec<(Op, Vec<TensorType>)> {
             vec![rows(12), TensorType::weight(&[4, 3], bessemer_format::QuantScheme::F32, Layout::Dense)],
         ),
         (
-            Op::FullAttention { heads: 2, kv_heads: 1, scale: 0.5, reach: Some(3) },
+            Op::FullAttention {
+                heads: 2,
+                kv_heads: 1,
+                scale: 0.5,
+                reach: Some(3),
+                compute: Compute::F32.into(),
+            },
             vec![
                 rows(16),
                 TensorType::state(),

@@ -356,7 +356,7 @@ fn describe(plan: &Plan, kind: &StepKind) -> String {
         StepKind::Linear(linear) => of_linear(linear),
         StepKind::GroupedLinear(g) => format!("{} of {} by {}", g.slots, g.groups, of_linear(&g.linear)),
         StepKind::Route(r) => format!("route to {} of {:?}", r.choice.top_k, r.choice.score),
-        StepKind::Attention(a) => format!("attention {} heads on {}", a.heads, a.kv_heads),
+        StepKind::Attention(a) => format!("attention {:?} {} heads on {}", a.compute, a.heads, a.kv_heads),
         StepKind::Nest { nest, .. } => format!("nest {nest}"),
         StepKind::Copy { .. } => "copy".into(),
     }

@@ -3,7 +3,7 @@
 use crate::exit::{Code, Failure};
 use crate::json;
 use crate::measure::devices::{self, Devices};
-use crate::measure::numerics::Numerics;
+use crate::measure::numerics::{Numerics, Step};
 use crate::model::open;
 use crate::output::out;
 use bessemer_runtime::{DeviceChoice, Engine};
@@ -20,6 +20,11 @@ Examples:
 /// apart: n terms in any order differ by about √n·2⁻²⁴ of their norm, which is 1e-5 for the longest rows there are
 /// (2¹⁵); terms that cancel raise it, hence a factor of ten.
 const STEP_BOUND: f64 = 1e-4;
+
+/// As [`STEP_BOUND`] for a step that rounds numbers which it has accumulated. Rounding to bf16 moves a step by up to 2⁻⁹. One number in
+/// 2¹¹ lies so near to a border that it jumps over it, a whole step where others are off by 1/√12 of one: √(12·2⁻¹¹) of what rounding
+/// costs, a thirteenth; large numbers that come together raise it.
+const JUMPS_BOUND: f64 = STEP_BOUND + 1.0 / 512.0 / 6.0;
 
 /// Relative distance of logits from the declared meaning. Here roundings multiply: where activations become bytes, a
 /// value next to a tie may fall on its other side because of the step before.
@@ -86,12 +91,16 @@ impl Output {
         let Some(numerics) = &self.numerics else { return Ok(()) };
         // A distance that is no number is above every bound, too.
         let above = |error: f64, bound: f64| error.is_nan() || error > bound;
-        if let Some(step) = numerics.steps.iter().find(|s| above(s.error, STEP_BOUND)) {
+        let bound = |step: &Step| if step.rounds_inside { JUMPS_BOUND } else { STEP_BOUND };
+        if let Some(step) = numerics.steps.iter().find(|s| above(s.error, bound(s))) {
             return Err(Failure::new(
                 Code::Budget,
                 format!(
-                    "step {} ({}) is {:.2e} from its meaning, and {STEP_BOUND:.0e} is allowed; please report this",
-                    step.node, step.op, step.error
+                    "step {} ({}) is {:.2e} from its meaning, and {:.0e} is allowed; please report this",
+                    step.node,
+                    step.op,
+                    step.error,
+                    bound(step)
                 ),
             ));
         }
@@ -191,21 +200,24 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::numerics::{Position, Step};
+    use crate::measure::numerics::Position;
 
     #[test]
     fn a_distance_above_its_bound_or_none_at_all_fails() {
-        let output = |step, logits| Output {
+        let output_of = |rounds_inside, step, logits| Output {
             hash: String::new(),
             tensors: 1,
             kernels: "portable",
             numerics: Some(Numerics {
-                steps: vec![Step { node: "l0.down".into(), op: "linear", error: step }],
+                steps: vec![Step { node: "l0.down".into(), op: "linear", rounds_inside, error: step }],
                 positions: vec![Position { position: 3, declared: logits, exact: 0.0 }],
             }),
             devices: None,
         };
+        let output = |step, logits| output_of(false, step, logits);
         assert!(output(1e-6, 1e-5).check().is_ok());
+        assert!(output(2e-4, 0.0).check().is_err() && output_of(true, 2e-4, 0.0).check().is_ok());
+        assert!(output_of(true, 1e-3, 0.0).check().is_err());
         for (step, logits, named) in
             [(1e-3, 0.0, "l0.down"), (f64::NAN, 0.0, "l0.down"), (0.0, 0.1, "position 3")]
         {

@@ -41,7 +41,7 @@ pub struct MultiplyAdds {
 }
 
 impl MultiplyAdds {
-    /// Counts those of a linear.
+    /// Counts those of a step.
     pub fn add(&mut self, compute: Compute, count: u64) {
         match compute {
             Compute::F32 => self.f32 += count,

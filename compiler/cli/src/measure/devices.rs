@@ -87,12 +87,13 @@ fn tokens(engine: &Engine) -> usize {
     all.min(engine.plan().model.context as usize)
 }
 
-/// Whether no linear of a plan rounds its activations.
+/// Whether no step of a plan rounds activations.
 fn rounds_nothing(plan: &Plan) -> bool {
     let mut steps = plan.programs.iter().flat_map(|p| &p.steps);
     steps.all(|step| match &step.kind {
         StepKind::Linear(linear) => linear.compute == Compute::F32,
         StepKind::GroupedLinear(grouped) => grouped.linear.compute == Compute::F32,
+        StepKind::Attention(attention) => attention.compute == Compute::F32,
         _ => true,
     })
 }

@@ -18,6 +18,8 @@ pub struct Step {
     pub node: String,
     /// Its op.
     pub op: &'static str,
+    /// Whether it rounds numbers that it has accumulated itself: the weights of attention.
+    pub rounds_inside: bool,
     /// Largest relative distance (‖engine − oracle‖ / ‖oracle‖) over the batches that were tried.
     pub error: f64,
 }
@@ -42,10 +44,13 @@ mod compare {
     use crate::exit::{Code, Failure};
     use crate::measure::graph;
     use crate::progress::{Meter, Unit};
+    use bessemer_format::Compute;
     use bessemer_ir::exec::{SequenceRows, Wanted};
+    use bessemer_ir::{Graph, Op};
     use bessemer_oracle::{Oracle, OracleError, Reading, StepError, TracedStep};
     use bessemer_runtime::sample::Pcg32;
     use bessemer_runtime::{Batch, Engine, KvElem, Sequence, Want, Worker, WorkerOptions};
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     /// Tokens of the batches, one after the other: a prefill that leaves the first block of the KV cache, a single row, and
@@ -96,7 +101,22 @@ mod compare {
             declared: distance(&ours, &declared),
             exact: distance(&ours, &exact),
         });
-        Ok(Numerics { steps: lockstep.steps, positions: positions.collect() })
+        let mut steps = lockstep.steps;
+        let inside = rounding_inside(&prepared.graph);
+        steps.iter_mut().for_each(|step| step.rounds_inside = inside.contains(step.node.as_str()));
+        Ok(Numerics { steps, positions: positions.collect() })
+    }
+
+    /// The nodes that round numbers which they have accumulated themselves.
+    fn rounding_inside(graph: &Graph) -> BTreeSet<&str> {
+        let rounds = |op: &Op| match op {
+            Op::Attention { compute, .. }
+            | Op::FullAttention { compute, .. }
+            | Op::LatentAttention { compute, .. } => compute.all().any(|c| c != Compute::F32),
+            _ => false,
+        };
+        let nodes = graph.order().into_iter().filter(|node| rounds(graph.op(*node)));
+        nodes.map(|node| graph.name(node)).collect()
     }
 
     /// The oracle, led through the engine's steps: it answers each from the engine's own operands.
@@ -123,7 +143,7 @@ mod compare {
 
             let rows = SequenceRows { sequence: 0, tokens, types: &[], logits: Wanted::All };
             let steps = self.oracle.follow(&[rows], trace).map_err(internal)?;
-            let named = |s: StepError| Step { node: s.node, op: s.op, error: s.error };
+            let named = |s: StepError| Step { node: s.node, op: s.op, rounds_inside: false, error: s.error };
             let steps: Vec<Step> = steps.into_iter().map(named).collect();
             if self.steps.is_empty() {
                 self.steps = steps;

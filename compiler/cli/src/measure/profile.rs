@@ -3,8 +3,8 @@
 use super::ceilings::{Ceilings, MultiplyAdds};
 use crate::exit::Failure;
 use crate::output::out;
+use bessemer_format::kv;
 use bessemer_format::plan::{Attention, Linear, Plan, RowCount, StepKind};
-use bessemer_format::{Compute, kv};
 use bessemer_runtime::{KvElem, Profile};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -176,7 +176,7 @@ impl StepCost {
         let block = parts * u64::from(a.kv_heads) * kv::head_bytes(kv, a.head_dim as usize) as u64;
         self.bytes = block * (of.visible.div_ceil(kv::TOKENS) * of.sequences) as u64;
         let products = 2 * u64::from(a.heads) * u64::from(a.head_dim) * (of.rows * of.visible) as u64;
-        self.by_type.add(Compute::F32, products);
+        self.by_type.add(a.compute, products);
         self.multiply_adds = self.by_type.total();
     }
 

@@ -1,11 +1,12 @@
 //! State and what reads it.
 
-use super::{Context, head_dim, rope, same};
+use super::{Context, head_dim, linear::to_bf16, rope, same};
 use crate::oracle::Reading;
 use crate::value::{Tensor, Weight};
-use bessemer_format::kv;
 use bessemer_format::manifest::KvElem;
+use bessemer_format::{Compute, kv};
 use bessemer_ir::attr::RopeStyle;
+use std::f64::consts::LN_2;
 
 /// How a cache of some type holds the elements of a head.
 type Stored = fn(KvElem, &mut [f32]);
@@ -23,6 +24,13 @@ fn cached(row: &[f64], d: usize, reading: Reading, stored: Stored) -> Vec<f64> {
     }
 }
 
+/// The scales that the cache stores beside the heads of a row; none where nothing is rounded.
+fn scales(row: &[f64], d: usize, reading: Reading) -> Vec<f32> {
+    let Reading::Declared { kv } = reading else { return Vec::new() };
+    let scale = |head: &[f64]| kv::scale(kv, &head.iter().map(|x| *x as f32).collect::<Vec<_>>());
+    row.chunks(d).map(scale).collect()
+}
+
 /// `append`: each row's key and value enter at its position.
 pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Context<'_>) -> Result<(), String> {
     let d = head_dim(k.width, kv_heads)?;
@@ -32,8 +40,9 @@ pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Contex
     let reading = cx.reading;
     for (r, (k, v)) in k.each_row().zip(v.each_row()).enumerate() {
         let (sequence, position) = (cx.batch.sequences[r], cx.batch.positions[r]);
+        let scales = scales(v, d, reading);
         let (k, v) = (cached(k, d, reading, kv::stored_key), cached(v, d, reading, kv::stored));
-        cx.caches.append(layer, sequence, position, k, v)?;
+        cx.caches.append(layer, sequence, position, k, v, scales)?;
     }
     Ok(())
 }
@@ -42,8 +51,9 @@ pub fn append(layer: u32, kv_heads: u32, k: &Tensor, v: &Tensor, cx: &mut Contex
 pub fn append_latent(layer: u32, x: &Tensor, cx: &mut Context<'_>) -> Result<(), String> {
     same("rows of the batch", cx.batch.rows(), x.rows)?;
     for (r, row) in x.each_row().enumerate() {
+        let scales = scales(row, row.len(), cx.reading);
         let stored = cached(row, row.len(), cx.reading, kv::stored);
-        cx.caches.append(layer, cx.batch.sequences[r], cx.batch.positions[r], stored, Vec::new())?;
+        cx.caches.append(layer, cx.batch.sequences[r], cx.batch.positions[r], stored, Vec::new(), scales)?;
     }
     Ok(())
 }
@@ -86,17 +96,42 @@ pub struct Scores {
     pub full: bool,
     /// Where there is, so many first elements of a key are its value.
     pub latent: Option<usize>,
+    /// What products are of.
+    pub compute: Compute,
 }
 
 impl Scores {
     /// Scaled, and nothing else.
-    pub fn scaled(scale: f32) -> Self {
-        Self { scale, softcap: None, window: None, full: false, latent: None }
+    pub fn scaled(scale: f32, compute: Compute) -> Self {
+        Self { scale, softcap: None, window: None, full: false, latent: None, compute }
     }
 
     fn of(&self, product: f64) -> f64 {
         let score = product * f64::from(self.scale);
         self.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
+    }
+
+    /// The type of the cache, where a reading rounds what meets its keys and values.
+    fn rounds(&self, reading: Reading) -> Option<KvElem> {
+        match reading {
+            Reading::Declared { kv } if self.compute == Compute::Bf16 => Some(kv),
+            _ => None,
+        }
+    }
+
+    /// A query as its product with keys reads it: rounded, where keys are turned as they lie in the cache.
+    fn query(&self, query: &[f64], reading: Reading) -> Vec<f64> {
+        let Some(kv) = self.rounds(reading) else { return query.to_vec() };
+        let turned = kv.is_scaled() && self.latent.is_none();
+        let mut query: Vec<f32> = query.iter().map(|x| *x as f32).collect();
+        if turned {
+            kv::turn_back(&mut query);
+        }
+        query.iter_mut().for_each(|x| *x = to_bf16(*x));
+        if turned {
+            kv::turn(&mut query);
+        }
+        query.into_iter().map(f64::from).collect()
     }
 }
 
@@ -143,7 +178,7 @@ pub fn attention(
         }
         same("width of keys", held.keys[0].len(), kv_heads as usize * d)?;
         for (h, out) in out.row_mut(r).chunks_exact_mut(value).enumerate() {
-            let query = &q.row(r)[h * d..][..d];
+            let query = shape.query(&q.row(r)[h * d..][..d], cx.reading);
             let head = (h / queries_per_kv_head) * d..(h / queries_per_kv_head + 1) * d;
             let dot = |key: &Vec<f64>| query.iter().zip(&key[head.clone()]).map(|(a, b)| a * b).sum::<f64>();
             let mut scores: Vec<f64> = held.keys[first..seen].iter().map(|k| shape.of(dot(k))).collect();
@@ -165,9 +200,22 @@ pub fn attention(
                     }
                 }
             }
-            let max = scores.iter().copied().fold(sink, f64::max);
-            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-            let total = weights.iter().sum::<f64>() + (sink - max).exp();
+            let mut base = scores.iter().copied().fold(sink, f64::max);
+            let rounds = shape.rounds(cx.reading).is_some();
+            if rounds {
+                base = (base / LN_2).ceil() * LN_2;
+            }
+            let mut weights: Vec<f64> = scores.iter().map(|s| (s - base).exp()).collect();
+            let total = weights.iter().sum::<f64>() + (sink - base).exp();
+            if rounds {
+                for (weight, scales) in weights.iter_mut().zip(&held.scales[first..]) {
+                    let scale = f64::from(scales[h / queries_per_kv_head]);
+                    // A value whose scale is zero is zero.
+                    if scale != 0.0 {
+                        *weight = f64::from(to_bf16((*weight * scale) as f32)) / scale;
+                    }
+                }
+            }
             let values = if shape.latent.is_some() { &held.keys } else { &held.values };
             for (weight, value) in weights.iter().zip(&values[first..]) {
                 for (o, v) in out.iter_mut().zip(&value[head.clone()]) {

@@ -51,7 +51,8 @@ pub fn linear(
     }
 }
 
-fn to_bf16(v: f32) -> f32 {
+/// The nearest number of bfloat16.
+pub fn to_bf16(v: f32) -> f32 {
     widen_bf16(round_bf16(v))
 }
 

@@ -32,6 +32,7 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
     let tensor = |i: usize| at(i)?.tensor();
     let weight = |i: usize| at(i)?.weight();
     let one = |t: Tensor| vec![t];
+    let rows = cx.batch.rows() as u32;
     let results = match op {
         Op::Input { input } => {
             let rows = cx.batch.input(*input).ok_or("this input speaks of memory that only a plan has")?;
@@ -80,8 +81,7 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
             vec![sum, normed]
         }
         Op::Linear { segments, epilogue, compute } => {
-            let compute = compute.at(cx.batch.rows() as u32);
-            one(linear::linear(segments, *epilogue, compute, operands, cx.reading)?)
+            one(linear::linear(segments, *epilogue, compute.at(rows), operands, cx.reading)?)
         }
         Op::Route { choice } => {
             let bias = operands.get(1).map(|b| b.weight()).transpose()?;
@@ -94,28 +94,30 @@ pub fn run_node(op: &Op, operands: &[&Val], cx: &mut Context<'_>) -> Result<Vec<
             let chosen = if *routed { Some(at(1)?.index()?) } else { None };
             let grouped = experts::Grouped { groups: *groups as usize, slots: *slots as usize, chosen };
             let weights = operands.get(1 + usize::from(*routed)..).unwrap_or_default();
-            let (x, compute) = (tensor(0)?, compute.at(cx.batch.rows() as u32));
+            let (x, compute) = (tensor(0)?, compute.at(rows));
             one(experts::grouped_linear(grouped, segments, *epilogue, compute, x, weights, cx.reading)?)
         }
         Op::Combine {} => one(experts::combine(tensor(0)?, tensor(1)?)?),
         Op::ConcatHeads { heads } => one(experts::concat_heads(*heads, tensor(0)?, tensor(1)?)?),
         Op::RopeTable { inv_freq, factor } => one(rope::table(at(0)?.index()?, inv_freq, *factor)),
         Op::Rope { style, heads } => one(rope::rotate(*style, *heads, tensor(0)?, tensor(1)?)?),
-        Op::Attention { heads, kv_heads, scale, window, softcap } => {
-            let plain = attention::Scores::scaled(*scale);
+        Op::Attention { heads, kv_heads, scale, window, softcap, compute } => {
+            let plain = attention::Scores::scaled(*scale, compute.at(rows));
             let scores = attention::Scores { window: *window, softcap: *softcap, ..plain };
             let more = if operands.len() > 2 { More::Sinks(weight(2)?) } else { More::Nothing };
             one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, more, cx)?)
         }
-        Op::FullAttention { heads, kv_heads, scale, reach } => {
+        Op::FullAttention { heads, kv_heads, scale, reach, compute } => {
             let window = reach.map(|reach| reach.saturating_add(1));
-            let scores = attention::Scores { window, full: true, ..attention::Scores::scaled(*scale) };
+            let plain = attention::Scores::scaled(*scale, compute.at(rows));
+            let scores = attention::Scores { window, full: true, ..plain };
             let more = if operands.len() > 2 { More::Distances(weight(2)?) } else { More::Nothing };
             one(attention::attention(*heads, *kv_heads, scores, tensor(0)?, at(1)?.state()?, more, cx)?)
         }
-        Op::LatentAttention { heads, value, scale } => {
+        Op::LatentAttention { heads, value, scale, compute } => {
             let latent = Some(*value as usize);
-            let scores = attention::Scores { latent, ..attention::Scores::scaled(*scale) };
+            let plain = attention::Scores::scaled(*scale, compute.at(rows));
+            let scores = attention::Scores { latent, ..plain };
             one(attention::attention(*heads, 1, scores, tensor(0)?, at(1)?.state()?, More::Nothing, cx)?)
         }
         Op::Unary { kind } => one(elementwise::unary(*kind, tensor(0)?)),

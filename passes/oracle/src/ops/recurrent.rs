@@ -33,7 +33,14 @@ pub fn carry(layer: u32, width: u32, x: &Tensor, cx: &mut Context<'_>) -> Result
     same("rows of the batch", cx.batch.rows(), x.rows)?;
     for (r, row) in x.each_row().enumerate() {
         let carried = row.get(..width as usize).ok_or("carries more than a row has")?.to_vec();
-        cx.caches.append(layer, cx.batch.sequences[r], cx.batch.positions[r], carried, Vec::new())?;
+        cx.caches.append(
+            layer,
+            cx.batch.sequences[r],
+            cx.batch.positions[r],
+            carried,
+            Vec::new(),
+            Vec::new(),
+        )?;
     }
     Ok(())
 }

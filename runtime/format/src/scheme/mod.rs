@@ -302,7 +302,7 @@ impl Levels {
     }
 }
 
-/// What a linear computes in: declared, shown by `inspect`, never chosen silently.
+/// What a linear or attention computes in: declared, shown by `inspect`, never chosen silently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Compute {
     /// Activations stay f32; weights are dequantised to f32 in registers; f32 accumulation.
@@ -316,6 +316,13 @@ pub enum Compute {
     /// Activations are rounded to bfloat16 ([`round_bf16`]), and so is what the weights dequantise to (exact for weights that
     /// are bfloat16); f32 accumulation of the products. Subnormal numbers may count as zero, as CPUs' instructions have it.
     Bf16,
+}
+
+impl Compute {
+    /// Whether products are of floats: all that attention can declare.
+    pub const fn of_floats(self) -> bool {
+        matches!(self, Compute::F32 | Compute::Bf16)
+    }
 }
 
 /// Rounds to bfloat16, to nearest and ties to even: THE definition of [`Compute::Bf16`]'s rounding. NaNs stay NaNs.

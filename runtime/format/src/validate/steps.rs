@@ -253,6 +253,7 @@ impl<'a> Checker<'a> {
         ensure!(heads_fit, "{} heads over {} key and value heads", a.heads, a.kv_heads);
         let dim_fits = (2..=MAX_HEADS).contains(&a.head_dim) && a.head_dim.is_multiple_of(2);
         ensure!(dim_fits, "head_dim {} must be even and in 2..={MAX_HEADS}", a.head_dim);
+        ensure!(a.compute.of_floats(), "computes in {:?}, which attention does not", a.compute);
         ensure!(a.scale.is_finite(), "scale {} is not finite", a.scale);
         ensure!(a.window != Some(0), "a window of 0 positions");
         ensure!(

@@ -188,6 +188,7 @@ pub fn plan() -> Plan {
         heads: 2,
         kv_heads: 1,
         head_dim: HEAD_DIM,
+        compute: Compute::F32,
         scale: 0.25,
         causal: true,
         window: None,

@@ -24,8 +24,9 @@ struct Tile([[f32; LINE / 4]; tile::ROWS]);
 impl Tile {
     const ZERO: Self = Self([[0.0; LINE / 4]; tile::ROWS]);
 
+    /// Where a row begins, and behind it the next ones.
     fn row(&mut self, row: usize) -> *mut f32 {
-        self.0[row].as_mut_ptr()
+        self.0[row..].as_mut_ptr().cast()
     }
 }
 
@@ -71,18 +72,22 @@ fn fewest(visible: &[u32]) -> usize {
 fn all_finite(block: &KvBlock<'_>, tokens: std::ops::Range<usize>) -> bool {
     let d = block.head_dim;
     let exponent = _mm512_set1_epi16(0x7f80);
-    (tokens.start / 2..tokens.end.div_ceil(2)).all(|pair| {
+    for pair in tokens.start / 2..tokens.end.div_ceil(2) {
         // Elements of the first token are the even ones.
         let even = if tokens.contains(&(2 * pair)) { 0x5555_5555 } else { 0 };
         let odd = if tokens.contains(&(2 * pair + 1)) { 0xaaaa_aaaa } else { 0 };
         let line = &block.values[pair * d * PAIR..][..d * PAIR];
-        (0..d).step_by(COLUMNS).all(|at| {
+        for at in (0..d).step_by(COLUMNS) {
             // SAFETY: the lanes are elements below d.
             let pairs =
                 unsafe { _mm512_maskz_loadu_epi32(first_lanes(d - at), line.as_ptr().add(at * PAIR).cast()) };
-            _mm512_mask_cmpeq_epi16_mask(even | odd, _mm512_and_si512(pairs, exponent), exponent) == 0
-        })
-    })
+            let pairs = _mm512_and_si512(pairs, exponent);
+            if _mm512_mask_cmpeq_epi16_mask(even | odd, pairs, exponent) != 0 {
+                return false;
+            }
+        }
+    }
+    true
 }
 
 /// Sums are in tiles 0 and 1, queries or weights in 2, keys or values in 3 and 4.
