@@ -208,15 +208,16 @@ fn compute_is_seen_by_the_declared_reading_alone() {
     assert!(declared > 1e-4 && declared < 5e-2, "{declared:e}");
 }
 
-/// Queries and weights that round to bf16 have errors of up to 2^-9 of them.
+/// Queries and weights that round to bf16 lose what weights of linears lose ([`quantise_loses_as_much_as_its_bits_say`]), in fewer products.
 #[test]
 fn attention_in_bf16_is_seen_by_the_declared_reading_alone() {
     let plain = tiny_llama(&TinyConfig::default()).unwrap();
     let attention = Computes { few: Compute::F32, many: Some((3, Compute::Bf16)) };
-    let rounding = tiny_llama(&TinyConfig { attention, ..TinyConfig::default() }).unwrap();
+    let rounded = tiny_llama(&TinyConfig { attention, ..TinyConfig::default() }).unwrap();
     let expected = logits(&plain, Reading::Exact);
-    assert_eq!(bits(&logits(&rounding, Reading::Exact)), bits(&expected));
-    let declared = error(&logits(&rounding, DECLARED), &expected);
+    assert_eq!(bits(&logits(&rounded, Reading::Exact)), bits(&expected));
+    let declared = error(&logits(&rounded, DECLARED), &expected);
     println!("{declared:e}");
-    assert!(declared > 1e-5 && declared < 2f64.powi(-9), "{declared:e}");
+    let rounding = 0.0078125 / 28f64.sqrt();
+    assert!((0.5 * rounding..=8.0 * rounding).contains(&declared), "{declared:e}");
 }

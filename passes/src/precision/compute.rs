@@ -1,4 +1,5 @@
-//! Declares what every linear computes in, then what attention does. The segments of a linear share one conversion of its input, hence one compute.
+//! Declares what every linear computes in, then what attention does: bf16 for many rows where the target gains by it and a linear rounds
+//! activations at all, else f32. The segments of a linear share one conversion of its input, hence one compute.
 
 use super::{is_router, weights};
 use crate::error::Cause;
@@ -18,12 +19,15 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
         .into_iter()
         .partition(|node| matches!(graph.op(*node), Op::Linear { .. } | Op::GroupedLinear { .. }));
     let mut rewrites = 0;
-    for node in linears {
+    for &node in &linears {
         let chosen = if context.f32_activations { Compute::F32.into() } else { choose(graph, node, context) };
         rewrites += set(graph, node, chosen)?;
     }
-    // Attention comes after them: it rounds only what other steps of the graph have rounded before.
-    let chosen = attention(graph, context);
+    // A graph whose linears all compute in f32 stays as precise as it is.
+    let rounds =
+        |linear: &NodeId| graph.op(*linear).computes().is_some_and(|c| c.all().any(|c| c != Compute::F32));
+    let many = context.target.many_rows_attention().filter(|_| linears.iter().any(rounds));
+    let chosen = Computes { few: Compute::F32, many: many.map(|from| (from, Compute::Bf16)) };
     for node in others {
         rewrites += set(graph, node, chosen)?;
     }
@@ -32,24 +36,15 @@ pub fn run(graph: &mut Graph, context: &Context<'_>) -> Result<u32, Cause> {
 
 /// Declares what a node computes in, if it is one that says so; returns how many changed.
 fn set(graph: &mut Graph, node: NodeId, chosen: Computes) -> Result<u32, Cause> {
+    if graph.op(node).computes().is_none_or(|computes| computes == chosen) {
+        return Ok(0);
+    }
     let mut op = graph.op(node).clone();
-    match op.computes_mut() {
-        Some(compute) if *compute != chosen => *compute = chosen,
-        _ => return Ok(0),
+    if let Some(computes) = op.computes_mut() {
+        *computes = chosen;
     }
     graph.set_op(node, op)?;
     Ok(1)
-}
-
-/// What attention computes in: bf16 for many rows where the target gains by it and a linear rounds activations at all. A graph whose linears all
-/// compute in f32 stays as precise as it is.
-fn attention(graph: &Graph, context: &Context<'_>) -> Computes {
-    let rounds =
-        |node: &NodeId| graph.op(*node).computes().is_some_and(|c| c.all().any(|c| c != Compute::F32));
-    let linears = |node: &NodeId| matches!(graph.op(*node), Op::Linear { .. } | Op::GroupedLinear { .. });
-    let many = context.target.many_rows_attention().filter(|_| !context.f32_activations);
-    let many = many.filter(|_| graph.order().iter().filter(|n| linears(n)).any(rounds));
-    Computes { few: Compute::F32, many: many.map(|from| (from, Compute::Bf16)) }
 }
 
 /// What all segments can compute in: f32 as soon as they differ in kind (f32 reads any scheme), else bf16 if all do, else signed bytes by the largest group that
