@@ -69,10 +69,7 @@ pub(super) unsafe fn multiply<const BITS: usize, const PANELS: usize>(
         // SAFETY: the groups exist; the rest is the caller's promise. What was unpacked is what is read.
         unsafe {
             unpack::<BITS, PANELS>(stored, layout, act, panels, first..first + some, stretch);
-            match act.group {
-                16 => rows::<PANELS, 1>(&shape, stretch, first, some, x, &mut out),
-                _ => rows::<PANELS, 2>(&shape, stretch, first, some, x, &mut out),
-            }
+            rows::<PANELS>(&shape, stretch, first, some, x, &mut out);
         }
     }
 }
@@ -159,7 +156,7 @@ unsafe fn unpack<const BITS: usize, const PANELS: usize>(
 /// # Safety
 /// As [`multiply`]; `groups` groups, from group `first` of the activations on, were unpacked.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn rows<const PANELS: usize, const STEPS: usize>(
+unsafe fn rows<const PANELS: usize>(
     shape: &Shape,
     stretch: &Stretch<PANELS>,
     first: usize,
@@ -178,18 +175,18 @@ unsafe fn rows<const PANELS: usize, const STEPS: usize>(
         // SAFETY: so many rows are there, of `x` and of every output; the rest is the caller's promise.
         unsafe {
             match (rows, float) {
-                (6, false) => tile::<PANELS, STEPS, 6, false>(shape, stretch, first, groups, x, out),
-                (5, false) => tile::<PANELS, STEPS, 5, false>(shape, stretch, first, groups, x, out),
-                (4, false) => tile::<PANELS, STEPS, 4, false>(shape, stretch, first, groups, x, out),
-                (3, false) => tile::<PANELS, STEPS, 3, false>(shape, stretch, first, groups, x, out),
-                (2, false) => tile::<PANELS, STEPS, 2, false>(shape, stretch, first, groups, x, out),
-                (_, false) => tile::<PANELS, STEPS, 1, false>(shape, stretch, first, groups, x, out),
-                (6, true) => tile::<PANELS, STEPS, 6, true>(shape, stretch, first, groups, x, out),
-                (5, true) => tile::<PANELS, STEPS, 5, true>(shape, stretch, first, groups, x, out),
-                (4, true) => tile::<PANELS, STEPS, 4, true>(shape, stretch, first, groups, x, out),
-                (3, true) => tile::<PANELS, STEPS, 3, true>(shape, stretch, first, groups, x, out),
-                (2, true) => tile::<PANELS, STEPS, 2, true>(shape, stretch, first, groups, x, out),
-                (_, true) => tile::<PANELS, STEPS, 1, true>(shape, stretch, first, groups, x, out),
+                (6, false) => tile::<PANELS, 6, false>(shape, stretch, first, groups, x, out),
+                (5, false) => tile::<PANELS, 5, false>(shape, stretch, first, groups, x, out),
+                (4, false) => tile::<PANELS, 4, false>(shape, stretch, first, groups, x, out),
+                (3, false) => tile::<PANELS, 3, false>(shape, stretch, first, groups, x, out),
+                (2, false) => tile::<PANELS, 2, false>(shape, stretch, first, groups, x, out),
+                (_, false) => tile::<PANELS, 1, false>(shape, stretch, first, groups, x, out),
+                (6, true) => tile::<PANELS, 6, true>(shape, stretch, first, groups, x, out),
+                (5, true) => tile::<PANELS, 5, true>(shape, stretch, first, groups, x, out),
+                (4, true) => tile::<PANELS, 4, true>(shape, stretch, first, groups, x, out),
+                (3, true) => tile::<PANELS, 3, true>(shape, stretch, first, groups, x, out),
+                (2, true) => tile::<PANELS, 2, true>(shape, stretch, first, groups, x, out),
+                (_, true) => tile::<PANELS, 1, true>(shape, stretch, first, groups, x, out),
             }
         }
         left -= rows;
@@ -197,13 +194,16 @@ unsafe fn rows<const PANELS: usize, const STEPS: usize>(
     }
 }
 
-/// `N` rows by a stretch of `PANELS` panels, with groups of `STEPS` steps: the first stretch begins the sums, the others go on with them.
+/// `N` rows by a stretch of `PANELS` panels: the first stretch begins the sums, the others go on with them.
+///
+/// How many atoms a group has is not known here, so that their loop stays one: unrolled, its loads are moved so far ahead that sums lose
+/// their registers.
 ///
 /// # Safety
 /// As [`rows`]; `x` points to `N` rows, and each output to as many lanes.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<const PANELS: usize, const STEPS: usize, const N: usize, const FLOAT: bool>(
+unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
     shape: &Shape,
     stretch: &Stretch<PANELS>,
     first: usize,
@@ -212,9 +212,9 @@ unsafe fn tile<const PANELS: usize, const STEPS: usize, const N: usize, const FL
     out: [*mut Lane; PANELS],
 ) {
     let act = &shape.act;
-    let row_bytes = act.row_bytes();
+    let (row_bytes, group) = (act.row_bytes(), act.group);
     let rows: [*const u8; N] = std::array::from_fn(|row| x.wrapping_add(row * row_bytes));
-    let mut codes_at = first * STEPS * K_STEP;
+    let mut codes_at = first * group;
     let mut numbers_at = act.scales_at() + 4 * first;
     // From a scale to the sum and the product of its group.
     let number = 4 * act.groups();
@@ -239,7 +239,7 @@ unsafe fn tile<const PANELS: usize, const STEPS: usize, const N: usize, const FL
                 let sum = rows[row].add(numbers_at + number).cast::<i32>().read_unaligned();
                 isum[row] = [_mm512_set1_epi32(sum.wrapping_mul(-shape.constant)); PANELS];
             }
-            for i in 0..4 * STEPS {
+            for i in 0..group / 4 {
                 for row in 0..N {
                     let x = rows[row].add(codes_at + 4 * i).cast::<i32>().read_unaligned();
                     let x = _mm512_set1_epi32(x);
@@ -267,9 +267,9 @@ unsafe fn tile<const PANELS: usize, const STEPS: usize, const N: usize, const FL
                 }
                 offsets = offsets.add(PANELS);
             }
-            codes = codes.add(4 * STEPS * PANELS);
+            codes = codes.add(group / 4 * PANELS);
             scales = scales.add(PANELS);
-            codes_at += STEPS * K_STEP;
+            codes_at += group;
             numbers_at += 4;
         }
         for row in 0..N {
