@@ -3,8 +3,9 @@
 
 use super::tile::{self, load, multiply, store, zero};
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries};
-use crate::x86_64::avx512::attention as vectors;
-use crate::x86_64::avx512::attention_bf16::{first_lanes, round};
+use crate::x86_64::avx512::attention::{self as vectors, first_lanes};
+use crate::x86_64::avx512::attention_bf16::round;
+use crate::x86_64::kv_elem::{BF16, pair_bytes};
 use bessemer_format::kv::{COLUMNS, TOKENS};
 use bessemer_format::panel::LINE;
 use std::arch::x86_64::*;
@@ -12,9 +13,10 @@ use std::arch::x86_64::*;
 /// Queries of a tile.
 const QUERIES: usize = tile::ROWS;
 /// Queries that [`vectors::soften`] takes at once.
-const HALF: usize = QUERIES / 2;
+const HALF: usize = vectors::QUERIES;
+const _: () = assert!(QUERIES == 2 * HALF);
 /// Bytes of two neighbouring elements.
-const PAIR: usize = 4;
+const PAIR: usize = pair_bytes(BF16);
 
 /// What a tile holds, as it lies in memory.
 #[repr(C, align(64))]

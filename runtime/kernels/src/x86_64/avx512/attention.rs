@@ -13,7 +13,7 @@ use std::f32::consts::LN_2;
 
 /// Most queries that share a load: two sums of tokens each fill half of the registers, and 16 sums in flight hide the
 /// latency of an fma twice over.
-const QUERIES: usize = 8;
+pub(in crate::x86_64) const QUERIES: usize = 8;
 
 /// [`crate::attention::AttentionFn`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -381,17 +381,17 @@ unsafe fn weigh<const ELEM: u8, const N: usize, const LINES: usize>(
 /// data that is read once reads as fast on Zen 5, and at little more than half the rate on Emerald Rapids (6 against 10.4 GB/s a core).
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn fetch<const ELEM: u8>(p: *const u8, offset: usize) {
+pub(super) fn fetch<const ELEM: u8>(p: *const u8, offset: usize) {
     _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset).cast());
     if ELEM == F32 {
         _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset + 64).cast());
     }
 }
 
-/// A mask of the first `count` lanes.
+/// A mask of the first `count` lanes, or of all.
 #[inline]
-fn first_lanes(count: usize) -> u16 {
-    ((1_u32 << count) - 1) as u16
+pub(in crate::x86_64) fn first_lanes(count: usize) -> u16 {
+    ((1_u32 << count.min(COLUMNS)) - 1) as u16
 }
 
 /// [`OnlineSoftmax::merge`], queries' own numbers in a lane each. Decode merges a state for each query of each chunk: what a call
@@ -433,7 +433,7 @@ pub(crate) fn merge(state: &mut OnlineSoftmax<'_>, later: &OnlineSoftmax<'_>) {
             let at = (first + i) * d;
             let (sums, more) = (&mut state.acc[at..][..d], &later.acc[at..][..d]);
             for at in (0..d).step_by(COLUMNS) {
-                let lanes = first_lanes(COLUMNS.min(d - at));
+                let lanes = first_lanes(d - at);
                 // SAFETY: the mask selects elements below d, which both have.
                 unsafe {
                     let place = sums.as_mut_ptr().add(at);

@@ -1,16 +1,12 @@
 //! Attention with products of bfloat16 by `vdpbf16ps`: lines of keys hold pairs of elements, lines of values pairs of tokens.
 
-use super::attention as vectors;
+use super::attention::{self as vectors, QUERIES, fetch, first_lanes};
 use super::linear_bf16::add_products;
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries};
+use crate::x86_64::kv_elem::{BF16, pair_bytes};
 use bessemer_format::kv::{COLUMNS, TOKENS};
 use bessemer_format::panel::LINE;
 use std::arch::x86_64::*;
-
-/// Most queries that share a load.
-const QUERIES: usize = 8;
-/// Bytes of a pair.
-const PAIR: usize = 4;
 
 /// Pairs of bfloat16: a line.
 type Pairs = [i32; COLUMNS];
@@ -90,12 +86,6 @@ pub(in crate::x86_64) unsafe fn round(to: *mut i32, from: *const f32, count: usi
     }
 }
 
-/// A mask of the first `count` lanes, or of all.
-#[inline]
-pub(in crate::x86_64) fn first_lanes(count: usize) -> u16 {
-    ((1_u32 << count.min(COLUMNS)) - 1) as u16
-}
-
 /// The unscaled scores of the two halves of the tokens, visible or not (each is alone in its lane).
 ///
 /// # Safety
@@ -117,7 +107,7 @@ unsafe fn scores<const N: usize>(block: &KvBlock<'_>, q: &[f32]) -> [[__m512; 2]
         for pair in 0..elems / 2 {
             let line = |half: usize| ((half * d + at) / 2 + pair) * LINE;
             for half in 0..2 {
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line(half)).cast());
+                fetch::<BF16>(next, line(half));
                 // SAFETY: a key panel holds d / 2 lines of 32 elements, and there are two of them.
                 let k = unsafe { _mm512_loadu_si512(keys.add(line(half)).cast()) };
                 for i in 0..N {
@@ -149,7 +139,7 @@ unsafe fn weigh<const N: usize, const LINES: usize>(
     for at in (0..d).step_by(LINES * COLUMNS) {
         let lanes: [u16; LINES] = std::array::from_fn(|g| first_lanes(d.saturating_sub(at + g * COLUMNS)));
         let place = |i: usize, g: usize| acc.wrapping_add(i * d + at + g * COLUMNS);
-        let line = |pair: usize, g: usize| (pair * d + at + g * COLUMNS) * PAIR;
+        let line = |pair: usize, g: usize| (pair * d + at + g * COLUMNS) * pair_bytes(BF16);
         // SAFETY: `lanes` selects elements below d of each accumulator and of each of the token pairs, which are d pairs of
         // elements long; there are 16 of those.
         unsafe {
@@ -164,7 +154,7 @@ unsafe fn weigh<const N: usize, const LINES: usize>(
                 // The other token of the last pair may be any bytes.
                 let seen = _mm512_set1_epi32(if 2 * pair + 1 < visible { -1 } else { 0xffff });
                 for g in 0..LINES {
-                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line(pair, g)).cast());
+                    fetch::<BF16>(next, line(pair, g));
                     let v = _mm512_maskz_loadu_epi32(lanes[g], values.wrapping_add(line(pair, g)).cast());
                     let v = _mm512_and_si512(v, seen);
                     for i in 0..N {

@@ -78,25 +78,6 @@ macro_rules! kernels {
                 unsafe { single::<{ $bits }>(l, act, panel, x, out) }
             }
         )*
-
-        /// Kernels of two panels.
-        pub(crate) mod pair {
-            use super::*;
-            $(
-                /// [`crate::linear::LinearInt8PairFn`] for the element of this name.
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-                pub(crate) unsafe fn $name(
-                    l: &PanelLayout,
-                    act: &Int8Layout,
-                    panels: [&[u8]; 2],
-                    x: &[u8],
-                    out: [&mut [Lane]; 2],
-                ) {
-                    // SAFETY: the caller's promises are those of `both`.
-                    unsafe { both::<{ $bits }>(l, act, panels, x, out) }
-                }
-            )*
-        }
     };
 }
 kernels! {
@@ -109,35 +90,49 @@ kernels! {
     table: TABLE;
 }
 
+/// Declares kernels of two panels, each for the codes of so many bits, by a function of any.
+macro_rules! pairs {
+    ($both:ident: $($name:ident: $bits:expr;)*) => {
+        $(
+            /// [`crate::linear::LinearInt8PairFn`] for the element of this name.
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+            pub(crate) unsafe fn $name(
+                l: &PanelLayout,
+                act: &Int8Layout,
+                panels: [&[u8]; 2],
+                x: &[u8],
+                out: [&mut [Lane]; 2],
+            ) {
+                // SAFETY: the caller's promises are those of the function.
+                unsafe { super::$both::<{ $bits }>(l, act, panels, x, out) }
+            }
+        )*
+    };
+}
+
+/// Kernels of two panels.
+pub(crate) mod pair {
+    use super::*;
+    pairs! {
+        both:
+        u2: 2;
+        u3: 3;
+        u4: 4;
+        u5: 5;
+        u6: 6;
+        s8: 8;
+        table: TABLE;
+    }
+}
+
 /// Kernels of two panels that unpack where they multiply, however many rows there are: a shift and a mask cost nothing on cores whose
-/// products leave ports for them (Zen 5). On those that multiply on every port it is a quarter of the time.
+/// products leave ports for them (Zen 5). On those that multiply on every port (Emerald Rapids) many rows lose a tenth and more.
 pub(crate) mod beside {
     use super::*;
-
-    /// [`crate::linear::LinearInt8PairFn`] for codes of two bits.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(crate) unsafe fn u2(
-        l: &PanelLayout,
-        act: &Int8Layout,
-        panels: [&[u8]; 2],
-        x: &[u8],
-        out: [&mut [Lane]; 2],
-    ) {
-        // SAFETY: the caller's promises are those of `unpacking`.
-        unsafe { unpacking::<2>(l, act, panels, x, out) }
-    }
-
-    /// [`crate::linear::LinearInt8PairFn`] for codes of four bits.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(crate) unsafe fn u4(
-        l: &PanelLayout,
-        act: &Int8Layout,
-        panels: [&[u8]; 2],
-        x: &[u8],
-        out: [&mut [Lane]; 2],
-    ) {
-        // SAFETY: the caller's promises are those of `unpacking`.
-        unsafe { unpacking::<4>(l, act, panels, x, out) }
+    pairs! {
+        unpacking:
+        u2: 2;
+        u4: 4;
     }
 }
 
@@ -179,16 +174,12 @@ unsafe fn both<const BITS: usize>(
     x: &[u8],
     out: [&mut [Lane]; 2],
 ) {
-    let rows = out[0].len();
-    // SAFETY: the caller's promises are those of `gemm::multiply` and of `linear`.
+    // SAFETY: the caller's promises are those of `gemm::multiply`, `unpacking` and `single`.
     unsafe {
-        if rows >= gemm::FROM_ROWS && gemm::takes(act) {
+        if out[0].len() >= gemm::FROM_ROWS && gemm::takes(act) {
             return gemm::multiply::<BITS, 2>(l, act, panels, x, out);
         }
-        if BITS == TABLE && even_groups(act) && !read_once(rows) {
-            return linear_pair::<BITS, EVEN_STEPS>(l, act, panels, x, out);
-        }
-        if matches!(BITS, 2 | 4) {
+        if matches!(BITS, 2 | 4 | TABLE) {
             return unpacking::<BITS>(l, act, panels, x, out);
         }
         for (panel, out) in panels.into_iter().zip(out) {
