@@ -15,7 +15,9 @@ use bessemer_format::plan::{
 };
 use bessemer_format::{Compute, PanelLayout, kv};
 use bessemer_kernels::linear::{Bf16Form, LinearNative, TILE_ROWS};
-use bessemer_kernels::{Attention, Gated, KernelSet, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16};
+use bessemer_kernels::{
+    Attention, Gated, KernelSet, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16, Store,
+};
 use std::ops::Range;
 
 /// A program whose steps are ready to run.
@@ -61,6 +63,7 @@ pub(crate) struct BoundLinear {
     pub(crate) convert: Option<Convert>,
     pub(crate) segments: Vec<BoundSegment>,
     pub(crate) epilogue: BoundEpilogue,
+    pub(crate) store: Store,
     pub(crate) out: BoundBuffer,
 }
 
@@ -412,6 +415,7 @@ impl Binder<'_> {
             convert,
             segments,
             epilogue,
+            store: self.kernels.store(),
             out: self.buffer(program, linear.out)?,
         })
     }

@@ -143,6 +143,7 @@ const ISLANDS: &[&str] = &[
     "runtime/kernels/src/linear/bf16.rs",
     "runtime/kernels/src/linear/gate.rs",
     "runtime/kernels/src/linear/mod.rs",
+    "runtime/kernels/src/linear/store.rs",
     "runtime/kernels/src/testkit/",
     "runtime/src/code.rs",
     "runtime/src/device/",

@@ -56,5 +56,5 @@ mod x86_64;
 
 pub use attention::{Attention, KvElem, OnlineSoftmax};
 pub use isa::Isa;
-pub use linear::{Gated, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16};
+pub use linear::{Gated, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16, Store};
 pub use table::KernelSet;

@@ -4,7 +4,7 @@ use crate::Isa;
 use crate::attention::{self, Attention, AttentionFn};
 use crate::linear::{self, Bf16Form, LinearBf16, LinearF32, LinearF32Fn, LinearInt8, LinearInt8Fn};
 use crate::linear::{Gated, GatedFn, LinearInt8PairFn, LinearNative, LinearNativeFn, LinearNativePairFn};
-use crate::linear::{Quantise, QuantiseFn, RoundBf16, RoundBf16Fn};
+use crate::linear::{Quantise, QuantiseFn, RoundBf16, RoundBf16Fn, Store, StoreFn};
 use bessemer_format::act::Int8Layout;
 use bessemer_format::plan::Gate;
 use bessemer_format::{Elem, PanelLayout};
@@ -320,6 +320,17 @@ kernels! {
         }
         aarch64 {}
     }
+    /// [`Store`].
+    STORE: StoreFn, tests (store: exact, guarded) {
+        everywhere {
+            store_portable: Portable, ANY, linear::store::portable;
+        }
+        x86_64 {
+            store_avx2: Avx2, ANY, avx2::any::store;
+            store_avx512: Avx512, ANY, avx512::any::store;
+        }
+        aarch64 {}
+    }
     /// [`Attention`].
     ATTENTION: AttentionFn, tests (attention: exact, bounded, guarded, odd_shapes, windows_and_caps, rounds_exactly,
         rounds_bounded, rounds_guarded, rounds_odd_shapes, rounds_windows_and_caps) {
@@ -468,6 +479,12 @@ impl KernelSet {
     pub fn gated(&self, function: Gate) -> Gated {
         let row = self.newest(GATED, Elem::F32);
         Gated { function, isa: row.isa, kernel: row.kernel }
+    }
+
+    /// The kernel that stores finished tiles.
+    pub fn store(&self) -> Store {
+        let row = self.newest(STORE, Elem::F32);
+        Store { isa: row.isa, kernel: row.kernel }
     }
 
     /// The kernel that attends to a block of the KV cache, for every element type.

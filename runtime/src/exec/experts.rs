@@ -9,7 +9,7 @@ use super::{Pass, Scratch, Stop, Thread};
 use crate::bind::{BoundGrouped, BoundRoute, Operand};
 use crate::error::RunError;
 use crate::pool::SharedBytes;
-use bessemer_kernels::linear::{RowsF32, TILE_ROWS};
+use bessemer_kernels::linear::{Places, RowsF32, TILE_ROWS};
 use bessemer_kernels::route::route_row;
 
 impl Pass<'_> {
@@ -60,7 +60,7 @@ impl Pass<'_> {
                         Input::Codes { data: gather(tile, at, row, bytes), row_bytes }
                     }
                 };
-                self.multiply(linear, weight, input, thread, |row| tile[row] as usize * width);
+                self.multiply(linear, weight, input, thread, Places::Listed { rows: tile, width });
             }
             start = end;
         }

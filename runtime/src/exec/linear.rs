@@ -1,12 +1,18 @@
 //! Linears: convert the activations once, then every thread multiplies them with its panels of the weights.
 
 use super::{Pass, Stop, Thread};
-use crate::bind::{BoundBuffer, BoundEpilogue, BoundLinear, BoundSegment, Converted, LinearKernel, Operand};
+use crate::bind::{BoundEpilogue, BoundLinear, BoundSegment, Converted, LinearKernel, Operand};
 use crate::pool::SharedBytes;
 use bessemer_format::panel::COLUMNS;
 use bessemer_kernels::Gated;
-use bessemer_kernels::linear::{Lane, RowsF32, TILE_ROWS};
+use bessemer_kernels::linear::{Lane, MAX_TILE_ROWS, Places, RowsF32};
 use std::ops::Range;
+
+/// From how many rows on a panel of gates is multiplied together with its panel of ups. With fewer, reading the weights takes longer than
+/// multiplying, and each matrix is read as one stream.
+const GATED_TOGETHER: usize = 16;
+
+const BOUND_TOGETHER: &str = "kernels are bound together with the conversion of their input";
 
 /// The input of a product, as its kernels read it.
 #[derive(Clone, Copy)]
@@ -55,8 +61,8 @@ impl Pass<'_> {
                     Input::Codes { data: self.buffer(buffer).get(0..rows * row_bytes), row_bytes }
                 }
             };
-            let row_elems = linear.out.row_elems;
-            self.multiply(linear, 0, input, thread, |row| row * row_elems);
+            let places = Places::Every { first: 0, stride: linear.out.row_elems };
+            self.multiply(linear, 0, input, thread, places);
         }
         Ok(())
     }
@@ -80,18 +86,23 @@ impl Pass<'_> {
         thread.meet()
     }
 
-    /// This thread's part of the product of all rows of `x` with weight `weight` of the segments' stacks. `place` says at which element
-    /// of the output (and of a residual) the results of a row of `x` begin.
+    /// This thread's part of the product of all rows of `x` with weight `weight` of the segments' stacks. `places` says where in
+    /// the output (and a residual) the results of the rows of `x` begin.
     pub(super) fn multiply(
         &self,
         linear: &BoundLinear,
         weight: usize,
         x: Input<'_>,
         thread: &Thread<'_>,
-        place: impl Fn(usize) -> usize,
+        places: Places<'_>,
     ) {
         if let (BoundEpilogue::Gated(kernel), [gate, up]) = (&linear.epilogue, &linear.segments[..]) {
-            self.gated(linear, *kernel, [gate, up], (weight, thread.share(gate.panels)), x, place);
+            let panels = (weight, thread.share(gate.panels));
+            if x.rows() < GATED_TOGETHER {
+                self.gated(linear, *kernel, [gate, up], panels, x, places);
+            } else {
+                self.gated_together(linear, *kernel, [gate, up], panels, x, places);
+            }
             return;
         }
         // A thread's share is a range of the panels of all segments, one behind the other.
@@ -101,7 +112,7 @@ impl Pass<'_> {
             let start = share.start.clamp(first, first + segment.panels) - first;
             let end = share.end.clamp(first, first + segment.panels) - first;
             if start < end {
-                self.segment(linear, segment, (weight, start..end), x, &place);
+                self.segment(linear, segment, (weight, start..end), x, places);
             }
             first += segment.panels;
         }
@@ -113,25 +124,16 @@ impl Pass<'_> {
         segment: &BoundSegment,
         (weight, panels): (usize, Range<usize>),
         x: Input<'_>,
-        place: impl Fn(usize) -> usize,
+        places: Places<'_>,
     ) {
         let residual = match &linear.epilogue {
-            BoundEpilogue::Residual(residual) => Some(residual),
+            BoundEpilogue::Residual(residual) => Some(self.buffer(residual)),
             _ => None,
         };
-        self.tiles(segment, (weight, panels), x, |panel, first_row, tile| {
+        let out = self.buffer(&linear.out);
+        self.tiles(segment, (weight, panels), x, |panel, row, tile| {
             let (columns, bias) = self.panel_columns(segment, weight, panel);
-            let residual = residual.map(|residual| self.columns(residual, columns.clone()));
-            let out = self.columns(&linear.out, columns);
-            for (i, lane) in tile.iter_mut().enumerate() {
-                let at = place(first_row + i);
-                add(lane, bias);
-                if let Some(residual) = &residual {
-                    // `residual + result`; read before the row is written: it may be the output itself.
-                    add(lane, residual.read(at));
-                }
-                out.write(at, lane);
-            }
+            out.store(&linear.store, (tile, bias.as_ref()), residual, places.from(row), columns);
         });
     }
 
@@ -155,12 +157,12 @@ impl Pass<'_> {
             (LinearKernel::Native(kernel), Input::Codes { data, .. }) => {
                 kernel.for_each_tile(bytes, panels, data, finish);
             }
-            _ => unreachable!("kernels are bound together with the conversion of their input"),
+            _ => unreachable!("{BOUND_TOGETHER}"),
         }
     }
 
-    /// Two segments, gates and ups. Each is read as one stream: for as many rows as stay in the cache the gates are put where
-    /// the results will be, then the ups come and take them up.
+    /// Two segments, gates and ups. Each is read as one stream: the gates are put where the results will be, then the ups come and take
+    /// them up.
     fn gated(
         &self,
         linear: &BoundLinear,
@@ -168,104 +170,117 @@ impl Pass<'_> {
         [gate, up]: [&BoundSegment; 2],
         (weight, panels): (usize, Range<usize>),
         x: Input<'_>,
-        place: impl Fn(usize) -> usize,
+        places: Places<'_>,
     ) {
-        let mut gates = [[0.0; COLUMNS]; TILE_ROWS];
+        let mut gates = [[0.0; COLUMNS]; GATED_TOGETHER];
+        let out = self.buffer(&linear.out);
+        self.tiles(gate, (weight, panels.clone()), x, |panel, row, gates| {
+            let (columns, bias) = self.panel_columns(gate, weight, panel);
+            out.store(&linear.store, (gates, bias.as_ref()), None, places.from(row), columns);
+        });
+        self.tiles(up, (weight, panels), x, |panel, row, ups| {
+            let (columns, bias) = self.panel_columns(up, weight, panel);
+            let (places, gates) = (places.from(row), &mut gates[..ups.len()]);
+            for (i, gate) in gates.iter_mut().enumerate() {
+                let start = places.at(i);
+                *gate = lane_of(out.get(start + columns.start..start + columns.end));
+            }
+            add(ups, bias);
+            kernel.tile(gates, ups);
+            out.store(&linear.store, (gates, None), None, places, columns);
+        });
+    }
+
+    /// As [`Self::gated`] for rows enough that multiplying takes longer than reading: both tiles of a gated one are there at once.
+    fn gated_together(
+        &self,
+        linear: &BoundLinear,
+        kernel: Gated,
+        [gate, up]: [&BoundSegment; 2],
+        (weight, panels): (usize, Range<usize>),
+        x: Input<'_>,
+        places: Places<'_>,
+    ) {
+        let mut tiles = [[[0.0; COLUMNS]; MAX_TILE_ROWS]; 2];
+        let out = self.buffer(&linear.out);
         let tile_rows = gate.kernel.tile_rows().min(up.kernel.tile_rows());
         for first in (0..x.rows()).step_by(tile_rows) {
             let x = x.part(first..x.rows().min(first + tile_rows));
-            self.tiles(gate, (weight, panels.clone()), x, |panel, row, gates| {
+            let places = places.from(first);
+            let [gates, ups] = tiles.each_mut().map(|tile| &mut tile[..x.rows()]);
+            for panel in panels.clone() {
+                let panel = weight * gate.panels + panel;
+                self.tile_pair([gate, up], panel, x, [&mut *gates, &mut *ups]);
                 let (columns, bias) = self.panel_columns(gate, weight, panel);
-                let out = self.columns(&linear.out, columns);
-                for (i, lane) in gates.iter_mut().enumerate() {
-                    add(lane, bias);
-                    out.write(place(first + row + i), lane);
-                }
-            });
-            self.tiles(up, (weight, panels.clone()), x, |panel, row, ups| {
-                let (columns, bias) = self.panel_columns(up, weight, panel);
-                let out = self.columns(&linear.out, columns);
-                for (part, ups) in ups.chunks_mut(TILE_ROWS).enumerate() {
-                    let (row, gates) = (first + row + part * TILE_ROWS, &mut gates[..ups.len()]);
-                    for (i, (gate, up)) in gates.iter_mut().zip(ups.iter_mut()).enumerate() {
-                        out.load(place(row + i), gate);
-                        add(up, bias);
-                    }
-                    kernel.tile(gates, ups);
-                    for (i, lane) in gates.iter().enumerate() {
-                        out.write(place(row + i), lane);
-                    }
-                }
-            });
+                add(gates, bias);
+                add(ups, self.panel_columns(up, weight, panel).1);
+                kernel.tile(gates, ups);
+                out.store(&linear.store, (gates, None), None, places, columns);
+            }
         }
     }
 
-    /// The columns of a slot that a panel of a stack writes, and the bias that belongs to them (empty without one).
-    fn panel_columns(&self, segment: &BoundSegment, weight: usize, panel: usize) -> (Range<usize>, &[f32]) {
+    /// One tile of each of two segments: the same panel of both, whose rows are `x`.
+    fn tile_pair(&self, of: [&BoundSegment; 2], panel: usize, x: Input<'_>, [a, b]: [&mut [Lane]; 2]) {
+        let weights = of.map(|segment| (&self.file[segment.weight.clone()], panel));
+        match (of.map(|segment| &segment.kernel), x) {
+            ([LinearKernel::Int8(kernel), LinearKernel::Int8(other)], Input::Codes { data, .. })
+                if kernel.layout() == other.layout() =>
+            {
+                kernel.tiles(weights, data, [a, b]);
+            }
+            ([LinearKernel::Native(kernel), LinearKernel::Native(other)], Input::Codes { data, .. })
+                if kernel.layout() == other.layout() =>
+            {
+                kernel.tiles(weights, data, [a, b]);
+            }
+            (kernels, x) => {
+                for ((kernel, (weight, panel)), out) in kernels.into_iter().zip(weights).zip([a, b]) {
+                    match (kernel, x) {
+                        (LinearKernel::F32(kernel), Input::Floats(x)) => {
+                            kernel.tile(weight, panel, x, 0, out)
+                        }
+                        (LinearKernel::Int8(kernel), Input::Codes { data, .. }) => {
+                            kernel.tile(weight, panel, data, out);
+                        }
+                        (LinearKernel::Native(kernel), Input::Codes { data, .. }) => {
+                            kernel.tile(weight, panel, data, out);
+                        }
+                        _ => unreachable!("{BOUND_TOGETHER}"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The columns of a slot that a panel of a stack writes, and the bias that belongs to them.
+    fn panel_columns(
+        &self,
+        segment: &BoundSegment,
+        weight: usize,
+        panel: usize,
+    ) -> (Range<usize>, Option<Lane>) {
         let first = (panel - weight * segment.panels) * COLUMNS;
         let width = COLUMNS.min(segment.n - first);
-        let bias = segment.bias.as_ref().map_or(&[][..], |range| {
+        let bias = segment.bias.as_ref().map(|range| {
             let first = weight * segment.n + first;
-            SharedBytes::read_only(&self.file[range.clone()]).get(first..first + width)
+            lane_of(SharedBytes::read_only(&self.file[range.clone()]).get(first..first + width))
         });
         (segment.column + first..segment.column + first + width, bias)
     }
-
-    /// `columns` of a buffer of floats: what a panel is stored in.
-    fn columns(&self, buffer: &BoundBuffer, columns: Range<usize>) -> Columns<'_> {
-        Columns { buffer: self.buffer(buffer), columns }
-    }
 }
 
-/// At most [`COLUMNS`] columns of a buffer: found once a tile, not once a row.
-struct Columns<'a> {
-    buffer: SharedBytes<'a>,
-    columns: Range<usize>,
+/// At most [`COLUMNS`] numbers, and zeros.
+fn lane_of(numbers: &[f32]) -> Lane {
+    let mut lane = [0.0; COLUMNS];
+    lane[..numbers.len()].copy_from_slice(numbers);
+    lane
 }
 
-impl Columns<'_> {
-    #[inline(always)]
-    fn place(&self, start: usize) -> Range<usize> {
-        start + self.columns.start..start + self.columns.end
-    }
-
-    #[inline(always)]
-    fn read(&self, start: usize) -> &[f32] {
-        self.buffer.get(self.place(start))
-    }
-
-    /// Fills as many lanes as there are columns.
-    #[inline(always)]
-    fn load(&self, start: usize, lane: &mut Lane) {
-        let found = self.read(start);
-        match <&Lane>::try_from(found) {
-            Ok(found) => *lane = *found,
-            Err(_) => lane[..found.len()].copy_from_slice(found),
-        }
-    }
-
-    #[inline(always)]
-    fn write(&self, start: usize, lane: &Lane) {
-        let out = self.buffer.get_mut::<f32>(self.place(start));
-        match <&mut Lane>::try_from(&mut *out) {
-            // A length that is known, so that no call copies 64 bytes.
-            Ok(out) => *out = *lane,
-            Err(_) => out.copy_from_slice(&lane[..out.len()]),
-        }
-    }
-}
-
-/// Adds as many lanes as there are numbers.
-#[inline(always)]
-fn add(lane: &mut Lane, numbers: &[f32]) {
-    if let Ok(numbers) = <&Lane>::try_from(numbers) {
-        // Of known length: two instructions.
-        for (a, b) in lane.iter_mut().zip(numbers) {
-            *a += b;
-        }
-        return;
-    }
-    for (a, b) in lane.iter_mut().zip(numbers) {
-        *a += b;
+/// Adds a bias to every row of a tile.
+fn add(tile: &mut [Lane], bias: Option<Lane>) {
+    let Some(bias) = bias else { return };
+    for lane in tile {
+        *lane = std::array::from_fn(|i| lane[i] + bias[i]);
     }
 }

@@ -1,5 +1,7 @@
 //! Memory that several threads of a job read and write.
 
+use bessemer_kernels::Store;
+use bessemer_kernels::linear::{Lane, Places};
 use memmap2::{MmapOptions, MmapRaw};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -137,6 +139,44 @@ impl<'a> SharedBytes<'a> {
         // SAFETY: `locate` checked bounds and alignment, any bytes are a `T`, the memory is writable, and by the rule
         // of disjointness no other reference to the range is in use.
         unsafe { std::slice::from_raw_parts_mut(ptr, len) }
+    }
+
+    /// Stores a tile in `columns` of the rows that begin at `places`, after adding what `residual` holds there (which may be this
+    /// memory): see [`Store`]. Panics if they are not all inside, or this is read-only.
+    pub(crate) fn store(
+        &self,
+        store: &Store,
+        (tile, bias): (&[Lane], Option<&Lane>),
+        residual: Option<SharedBytes<'_>>,
+        places: Places<'_>,
+        columns: Range<usize>,
+    ) {
+        assert!(self.writable, "this memory is only read");
+        let place = |row| places.at(row) + columns.start..places.at(row) + columns.end;
+        // Every place, or, where they ascend, the last.
+        let checked = match places {
+            Places::Every { .. } => tile.len().saturating_sub(1)..tile.len(),
+            Places::Listed { .. } => 0..tile.len(),
+        };
+        for row in checked {
+            for memory in [Some(*self), residual].into_iter().flatten() {
+                memory.locate::<f32>(&place(row));
+            }
+        }
+        #[cfg(feature = "race-check")]
+        for row in 0..tile.len() {
+            if let Some(residual) = residual {
+                residual.get::<f32>(place(row));
+            }
+            self.get_mut::<f32>(place(row));
+        }
+        let start = |memory: &SharedBytes<'_>| memory.ptr.cast::<f32>().wrapping_add(columns.start);
+        // SAFETY: all places are inside of the memory, which is aligned and can be written; by the rule of disjointness no other
+        // thread touches them before the next barrier.
+        unsafe {
+            let residual = residual.map(|residual| start(&residual).cast_const());
+            store.tile(tile, bias, residual, places, columns.len(), start(self));
+        }
     }
 
     #[inline]

@@ -104,9 +104,13 @@ impl LinearNative {
     }
 
     /// Two tiles of the same rows, each `(weight, panel)` of this layout.
-    pub(crate) fn tiles(&self, of: [(&[u8], usize); 2], x: &[u8], [a, b]: [&mut [Lane]; 2]) {
+    ///
+    /// # Panics
+    /// If a weight or `x` has another length than the shapes say, or a panel is out of range.
+    pub fn tiles(&self, of: [(&[u8], usize); 2], x: &[u8], [a, b]: [&mut [Lane]; 2]) {
         match self.pair {
             Some(pair) if a.len() >= PAIR_ROWS => {
+                assert_eq!(a.len(), b.len(), "two tiles of the same rows");
                 self.check(x, a);
                 self.check(x, b);
                 let panels = of.map(|(weight, panel)| panel_of(&self.layout, weight, panel));

@@ -11,11 +11,14 @@
 mod bf16;
 pub(crate) mod gate;
 pub(crate) mod portable;
+pub(crate) mod store;
 
 pub use bf16::{Bf16Form, LinearBf16, LinearNative, RoundBf16};
 pub(crate) use bf16::{LinearNativeFn, LinearNativePairFn, RoundBf16Fn};
 pub use gate::Gated;
 pub(crate) use gate::GatedFn;
+pub(crate) use store::StoreFn;
+pub use store::{Places, Store};
 
 use crate::Isa;
 use bessemer_format::act::Int8Layout;
@@ -30,7 +33,7 @@ pub const TILE_ROWS: usize = 120;
 pub const MAX_TILE_ROWS: usize = 256;
 
 /// From how many rows on two panels are multiplied in one call.
-const PAIR_ROWS: usize = 4;
+pub const PAIR_ROWS: usize = 4;
 
 /// The 16 outputs of one row in one panel.
 pub type Lane = [f32; COLUMNS];
@@ -190,9 +193,13 @@ impl LinearInt8 {
     }
 
     /// Two tiles of the same rows, each `(weight, panel)` of this layout.
-    pub(crate) fn tiles(&self, of: [(&[u8], usize); 2], x: &[u8], [a, b]: [&mut [Lane]; 2]) {
+    ///
+    /// # Panics
+    /// If a weight or `x` has another length than the shapes say, or a panel is out of range.
+    pub fn tiles(&self, of: [(&[u8], usize); 2], x: &[u8], [a, b]: [&mut [Lane]; 2]) {
         match self.pair {
             Some(pair) if a.len() >= PAIR_ROWS => {
+                assert_eq!(a.len(), b.len(), "two tiles of the same rows");
                 self.check(x, a);
                 self.check(x, b);
                 let panels = of.map(|(weight, panel)| panel_of(&self.layout, weight, panel));

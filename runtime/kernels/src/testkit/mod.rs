@@ -12,6 +12,7 @@ pub(crate) mod linear_bf16;
 pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;
+pub(crate) mod store;
 
 use crate::{Isa, KernelSet};
 

@@ -35,10 +35,11 @@ macro_rules! portable_with {
     ($features:literal) => {
         /// The portable kernels for every scheme with this instruction set's vectors and fused multiply-add.
         pub(crate) mod any {
-            use crate::linear::{Lane, gate, portable};
+            use crate::linear::{Lane, Places, gate, portable, store};
             use bessemer_format::PanelLayout;
             use bessemer_format::act::Int8Layout;
             use bessemer_format::plan::Gate;
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
             /// [`crate::linear::LinearF32Fn`] for every scheme.
             #[target_feature(enable = $features)]
@@ -68,6 +69,25 @@ macro_rules! portable_with {
             #[target_feature(enable = $features)]
             pub(crate) fn gated(function: Gate, gates: &mut [Lane], ups: &[Lane]) {
                 gate::gated(function, gates, ups);
+            }
+
+            /// [`crate::linear::StoreFn`].
+            ///
+            /// # Safety
+            /// As there.
+            #[target_feature(enable = $features)]
+            pub(crate) unsafe fn store(
+                tile: &[Lane],
+                bias: Option<&Lane>,
+                residual: Option<*const f32>,
+                places: Places<'_>,
+                columns: usize,
+                out: *mut f32,
+            ) {
+                // A prefetch never faults.
+                let soon = |p: *const f32| _mm_prefetch::<_MM_HINT_T0>(p.cast());
+                // SAFETY: the caller's promise.
+                unsafe { store::store(tile, bias, residual, places, columns, out, soon) }
             }
         }
     };

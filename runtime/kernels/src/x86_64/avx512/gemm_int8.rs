@@ -23,6 +23,9 @@ pub(super) const FROM_ROWS: usize = 12;
 /// Zen 5, k = 576: 32 steps 3 % slower, 36 (so that one stretch is all of k) 6 %.
 const STRETCH: usize = 20;
 
+/// Numbers of a vector.
+const LANES: usize = 16;
+
 /// Four atoms, a step along k of a panel.
 type Step = [__m512i; 4];
 
@@ -224,6 +227,18 @@ unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
     // SAFETY: a row's codes, scales, sums and products of the groups are inside of it (a last group that is short reads into its
     // numbers, and multiplies them with zero); the stretch holds so many groups; the outputs are `N` lanes.
     unsafe {
+        // What the constant adds to the products their sums start without: made here for all groups, since a group has no time left on the
+        // ports of vectors, which a number from a scalar register would take too.
+        let mut starts = [[MaybeUninit::<__m512i>::uninit(); STRETCH.div_ceil(LANES)]; N];
+        for row in 0..N {
+            let sums = rows[row].add(numbers_at + number).cast::<i32>();
+            for (part, some) in (0..groups).step_by(LANES).enumerate() {
+                let mask = (0xffff_u32 >> (LANES - LANES.min(groups - some))) as u16;
+                let sums = _mm512_maskz_loadu_epi32(mask, sums.add(some));
+                starts[row][part].write(_mm512_mullo_epi32(sums, _mm512_set1_epi32(-shape.constant)));
+            }
+        }
+        let mut start = starts.as_ptr().cast::<i32>();
         let mut acc = [[_mm512_setzero_ps(); PANELS]; N];
         if first > 0 {
             for row in 0..N {
@@ -235,9 +250,8 @@ unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
         for _ in 0..groups {
             let mut isum = [[_mm512_setzero_si512(); PANELS]; N];
             for row in 0..N {
-                // What the constant adds to the products they start without. By scalar units, as the ports of vectors have no time left.
-                let sum = rows[row].add(numbers_at + number).cast::<i32>().read_unaligned();
-                isum[row] = [_mm512_set1_epi32(sum.wrapping_mul(-shape.constant)); PANELS];
+                let start = start.add(row * LANES * STRETCH.div_ceil(LANES)).read();
+                isum[row] = [_mm512_set1_epi32(start); PANELS];
             }
             for i in 0..group / 4 {
                 for row in 0..N {
@@ -269,6 +283,7 @@ unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
             }
             codes = codes.add(group / 4 * PANELS);
             scales = scales.add(PANELS);
+            start = start.add(1);
             codes_at += group;
             numbers_at += 4;
         }
