@@ -73,6 +73,14 @@ impl BoundLinear {
         self.input.row_elems / self.k
     }
 
+    /// Panels of one weight of every segment, one segment behind the other; of gates alone where ups belong to them.
+    pub(crate) fn panels(&self) -> usize {
+        match &self.epilogue {
+            BoundEpilogue::Gated(_) => self.segments[0].panels,
+            _ => self.segments.iter().map(|segment| segment.panels).sum(),
+        }
+    }
+
     /// Where the kernels find their activations: the input itself, or what it was converted to.
     pub(crate) fn operand(&self) -> Operand<'_> {
         match &self.convert {

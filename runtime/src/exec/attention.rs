@@ -7,8 +7,8 @@
 //!   states go to the plan's scratch, and after a barrier the chunks of each query are merged by one thread. So a long
 //!   context keeps all threads busy though there is a single row. Where there are fewer chunks than threads, the query heads
 //!   that share keys are dealt out too: all heads share those of a compressed cache, whose chunks are long.
-//! * Many rows (prefill): a thread takes some consecutive rows of a sequence and a KV head, and walks the chunks by
-//!   itself. Keys and values are read once for all of its rows.
+//! * Many rows (prefill): a thread takes some consecutive rows of a sequence and a KV head, walks the chunks by itself, and takes
+//!   the next. Keys and values are read once for all of its rows.
 
 use super::{Pass, Scratch, Span, Stop, Thread};
 use crate::bind::{BoundAttention, BoundBuffer};
@@ -176,7 +176,7 @@ impl Pass<'_> {
         floats.resize(q_elems + 2 * state_elems, 0.0);
         let (q, states) = floats.split_at_mut(q_elems);
         let (total, fresh) = states.split_at_mut(state_elems);
-        let mut mine = thread.deal(self.units(a, rows)).peekable();
+        let mut mine = thread.claim(self.units(a, rows)).peekable();
         while let Some(unit) = mine.next() {
             let next = mine.peek().map(|unit| (*unit, unit.blocks(a).start));
             let chunks = unit.chunks(a);

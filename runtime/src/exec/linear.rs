@@ -5,12 +5,17 @@ use crate::bind::{BoundEpilogue, BoundLinear, BoundSegment, Converted, LinearKer
 use crate::pool::SharedBytes;
 use bessemer_format::panel::COLUMNS;
 use bessemer_kernels::Gated;
-use bessemer_kernels::linear::{Lane, MAX_TILE_ROWS, Places, RowsF32};
+use bessemer_kernels::linear::{Lane, MAX_TILE_ROWS, Places, RowsF32, TILE_ROWS};
 use std::ops::Range;
 
 /// From how many rows on a panel of gates is multiplied together with its panel of ups. With fewer, reading the weights takes longer than
 /// multiplying, and each matrix is read as one stream.
 const GATED_TOGETHER: usize = 16;
+
+/// From how many rows on threads claim pieces of a product, in place of a share that was theirs from the start.
+const CLAIMED_FROM: usize = 32;
+/// Pairs of panels of a small piece, which takes about 30 microseconds where k is small.
+const LAST_PAIRS: usize = 3;
 
 const BOUND_TOGETHER: &str = "kernels are bound together with the conversion of their input";
 
@@ -62,7 +67,11 @@ impl Pass<'_> {
                 }
             };
             let places = Places::Every { first: 0, stride: linear.out.row_elems };
-            self.multiply(linear, 0, input, thread, places);
+            if rows < CLAIMED_FROM || thread.barrier.threads() == 1 {
+                self.multiply(linear, 0, input, thread, places);
+            } else {
+                self.multiply_claimed(linear, input, thread, places);
+            }
         }
         Ok(())
     }
@@ -86,6 +95,30 @@ impl Pass<'_> {
         thread.meet()
     }
 
+    /// The product of many rows, of which a thread takes one piece after the other: some rows, by some panels.
+    ///
+    /// Pieces are large at first, since their first panels were not asked for ahead, and small for the last rows, so that threads end
+    /// together though one may be slower.
+    fn multiply_claimed(&self, linear: &BoundLinear, x: Input<'_>, thread: &Thread<'_>, places: Places<'_>) {
+        let tile_rows = linear.segments.iter().map(|segment| segment.kernel.tile_rows()).min().unwrap_or(1);
+        let (rows, panels, threads) = (x.rows(), linear.panels(), thread.barrier.threads());
+        // Two at a time, as kernels take them.
+        let pairs = panels.div_ceil(2);
+        let tiles = rows.div_ceil(tile_rows);
+        let pieces = (0..tiles).flat_map(|tile| {
+            // The last tile is a whole one.
+            let end = rows - (tiles - 1 - tile) * tile_rows;
+            let parts = if tile + 1 < tiles { threads } else { pairs.div_ceil(LAST_PAIRS).max(threads) };
+            (0..parts).map(move |part| {
+                let bound = |part| panels.min(2 * (part * pairs / parts));
+                (end.saturating_sub(tile_rows)..end, bound(part)..bound(part + 1))
+            })
+        });
+        for (rows, panels) in thread.claim(pieces) {
+            self.multiply_part(linear, (0, panels), x.part(rows.clone()), places.from(rows.start));
+        }
+    }
+
     /// This thread's part of the product of all rows of `x` with weight `weight` of the segments' stacks. `places` says where in
     /// the output (and a residual) the results of the rows of `x` begin.
     pub(super) fn multiply(
@@ -96,21 +129,32 @@ impl Pass<'_> {
         thread: &Thread<'_>,
         places: Places<'_>,
     ) {
+        self.multiply_part(linear, (weight, thread.share(linear.panels())), x, places);
+    }
+
+    /// All rows of `x` by some of the [panels](BoundLinear::panels) of weight `weight` of the segments' stacks.
+    fn multiply_part(
+        &self,
+        linear: &BoundLinear,
+        (weight, part): (usize, Range<usize>),
+        x: Input<'_>,
+        places: Places<'_>,
+    ) {
         if let (BoundEpilogue::Gated(kernel), [gate, up]) = (&linear.epilogue, &linear.segments[..]) {
-            let panels = (weight, thread.share(gate.panels));
             if x.rows() < GATED_TOGETHER {
-                self.gated(linear, *kernel, [gate, up], panels, x, places);
+                self.gated(linear, *kernel, [gate, up], (weight, part), x, places);
+            } else if x.rows().min(gate.kernel.tile_rows()) <= TILE_ROWS {
+                // Less room to be cleared.
+                self.gated_together::<TILE_ROWS>(linear, *kernel, [gate, up], (weight, part), x, places);
             } else {
-                self.gated_together(linear, *kernel, [gate, up], panels, x, places);
+                self.gated_together::<MAX_TILE_ROWS>(linear, *kernel, [gate, up], (weight, part), x, places);
             }
             return;
         }
-        // A thread's share is a range of the panels of all segments, one behind the other.
-        let share = thread.share(linear.segments.iter().map(|s| s.panels).sum());
         let mut first = 0;
         for segment in &linear.segments {
-            let start = share.start.clamp(first, first + segment.panels) - first;
-            let end = share.end.clamp(first, first + segment.panels) - first;
+            let start = part.start.clamp(first, first + segment.panels) - first;
+            let end = part.end.clamp(first, first + segment.panels) - first;
             if start < end {
                 self.segment(linear, segment, (weight, start..end), x, places);
             }
@@ -192,7 +236,7 @@ impl Pass<'_> {
     }
 
     /// As [`Self::gated`] for rows enough that multiplying takes longer than reading: both tiles of a gated one are there at once.
-    fn gated_together(
+    fn gated_together<const ROWS: usize>(
         &self,
         linear: &BoundLinear,
         kernel: Gated,
@@ -201,11 +245,10 @@ impl Pass<'_> {
         x: Input<'_>,
         places: Places<'_>,
     ) {
-        let mut tiles = [[[0.0; COLUMNS]; MAX_TILE_ROWS]; 2];
+        let mut tiles = [[[0.0; COLUMNS]; ROWS]; 2];
         let out = self.buffer(&linear.out);
-        let tile_rows = gate.kernel.tile_rows().min(up.kernel.tile_rows());
-        for first in (0..x.rows()).step_by(tile_rows) {
-            let x = x.part(first..x.rows().min(first + tile_rows));
+        for first in (0..x.rows()).step_by(ROWS) {
+            let x = x.part(first..x.rows().min(first + ROWS));
             let places = places.from(first);
             let [gates, ups] = tiles.each_mut().map(|tile| &mut tile[..x.rows()]);
             for panel in panels.clone() {

@@ -1,8 +1,9 @@
 //! Executing the steps of a program on the threads of a pool.
 //!
-//! Every thread walks the same list of steps and takes its part of each. The parts depend only on the shapes and the
-//! number of threads, and no sum is ever split between threads except in the fixed chunks of attention, which are
-//! merged in order: so the number of threads changes no bit of the result.
+//! Every thread walks the same list of steps and takes its part of each: a share that depends on the shapes and the number of threads
+//! alone, or, in the products and the attention of many rows, piece after piece, so that a thread whose core is slower just now does
+//! less. No sum is ever split between threads except in the fixed chunks of attention, which are merged in order: so neither the number
+//! of threads nor who took what changes a bit of the result.
 
 mod attention;
 mod experts;
@@ -21,9 +22,10 @@ use crate::error::RunError;
 use crate::pool::{Aborted, Barrier, Pool, SharedBytes};
 use bessemer_format::plan::{Home, Input, RowCount};
 use bessemer_kernels::embed;
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Consecutive rows of a batch that belong to one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,10 +128,23 @@ impl From<Aborted> for Stop {
     }
 }
 
+/// How many things of this loop of claims, and of the one before or after it, have been taken: see [`Thread::claim`].
+#[derive(Default)]
+struct Claims([Count; 2]);
+
+/// On cache lines of its own, which threads pass to each other.
+#[derive(Default)]
+#[repr(align(128))]
+struct Count(AtomicUsize);
+
 /// One thread's place in a job.
 pub(crate) struct Thread<'a> {
     pub(crate) index: usize,
     pub(crate) barrier: &'a Barrier,
+    claims: &'a Claims,
+    /// Loops of claims so far, the same on every thread, and whether no barrier has followed the last one yet.
+    loops: Cell<usize>,
+    claiming: Cell<bool>,
     /// Whether somebody wants to know how long this thread waits.
     timed: bool,
     waited: Waited,
@@ -144,6 +159,7 @@ impl Thread<'_> {
         } else {
             wait()?
         }
+        self.claiming.set(false);
         Ok(())
     }
 
@@ -151,6 +167,25 @@ impl Thread<'_> {
     pub(crate) fn share(&self, count: usize) -> Range<usize> {
         let threads = self.barrier.threads();
         count * self.index / threads..count * (self.index + 1) / threads
+    }
+
+    /// Things that this thread takes, each when it has done the one before: together the threads take all of them, once. All threads
+    /// have to ask with the same things, and to [meet](Self::meet) before they ask again.
+    pub(crate) fn claim<T>(&self, mut things: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+        debug_assert!(!self.claiming.replace(true), "threads meet between two loops of claims");
+        let this = self.loops.replace(self.loops.get() + 1);
+        let [count, next] = [this, this + 1].map(|i| &self.claims.0[i % 2].0);
+        if self.index == 0 {
+            // Nobody counts with it: the loop before this one ended at a barrier, and the next begins behind another, which also lets
+            // all threads see it.
+            next.store(0, Ordering::Relaxed);
+        }
+        let mut passed = 0;
+        std::iter::from_fn(move || {
+            let taken = count.fetch_add(1, Ordering::Relaxed);
+            let skipped = taken - std::mem::replace(&mut passed, taken + 1);
+            things.nth(skipped)
+        })
     }
 
     /// This thread's part of things that differ in size: every `threads`-th.
@@ -163,9 +198,12 @@ impl Pass<'_> {
     /// Runs all steps on all threads.
     pub(crate) fn run(&self, pool: &Pool) -> Result<(), RunError> {
         let error = Mutex::new(None);
+        let claims = Claims::default();
         let timed = matches!(self.watching, Some(Watching::Times(_)));
         pool.run(&|index, barrier| {
-            let thread = Thread { index, barrier, timed, waited: Waited::default() };
+            let (loops, claiming) = (Cell::new(0), Cell::new(false));
+            let thread =
+                Thread { index, barrier, claims: &claims, loops, claiming, timed, waited: Waited::default() };
             if let Err(stop) = self.thread(&thread) {
                 if let Stop::Error(e) = stop {
                     error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
