@@ -15,6 +15,9 @@ use std::f32::consts::LN_2;
 /// latency of an fma twice over.
 pub(in crate::x86_64) const QUERIES: usize = 8;
 
+/// Lines of the next block's values that are asked for between the two products: softmax waits for itself there, memory need not.
+const AMID: usize = 16;
+
 /// [`crate::attention::AttentionFn`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
@@ -81,6 +84,10 @@ unsafe fn attend_some<const ELEM: u8, const N: usize, const LINES: usize>(
     // SAFETY: the slices hold `N` queries, and the block is as `attend` was promised.
     unsafe {
         let mut scores = scores::<ELEM, N>(block, q);
+        let values = block.next.map_or(block.values, |(_, values)| values);
+        for line in 0..AMID {
+            fetch::<ELEM>(values.as_ptr(), line * COLUMNS * pair_bytes(ELEM));
+        }
         weigh_tokens(block, queries, first, &mut scores, state, &mut weights, &mut corrections);
         let acc = &mut state.acc[first * d..][..N * d];
         weigh::<ELEM, N, LINES>(block, &weights, &corrections, queries.visible[first] as usize, acc);
@@ -347,7 +354,9 @@ unsafe fn weigh<const ELEM: u8, const N: usize, const LINES: usize>(
             for pair in 0..visible / 2 {
                 let mut v = [(_mm512_setzero_ps(), _mm512_setzero_ps()); LINES];
                 for g in 0..LINES {
-                    fetch::<ELEM>(next, line(pair, g));
+                    if line(pair, g) >= AMID * COLUMNS * pair_bytes(ELEM) {
+                        fetch::<ELEM>(next, line(pair, g));
+                    }
                     v[g] = load_pairs::<ELEM>(values.wrapping_add(line(pair, g)), lanes[g]);
                 }
                 for i in 0..N {
