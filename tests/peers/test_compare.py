@@ -18,6 +18,7 @@ import contest
 import llama_cpp
 import measure
 import quality
+import tables
 from loads import FIRST_TOKEN, Load, loads
 from workloads import FORMATS, PEERS, WORKLOADS
 
@@ -246,6 +247,20 @@ class Divergence(unittest.TestCase):
         self.assertAlmostEqual(found["base_ppl"], 2.0)
         same = divergence.compare(other, other, [0] * 4)
         self.assertEqual((same["mean_kl"], same["top1"], same["relative_error"]), (0.0, 1.0, 0.0))
+
+
+class Tables(unittest.TestCase):
+    def test_what_people_read_is_what_was_measured(self):
+        self.assertEqual(tables.main(["--check"]), 0, "run tests/peers/tables.py")
+
+    def test_another_figure_is_noticed(self):
+        place = tables.PLACE.search(tables.README.read_text())
+        self.assertTrue(place, "no table in the README")
+        text = place[0]
+        self.assertEqual(tables.fill(text), text)
+        figure = tables.re.search(r"\d\.\d\d ×", text)[0]
+        changed = text.replace(figure, "9.99 ×")
+        self.assertEqual(tables.fill(changed), text)
 
 
 class Patch(unittest.TestCase):
