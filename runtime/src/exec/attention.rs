@@ -137,31 +137,44 @@ impl Pass<'_> {
                 (Unit { query: heads(part), queries: heads(part + 1) - heads(part), ..unit }, chunk)
             })
         });
+        // Those whose middle is in this thread's share.
+        let [start, end] = [index, index + 1].map(|index| 2 * all * index);
         let mut before = 0;
-        shares.filter(move |(unit, chunk)| {
-            let share = unit.chunk(a, *chunk).len() * unit.queries;
-            // In whose share the middle of this one is.
-            let owner = (2 * before + share) * threads / (2 * all);
-            before += share;
-            owner == index
-        })
+        shares
+            .map(move |(unit, chunk)| {
+                let share = unit.chunk(a, chunk).len() * unit.queries;
+                let middle = (2 * before + share) * threads;
+                before += share;
+                (middle, (unit, chunk))
+            })
+            .skip_while(move |(middle, _)| *middle < start)
+            .take_while(move |(middle, _)| *middle < end)
+            .map(|(_, chunk)| chunk)
     }
 
     /// Few rows, phase 2: the chunks of every query in ascending order.
     fn merge_chunks(&self, a: &BoundAttention, partials: &BoundBuffer, thread: &Thread<'_>) {
-        let queries = self.units(a, 1).flat_map(|unit| (0..a.group).map(move |query| (unit, query)));
-        for (unit, query) in thread.deal(queries) {
+        let heads = self.units(a, 1).count();
+        let mine = thread.share(heads * a.group);
+        for (i, unit) in self.units(a, 1).enumerate() {
+            // Those of a head at once: what a merge takes beside its sums, it takes once for all of them.
+            let bound = |at: usize| at.clamp(i * a.group, (i + 1) * a.group) - i * a.group;
+            let queries = bound(mine.start)..bound(mine.end);
+            if queries.is_empty() {
+                continue;
+            }
             let chunks = unit.chunks(a);
-            let state = |chunk| self.partial(a, partials, &unit, chunk, query..query + 1);
+            let state = |chunk| self.partial(a, partials, &unit, chunk, queries.clone());
             let mut total = state(chunks.start);
             for chunk in chunks.start + 1..chunks.end {
                 a.kernel.merge(&mut total, &state(chunk));
             }
             if let Some(sinks) = self.sinks(a, unit.head) {
-                total.add_sinks(&sinks[query..query + 1]);
+                total.add_sinks(&sinks[queries.clone()]);
             }
-            let first = (unit.head * a.group + query) * a.value_dim;
-            total.finish(self.row_mut(&a.out, unit.row(), first..first + a.value_dim));
+            let first = (unit.head * a.group + queries.start) * a.value_dim;
+            let columns = first..first + queries.len() * a.value_dim;
+            total.finish(self.row_mut(&a.out, unit.row(), columns));
         }
     }
 

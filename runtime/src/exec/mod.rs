@@ -187,11 +187,6 @@ impl Thread<'_> {
             things.nth(skipped)
         })
     }
-
-    /// This thread's part of things that differ in size: every `threads`-th.
-    pub(crate) fn deal<T>(&self, things: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
-        things.skip(self.index).step_by(self.barrier.threads())
-    }
 }
 
 impl Pass<'_> {
