@@ -81,6 +81,11 @@ impl BoundLinear {
         }
     }
 
+    /// Rows of the largest tile of all its kernels.
+    pub(crate) fn tile_rows(&self) -> usize {
+        self.segments.iter().map(|segment| segment.kernel.tile_rows()).min().unwrap_or(TILE_ROWS)
+    }
+
     /// Where the kernels find their activations: the input itself, or what it was converted to.
     pub(crate) fn operand(&self) -> Operand<'_> {
         match &self.convert {

@@ -17,8 +17,6 @@ const CLAIMED_FROM: usize = 32;
 /// Pairs of panels of a small piece, which takes about 30 microseconds where k is small.
 const LAST_PAIRS: usize = 3;
 
-const BOUND_TOGETHER: &str = "kernels are bound together with the conversion of their input";
-
 /// The input of a product, as its kernels read it.
 #[derive(Clone, Copy)]
 pub(super) enum Input<'a> {
@@ -100,7 +98,7 @@ impl Pass<'_> {
     /// Pieces are large at first, since their first panels were not asked for ahead, and small for the last rows, so that threads end
     /// together though one may be slower.
     fn multiply_claimed(&self, linear: &BoundLinear, x: Input<'_>, thread: &Thread<'_>, places: Places<'_>) {
-        let tile_rows = linear.segments.iter().map(|segment| segment.kernel.tile_rows()).min().unwrap_or(1);
+        let tile_rows = linear.tile_rows();
         let (rows, panels, threads) = (x.rows(), linear.panels(), thread.barrier.threads());
         // Two at a time, as kernels take them.
         let pairs = panels.div_ceil(2);
@@ -143,7 +141,7 @@ impl Pass<'_> {
         if let (BoundEpilogue::Gated(kernel), [gate, up]) = (&linear.epilogue, &linear.segments[..]) {
             if x.rows() < GATED_TOGETHER {
                 self.gated(linear, *kernel, [gate, up], (weight, part), x, places);
-            } else if x.rows().min(gate.kernel.tile_rows()) <= TILE_ROWS {
+            } else if x.rows().min(linear.tile_rows()) <= TILE_ROWS {
                 // Less room to be cleared.
                 self.gated_together::<TILE_ROWS>(linear, *kernel, [gate, up], (weight, part), x, places);
             } else {
@@ -201,7 +199,7 @@ impl Pass<'_> {
             (LinearKernel::Native(kernel), Input::Codes { data, .. }) => {
                 kernel.for_each_tile(bytes, panels, data, finish);
             }
-            _ => unreachable!("{BOUND_TOGETHER}"),
+            _ => unreachable!("kernels are bound together with the conversion of their input"),
         }
     }
 
@@ -252,8 +250,8 @@ impl Pass<'_> {
             let places = places.from(first);
             let [gates, ups] = tiles.each_mut().map(|tile| &mut tile[..x.rows()]);
             for panel in panels.clone() {
+                self.tile_pair([gate, up], (weight, panel), x, [&mut *gates, &mut *ups]);
                 let panel = weight * gate.panels + panel;
-                self.tile_pair([gate, up], panel, x, [&mut *gates, &mut *ups]);
                 let (columns, bias) = self.panel_columns(gate, weight, panel);
                 add(gates, bias);
                 add(ups, self.panel_columns(up, weight, panel).1);
@@ -263,34 +261,31 @@ impl Pass<'_> {
         }
     }
 
-    /// One tile of each of two segments: the same panel of both, whose rows are `x`.
-    fn tile_pair(&self, of: [&BoundSegment; 2], panel: usize, x: Input<'_>, [a, b]: [&mut [Lane]; 2]) {
-        let weights = of.map(|segment| (&self.file[segment.weight.clone()], panel));
+    /// One tile of each of two segments: the same panel of both, by rows `x` that are no more than a tile has.
+    fn tile_pair(
+        &self,
+        of: [&BoundSegment; 2],
+        (weight, panel): (usize, usize),
+        x: Input<'_>,
+        outs: [&mut [Lane]; 2],
+    ) {
+        let weights = of.map(|segment| (&self.file[segment.weight.clone()], weight * segment.panels + panel));
         match (of.map(|segment| &segment.kernel), x) {
             ([LinearKernel::Int8(kernel), LinearKernel::Int8(other)], Input::Codes { data, .. })
                 if kernel.layout() == other.layout() =>
             {
-                kernel.tiles(weights, data, [a, b]);
+                kernel.tiles(weights, data, outs);
             }
             ([LinearKernel::Native(kernel), LinearKernel::Native(other)], Input::Codes { data, .. })
                 if kernel.layout() == other.layout() =>
             {
-                kernel.tiles(weights, data, [a, b]);
+                kernel.tiles(weights, data, outs);
             }
-            (kernels, x) => {
-                for ((kernel, (weight, panel)), out) in kernels.into_iter().zip(weights).zip([a, b]) {
-                    match (kernel, x) {
-                        (LinearKernel::F32(kernel), Input::Floats(x)) => {
-                            kernel.tile(weight, panel, x, 0, out)
-                        }
-                        (LinearKernel::Int8(kernel), Input::Codes { data, .. }) => {
-                            kernel.tile(weight, panel, data, out);
-                        }
-                        (LinearKernel::Native(kernel), Input::Codes { data, .. }) => {
-                            kernel.tile(weight, panel, data, out);
-                        }
-                        _ => unreachable!("{BOUND_TOGETHER}"),
-                    }
+            _ => {
+                for (segment, out) in of.into_iter().zip(outs) {
+                    self.tiles(segment, (weight, panel..panel + 1), x, |_, _, tile| {
+                        out.copy_from_slice(tile)
+                    });
                 }
             }
         }

@@ -33,7 +33,7 @@ pub const TILE_ROWS: usize = 120;
 pub const MAX_TILE_ROWS: usize = 256;
 
 /// From how many rows on two panels are multiplied in one call.
-pub const PAIR_ROWS: usize = 4;
+const PAIR_ROWS: usize = 4;
 
 /// The 16 outputs of one row in one panel.
 pub type Lane = [f32; COLUMNS];
