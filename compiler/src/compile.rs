@@ -224,7 +224,9 @@ fn schedule_for(
     let chosen = tuning::chosen(&options.tactics, options.tuning.as_ref(), &target.name(), &shapes);
     // A CPU's cache is reserved, not allocated, and a block of all layers takes few of its pages.
     let layers_apart = !matches!(target, Target::Cpu(_));
-    let schedule_options = ScheduleOptions { tactics: chosen, layers_apart, ..ScheduleOptions::default() };
+    let all_barriers = options.disable.iter().any(|name| name == pipeline::BARRIERS);
+    let schedule_options =
+        ScheduleOptions { tactics: chosen, layers_apart, all_barriers, ..ScheduleOptions::default() };
     Ok(schedule_beside(before, graph, facts, &schedule_options)?)
 }
 

@@ -113,10 +113,14 @@ const fn pass(
     Pass { name, phase, effect, run }
 }
 
+/// What is switched off like a pass, though it is the schedule's and rewrites no graph: it leaves out barriers where every thread goes on
+/// with its own rows.
+pub const BARRIERS: &str = "barriers";
+
 /// Which part of the pipeline runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Names of passes that are left out.
+    /// Names of passes that are left out; [`BARRIERS`] may be among them.
     pub disable: Vec<String>,
     /// Stop when the graph has reached this phase.
     pub stop_after: Option<Phase>,
@@ -126,7 +130,7 @@ pub struct Options {
 pub fn find(name: &str) -> Result<&'static Pass, PassError> {
     PASSES.iter().find(|p| p.name == name).ok_or_else(|| PassError::Unknown {
         name: name.into(),
-        known: PASSES.iter().map(|p| p.name).collect::<Vec<_>>().join(", "),
+        known: PASSES.iter().map(|p| p.name).chain([BARRIERS]).collect::<Vec<_>>().join(", "),
     })
 }
 
@@ -146,7 +150,7 @@ pub fn run_observed(
     options: &Options,
     observer: &mut dyn FnMut(&Pass, &Graph),
 ) -> Result<Vec<PassReport>, PassError> {
-    for name in &options.disable {
+    for name in options.disable.iter().filter(|name| *name != BARRIERS) {
         find(name)?;
     }
     verify(graph).map_err(PassError::Input)?;

@@ -14,7 +14,7 @@ use bessemer_format::plan::{
     self, Arg, BufferId, Home, Plan, Program, RowCount, StateDecl, StepKind, WeightId, WeightLayout,
 };
 use bessemer_format::{Compute, PanelLayout, kv};
-use bessemer_kernels::linear::{Bf16Form, LinearNative, TILE_ROWS};
+use bessemer_kernels::linear::{LinearNative, TILE_ROWS};
 use bessemer_kernels::{
     Attention, Gated, KernelSet, LinearBf16, LinearF32, LinearInt8, Quantise, RoundBf16, Store,
 };
@@ -60,6 +60,8 @@ pub(crate) struct BoundLinear {
     pub(crate) input: BoundBuffer,
     pub(crate) rows: RowCount,
     pub(crate) k: usize,
+    /// Whether threads meet before this step, so that each sees all of the input.
+    pub(crate) behind_barrier: bool,
     pub(crate) convert: Option<Convert>,
     pub(crate) segments: Vec<BoundSegment>,
     pub(crate) epilogue: BoundEpilogue,
@@ -85,25 +87,6 @@ impl BoundLinear {
     pub(crate) fn tile_rows(&self) -> usize {
         self.segments.iter().map(|segment| segment.kernel.tile_rows()).min().unwrap_or(TILE_ROWS)
     }
-
-    /// Where the kernels find their activations: the input itself, or what it was converted to.
-    pub(crate) fn operand(&self) -> Operand<'_> {
-        match &self.convert {
-            None => Operand::Floats { buffer: &self.input, stride: self.k },
-            Some(Convert { to: Converted::Bf16(_, round), row_bytes, scratch })
-                if round.form() == Bf16Form::Widened =>
-            {
-                Operand::Floats { buffer: scratch, stride: row_bytes / size_of::<f32>() }
-            }
-            Some(c) => Operand::Codes { buffer: &c.scratch, row_bytes: c.row_bytes },
-        }
-    }
-}
-
-/// The activations of a linear as its kernels read them: from one input of `k` elements to the next.
-pub(crate) enum Operand<'a> {
-    Floats { buffer: &'a BoundBuffer, stride: usize },
-    Codes { buffer: &'a BoundBuffer, row_bytes: usize },
 }
 
 pub(crate) struct BoundRoute {
@@ -293,7 +276,7 @@ impl Binder<'_> {
                 layout: self.panel(*table)?,
                 out: buffer(*out)?,
             }),
-            StepKind::Linear(linear) => Ok(BoundKind::Linear(self.linear(program, linear, 1)?)),
+            StepKind::Linear(linear) => Ok(BoundKind::Linear(self.linear(program, index, linear, 1)?)),
             StepKind::Route(route) => Ok(BoundKind::Route(BoundRoute {
                 logits: buffer(route.logits)?,
                 rows: route.rows,
@@ -302,7 +285,7 @@ impl Binder<'_> {
                 chosen: buffer(route.chosen)?,
             })),
             StepKind::GroupedLinear(grouped) => Ok(BoundKind::GroupedLinear(BoundGrouped {
-                linear: self.linear(program, &grouped.linear, grouped.groups as usize)?,
+                linear: self.linear(program, index, &grouped.linear, grouped.groups as usize)?,
                 groups: grouped.groups as usize,
                 slots: grouped.slots as usize,
                 chosen: grouped.chosen.map(buffer).transpose()?,
@@ -361,8 +344,14 @@ impl Binder<'_> {
         Some(Appends { layer, last: !later[..reader].iter().any(writes) })
     }
 
-    /// A linear whose segments are stacks of `groups` weights.
-    fn linear(&self, program: &Program, linear: &plan::Linear, groups: usize) -> Result<BoundLinear, String> {
+    /// The linear of step `index`, whose segments are stacks of `groups` weights.
+    fn linear(
+        &self,
+        program: &Program,
+        index: usize,
+        linear: &plan::Linear,
+        groups: usize,
+    ) -> Result<BoundLinear, String> {
         let first = linear.segments.first().ok_or("a linear without segments")?;
         let k = self.panel(first.weight)?.k();
         let mut act = None;
@@ -425,6 +414,7 @@ impl Binder<'_> {
             input: self.buffer(program, linear.input)?,
             rows: linear.rows,
             k,
+            behind_barrier: index.checked_sub(1).is_none_or(|before| program.steps[before].barrier),
             convert,
             segments,
             epilogue,

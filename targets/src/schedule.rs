@@ -36,11 +36,13 @@ pub struct ScheduleOptions {
     /// Whether each layer has a state of its own, so that a device may hold those of some layers, and kernels are the same for all. The
     /// others lie side by side in a block.
     pub layers_apart: bool,
+    /// Whether threads meet behind every step, also where each would go on with rows of its own.
+    pub all_barriers: bool,
 }
 
 impl Default for ScheduleOptions {
     fn default() -> Self {
-        Self { tactics: BTreeMap::new(), kernels: true, layers_apart: false }
+        Self { tactics: BTreeMap::new(), kernels: true, layers_apart: false, all_barriers: false }
     }
 }
 
@@ -87,7 +89,7 @@ pub fn schedule_beside(
     let mut shared = Shared::new(graph, &order, states, before.last())?;
     let mut programs = Vec::new();
     for regime in regimes(graph, &order, &tactics) {
-        let builder = ProgramBuilder::new(graph, facts, options.kernels, &tactics, &mut shared, regime);
+        let builder = ProgramBuilder::new(graph, facts, options, &tactics, &mut shared, regime);
         programs.push(builder.build(&order)?);
     }
     let states = shared.states.declared();
@@ -217,6 +219,8 @@ struct Draft {
     writes: Vec<BufferId>,
     /// Rows that threads share out, for steps whose row r touches rows r of its buffers only.
     by_row: Option<RowCount>,
+    /// The same for a step's first part: linears convert their input row by row, and threads meet before they multiply.
+    enters_by_row: Option<RowCount>,
     /// The layer whose state it touches.
     layer: Option<u32>,
 }
@@ -238,7 +242,7 @@ fn whole_panels(width: u64) -> bool {
 struct ProgramBuilder<'a> {
     graph: &'a Graph,
     facts: &'a ModelFacts,
-    kernels: bool,
+    options: &'a ScheduleOptions,
     tactics: &'a Tactics,
     shared: &'a mut Shared,
     regime: Regime,
@@ -255,7 +259,7 @@ impl<'a> ProgramBuilder<'a> {
     fn new(
         graph: &'a Graph,
         facts: &'a ModelFacts,
-        kernels: bool,
+        options: &'a ScheduleOptions,
         tactics: &'a Tactics,
         shared: &'a mut Shared,
         regime: Regime,
@@ -263,7 +267,7 @@ impl<'a> ProgramBuilder<'a> {
         Self {
             graph,
             facts,
-            kernels,
+            options,
             tactics,
             shared,
             regime,
@@ -364,7 +368,7 @@ impl<'a> ProgramBuilder<'a> {
                 Ok(())
             }
             // The kernel gathers rows of tokens; tables of positions and the like are small.
-            Op::Embed {} if self.kernels && self.is_input(operands[0], Input::Tokens) => {
+            Op::Embed {} if self.options.kernels && self.is_input(operands[0], Input::Tokens) => {
                 let (tokens, table) = (self.value(operands[0])?, self.weight(operands[1])?);
                 let out = self.result(node.into())?;
                 self.draft(
@@ -381,13 +385,13 @@ impl<'a> ProgramBuilder<'a> {
                 );
                 Ok(())
             }
-            Op::Linear { segments, epilogue, compute } if self.kernels => {
+            Op::Linear { segments, epilogue, compute } if self.options.kernels => {
                 let (step, reads, writes) = self.linear(node, &operands, segments, *epilogue, *compute)?;
                 self.draft(node, StepKind::Linear(step), reads, writes, None);
                 Ok(())
             }
             Op::GroupedLinear { groups, slots, routed, segments, epilogue, compute }
-                if self.kernels && segments.iter().all(|s| whole_panels(s.width)) =>
+                if self.options.kernels && segments.iter().all(|s| whole_panels(s.width)) =>
             {
                 let mut operands = operands.clone();
                 let chosen = routed.then(|| self.value(operands.remove(1))).transpose()?;
@@ -399,7 +403,9 @@ impl<'a> ProgramBuilder<'a> {
                 Ok(())
             }
             Op::Route { choice } => self.route(node, &operands, *choice),
-            Op::Attention { .. } | Op::FullAttention { .. } | Op::LatentAttention { .. } if self.kernels => {
+            Op::Attention { .. } | Op::FullAttention { .. } | Op::LatentAttention { .. }
+                if self.options.kernels =>
+            {
                 self.attention(node, &operands)
             }
             _ => self.nest(node, &operands),
@@ -716,7 +722,13 @@ impl<'a> ProgramBuilder<'a> {
     ) {
         let layer = self.graph.operands(node).iter().find_map(|v| self.state_of.get(v)).copied();
         let source = self.graph.name(node).to_string();
-        self.drafts.push(Draft { kind, source, reads, writes, by_row, layer });
+        let enters_by_row = match &kind {
+            StepKind::Linear(linear) | StepKind::GroupedLinear(GroupedLinear { linear, .. }) => {
+                (linear.compute != Compute::F32).then_some(linear.rows)
+            }
+            _ => by_row,
+        };
+        self.drafts.push(Draft { kind, source, reads, writes, by_row, enters_by_row, layer });
     }
 
     /// Notes a choice, once for all programs.
@@ -733,9 +745,9 @@ impl<'a> ProgramBuilder<'a> {
     /// Sets barriers, places buffers.
     fn finish(mut self) -> Result<Program, TargetError> {
         let barriers: Vec<bool> = (0..self.drafts.len())
-            .map(|i| match (self.drafts[i].by_row, self.drafts.get(i + 1).map(|next| next.by_row)) {
-                (Some(a), Some(Some(b))) => a != b,
-                _ => true,
+            .map(|i| {
+                let next = self.drafts.get(i + 1).and_then(|next| next.enters_by_row);
+                self.options.all_barriers || self.drafts[i].by_row.is_none() || self.drafts[i].by_row != next
             })
             .collect();
         let mut epoch = 0u32;

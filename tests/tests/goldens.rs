@@ -212,3 +212,31 @@ fn passes_that_are_switched_off_change_little() {
         }
     }
 }
+
+#[test]
+fn barriers_that_are_left_out_change_no_bit() {
+    let barriers = |engine: &Engine| -> Vec<(usize, usize)> {
+        let programs = engine.plan().programs.iter();
+        programs.map(|p| (p.steps.len(), p.steps.iter().filter(|step| step.barrier).count())).collect()
+    };
+    // One with experts, whose linears round rows of their own.
+    for (model, name) in [("gqa_9_3", "gqa_9_3"), ("mixtral", "mixtral")] {
+        let g = golden(name, "");
+        for precision in [PrecisionPolicy::Int8 { group: 32 }, PrecisionPolicy::Bf16] {
+            let run = |disable: Vec<String>, threads: usize| {
+                let engine = trusted_engine(model, &CompileOptions { disable, ..options(precision) });
+                let mut worker = Worker::new(&engine, f32_worker().threads(threads)).unwrap();
+                (prefill_then_steps(&mut worker, &g), barriers(&engine))
+            };
+            let (all, every) = run(vec!["barriers".into()], 1);
+            assert!(every.iter().all(|(steps, barriers)| steps == barriers), "{model}: {every:?}");
+            for threads in 1..=3 {
+                let (found, some) = run(Vec::new(), threads);
+                assert!(found == all, "{model} {precision}, {threads} threads");
+                // Behind the embedding, and behind each of the norms.
+                let joined = some.iter().all(|(steps, barriers)| barriers + 3 <= *steps);
+                assert!(joined, "{model} {precision}: {some:?}");
+            }
+        }
+    }
+}

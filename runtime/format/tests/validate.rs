@@ -356,12 +356,23 @@ fn the_memory_plan_is_verified() {
         ("step 1 (norm)", "both read and written", |p, _| args(p, at::NORM)[2] = Arg::Buffer(buffer::X)),
         ("step 6 (gate_up)", "both read and written", |p, _| linear(p, at::GATE_UP).out = buffer::X),
         ("program 0, end", "not fully written", |p, _| drop(p.programs[0].steps.pop())),
-        ("step 1 (norm)", "no barrier", |p, _| p.programs[0].steps[at::NORM].barrier = false),
+        ("step 1 (norm)", "no barrier", |p, _| {
+            // Products read all rows: only their conversion goes by rows.
+            p.programs[0].steps[at::NORM].barrier = false;
+            (linear(p, at::QKV).compute, linear(p, at::QKV).scratch) = (Compute::F32, None);
+        }),
         ("step 3 (append)", "no barrier", |p, _| p.programs[0].steps[at::APPEND].barrier = false),
         ("step 6 (gate_up)", "no barrier", |p, _| p.programs[0].steps[at::GATE_UP].barrier = false),
         ("step 7 (select)", "no barrier", |p, _| p.programs[0].steps[at::SELECT].barrier = false),
         ("step 8 (head)", "no barrier", |p, _| p.programs[0].steps[at::HEAD].barrier = false),
     ]);
+}
+
+#[test]
+fn rows_that_a_linear_converts_need_no_barrier_before() {
+    let (mut plan, manifest) = (plan(), manifest());
+    plan.programs[0].steps[at::NORM].barrier = false;
+    check(&plan, &manifest).unwrap();
 }
 
 #[test]

@@ -92,15 +92,17 @@ impl Pass<'_> {
         match &a.scratch {
             Some(partials) => {
                 self.attend_chunks(a, partials, thread, scratch);
-                thread.meet()?;
-                self.merge_chunks(a, partials, thread);
+                if self.units(a, 1).any(|unit| unit.chunks(a).len() > 1) {
+                    thread.meet()?;
+                    self.merge_chunks(a, partials, thread);
+                }
             }
             None => self.attend_rows(a, thread, scratch),
         }
         Ok(())
     }
 
-    /// Few rows, phase 1: the state of every (row, KV head, chunk).
+    /// Few rows, phase 1: the state of every (row, KV head, chunk), which is the result where a row sees a single chunk.
     fn attend_chunks(
         &self,
         a: &BoundAttention,
@@ -121,7 +123,20 @@ impl Pass<'_> {
             let q = &q[queries.start * a.head_dim..queries.end * a.head_dim];
             let room = Room { counts: visible, values: bytes, bias };
             self.attend_chunk(a, &unit, chunk, then, q, &mut state, room);
+            if unit.chunks(a).len() == 1 {
+                self.finish(a, &unit, queries, state);
+            }
         }
+    }
+
+    /// Writes the result of some query heads of a unit of one row.
+    fn finish(&self, a: &BoundAttention, unit: &Unit, queries: Range<usize>, mut total: OnlineSoftmax<'_>) {
+        if let Some(sinks) = self.sinks(a, unit.head) {
+            total.add_sinks(&sinks[queries.clone()]);
+        }
+        let first = (unit.head * a.group + queries.start) * a.value_dim;
+        let columns = first..first + queries.len() * a.value_dim;
+        total.finish(self.row_mut(&a.out, unit.row(), columns));
     }
 
     /// The (row, KV head, chunk)s of a thread, or some query heads of such: consecutive ones with about its share of all blocks.
@@ -152,7 +167,7 @@ impl Pass<'_> {
             .map(|(_, chunk)| chunk)
     }
 
-    /// Few rows, phase 2: the chunks of every query in ascending order.
+    /// Few rows, phase 2: the chunks of every query in ascending order, where there are several.
     fn merge_chunks(&self, a: &BoundAttention, partials: &BoundBuffer, thread: &Thread<'_>) {
         let heads = self.units(a, 1).count();
         let mine = thread.share(heads * a.group);
@@ -160,21 +175,16 @@ impl Pass<'_> {
             // Those of a head at once: what a merge takes beside its sums, it takes once for all of them.
             let bound = |at: usize| at.clamp(i * a.group, (i + 1) * a.group) - i * a.group;
             let queries = bound(mine.start)..bound(mine.end);
-            if queries.is_empty() {
+            let chunks = unit.chunks(a);
+            if queries.is_empty() || chunks.len() == 1 {
                 continue;
             }
-            let chunks = unit.chunks(a);
             let state = |chunk| self.partial(a, partials, &unit, chunk, queries.clone());
             let mut total = state(chunks.start);
             for chunk in chunks.start + 1..chunks.end {
                 a.kernel.merge(&mut total, &state(chunk));
             }
-            if let Some(sinks) = self.sinks(a, unit.head) {
-                total.add_sinks(&sinks[queries.clone()]);
-            }
-            let first = (unit.head * a.group + queries.start) * a.value_dim;
-            let columns = first..first + queries.len() * a.value_dim;
-            total.finish(self.row_mut(&a.out, unit.row(), columns));
+            self.finish(a, &unit, queries, total);
         }
     }
 

@@ -6,7 +6,7 @@
 
 use super::linear::Input;
 use super::{Pass, Scratch, Stop, Thread};
-use crate::bind::{BoundGrouped, BoundRoute, Operand};
+use crate::bind::{BoundGrouped, BoundRoute};
 use crate::error::RunError;
 use crate::pool::SharedBytes;
 use bessemer_kernels::linear::{Places, RowsF32, TILE_ROWS};
@@ -36,9 +36,9 @@ impl Pass<'_> {
     ) -> Result<(), Stop> {
         let BoundGrouped { linear, groups, slots, chosen } = grouped;
         let picks = self.rows(linear.rows) * slots;
-        self.convert(linear, thread)?;
+        let Scratch { order, ends, floats, bytes, converted, .. } = scratch;
+        let all = self.input(linear, thread, converted)?;
         let chosen = chosen.as_ref().map(|chosen| self.buffer(chosen).get::<i32>(0..picks));
-        let Scratch { order, ends, floats, bytes, .. } = scratch;
         sort(*groups, *slots, picks, chosen, order, ends)
             .map_err(|why| Stop::Error(RunError::Index { step: source.into(), why }))?;
         let inputs = linear.inputs();
@@ -48,15 +48,13 @@ impl Pass<'_> {
             for tile in order[start..end].chunks(TILE_ROWS) {
                 // Where a slot's input lies, counted in inputs.
                 let at = |pick: u32| pick as usize / if inputs == 1 { *slots } else { 1 };
-                let input = match linear.operand() {
-                    Operand::Floats { buffer, stride } => {
-                        let all = self.buffer(buffer);
-                        let data = gather(tile, at, |at| all.get(at * stride..(at + 1) * stride), floats);
+                let input = match all {
+                    Input::Floats(RowsF32 { data, stride, .. }) => {
+                        let data = gather(tile, at, |at| &data[at * stride..(at + 1) * stride], floats);
                         Input::Floats(RowsF32 { data, rows: tile.len(), stride })
                     }
-                    Operand::Codes { buffer, row_bytes } => {
-                        let all = self.buffer(buffer);
-                        let row = |at| all.get(at * row_bytes..(at + 1) * row_bytes);
+                    Input::Codes { data, row_bytes } => {
+                        let row = |at| &data[at * row_bytes..(at + 1) * row_bytes];
                         Input::Codes { data: gather(tile, at, row, bytes), row_bytes }
                     }
                 };

@@ -1,11 +1,11 @@
 //! Linears: convert the activations once, then every thread multiplies them with its panels of the weights.
 
-use super::{Pass, Stop, Thread};
-use crate::bind::{BoundEpilogue, BoundLinear, BoundSegment, Converted, LinearKernel, Operand};
+use super::{Pass, Scratch, Stop, Thread};
+use crate::bind::{BoundEpilogue, BoundLinear, BoundSegment, Converted, LinearKernel};
 use crate::pool::SharedBytes;
 use bessemer_format::panel::COLUMNS;
 use bessemer_kernels::Gated;
-use bessemer_kernels::linear::{Lane, MAX_TILE_ROWS, Places, RowsF32, TILE_ROWS};
+use bessemer_kernels::linear::{Bf16Form, Lane, MAX_TILE_ROWS, Places, RowsF32, TILE_ROWS};
 use std::ops::Range;
 
 /// From how many rows on a panel of gates is multiplied together with its panel of ups. With fewer, reading the weights takes longer than
@@ -51,19 +51,15 @@ impl Input<'_> {
 }
 
 impl Pass<'_> {
-    pub(super) fn linear(&self, linear: &BoundLinear, thread: &Thread<'_>) -> Result<(), Stop> {
-        let rows = self.rows(linear.rows);
-        self.convert(linear, thread)?;
+    pub(super) fn linear(
+        &self,
+        linear: &BoundLinear,
+        thread: &Thread<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Stop> {
+        let input = self.input(linear, thread, &mut scratch.converted)?;
+        let rows = input.rows();
         if rows > 0 {
-            let input = match linear.operand() {
-                Operand::Floats { buffer, stride } => {
-                    let data = self.buffer(buffer).get(0..rows * stride);
-                    Input::Floats(RowsF32 { data, rows, stride })
-                }
-                Operand::Codes { buffer, row_bytes } => {
-                    Input::Codes { data: self.buffer(buffer).get(0..rows * row_bytes), row_bytes }
-                }
-            };
             let places = Places::Every { first: 0, stride: linear.out.row_elems };
             if rows < CLAIMED_FROM || thread.barrier.threads() == 1 {
                 self.multiply(linear, 0, input, thread, places);
@@ -74,23 +70,52 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Rounds the input to what the kernels read, if they ask for it; then all threads have finished that.
-    pub(super) fn convert(&self, linear: &BoundLinear, thread: &Thread<'_>) -> Result<(), Stop> {
-        let Some(convert) = &linear.convert else { return Ok(()) };
-        let (scratch, row_bytes) = (self.buffer(&convert.scratch), convert.row_bytes);
-        let inputs = linear.inputs();
-        for row in thread.share(self.rows(linear.rows)) {
+    /// All inputs of a linear as its kernels read them: rounded, if they ask for it, by all threads, which then have finished that.
+    ///
+    /// A row that is alone is rounded by every thread for itself, to `own` memory: nobody could help with it, and all would wait.
+    pub(super) fn input<'b>(
+        &'b self,
+        linear: &BoundLinear,
+        thread: &Thread<'_>,
+        own: &'b mut Vec<f32>,
+    ) -> Result<Input<'b>, Stop> {
+        let (rows, inputs, k) = (self.rows(linear.rows), linear.inputs(), linear.k);
+        let floats = |memory: SharedBytes<'b>, stride| {
+            Input::Floats(RowsF32 {
+                data: memory.get(0..rows * inputs * stride),
+                rows: rows * inputs,
+                stride,
+            })
+        };
+        let Some(convert) = &linear.convert else { return Ok(floats(self.buffer(&linear.input), k)) };
+        let row_bytes = convert.row_bytes;
+        let alone = rows == 1 && linear.behind_barrier;
+        let (converted, mine) = if alone {
+            own.resize(own.len().max((inputs * row_bytes).div_ceil(size_of::<f32>())), 0.0);
+            (SharedBytes::read_write(own), 0..1)
+        } else {
+            (self.buffer(&convert.scratch), thread.share(rows))
+        };
+        for row in mine {
             for part in 0..inputs {
-                let x = self.row(&linear.input, row, part * linear.k..(part + 1) * linear.k);
+                let x = self.row(&linear.input, row, part * k..(part + 1) * k);
                 let at = (row * inputs + part) * row_bytes;
-                let out = scratch.get_mut::<u8>(at..at + row_bytes);
+                let out = converted.get_mut::<u8>(at..at + row_bytes);
                 match &convert.to {
                     Converted::Int8(layout, quantise) => quantise.row(layout, x, out),
                     Converted::Bf16(layout, round) => round.row(layout, x, out),
                 }
             }
         }
-        thread.meet()
+        if !alone {
+            thread.meet()?;
+        }
+        Ok(match &convert.to {
+            Converted::Bf16(_, round) if round.form() == Bf16Form::Widened => {
+                floats(converted, row_bytes / size_of::<f32>())
+            }
+            _ => Input::Codes { data: converted.get(0..rows * inputs * row_bytes), row_bytes },
+        })
     }
 
     /// The product of many rows, of which a thread takes one piece after the other: some rows, by some panels.

@@ -91,6 +91,8 @@ pub(crate) struct Scratch {
     pub(crate) visible: Vec<u32>,
     pub(crate) bias: Vec<f32>,
     pub(crate) bytes: Vec<u8>,
+    /// The input of a linear, rounded for this thread alone.
+    pub(crate) converted: Vec<f32>,
     pub(crate) order: Vec<u32>,
     pub(crate) ends: Vec<usize>,
     pub(crate) staged: staging::Staged,
@@ -243,7 +245,7 @@ impl Pass<'_> {
                 }
                 Ok(())
             }
-            BoundKind::Linear(linear) => self.linear(linear, thread),
+            BoundKind::Linear(linear) => self.linear(linear, thread, scratch),
             BoundKind::Route(route) => {
                 self.route(route, thread, scratch);
                 Ok(())

@@ -52,7 +52,8 @@ pub fn build(model: &Model) -> (Plan, Vec<Vec<u8>>) {
         let from_hidden = scratch(&mut b, h, RowCount::Tokens);
         let from_ff = scratch(&mut b, s.ff, RowCount::Tokens);
         let from_wanted = scratch(&mut b, h, RowCount::Logits);
-        b.step("embed", true, StepKind::Embed { tokens, table, out: x });
+        // A linear that converts its input begins by rows, as these end.
+        b.step("embed", s.compute == Compute::F32, StepKind::Embed { tokens, table, out: x });
         let linear = |input, rows, scratch, segments, epilogue, out| {
             StepKind::Linear(Linear { input, rows, compute: s.compute, scratch, segments, epilogue, out })
         };

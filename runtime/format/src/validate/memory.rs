@@ -19,6 +19,8 @@ pub(super) struct Effects {
     pub(super) in_place: Option<BufferId>,
     /// Set where row `r` of the step touches row `r` of buffers only, so that a thread needs no other thread's rows.
     pub(super) by_row: Option<RowCount>,
+    /// Set where that holds of its first part alone, behind which threads meet.
+    pub(super) enters_by_row: Option<RowCount>,
 }
 
 /// The number of a step, and the reason. The number of steps stands for the end of the program.
@@ -33,7 +35,7 @@ pub(super) fn verify(program: &Program, effects: &[Effects]) -> Result<(), Fault
 
 fn barriers(program: &Program, effects: &[Effects]) -> Result<(), Fault> {
     for (i, step) in program.steps.iter().enumerate().filter(|(_, s)| !s.barrier) {
-        let next = effects.get(i + 1).and_then(|e| e.by_row);
+        let next = effects.get(i + 1).and_then(|e| e.by_row.or(e.enters_by_row));
         if effects[i].by_row.is_none() || effects[i].by_row != next {
             return Err((
                 i,

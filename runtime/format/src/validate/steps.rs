@@ -192,7 +192,9 @@ impl<'a> Checker<'a> {
             }
         }
         let inputs = inputs.unwrap_or(1);
-        let mut effects = Effects { reads: vec![l.input], ..Effects::default() };
+        // A row is converted by whoever has made it; products begin when all rows are.
+        let enters_by_row = (l.compute != Compute::F32).then_some(l.rows);
+        let mut effects = Effects { reads: vec![l.input], enters_by_row, ..Effects::default() };
         match l.epilogue {
             Epilogue::Gated(_) => {
                 let equal = matches!(columns[..], [gate, up] if gate == up);

@@ -1,6 +1,6 @@
 //! Linears in bfloat16.
 
-use super::{Lane, LinearF32, MAX_TILE_ROWS, PAIR_ROWS, TILE_ROWS, panel_of};
+use super::{FEW_ROWS, Lane, LinearF32, MAX_TILE_ROWS, PAIR_ROWS, TILE_ROWS, panel_of};
 use crate::Isa;
 use bessemer_format::PanelLayout;
 use bessemer_format::act::Bf16Layout;
@@ -138,11 +138,12 @@ impl LinearNative {
         x: &[u8],
         finished: impl FnMut(usize, usize, &mut [Lane]),
     ) {
-        // Few rows do not wait for so much room to be cleared.
-        if x.len() / self.row_bytes() > TILE_ROWS && self.tile_rows() > TILE_ROWS {
-            self.each_tile::<MAX_TILE_ROWS>(weight, panels, x, finished);
-        } else {
-            self.each_tile::<TILE_ROWS>(weight, panels, x, finished);
+        match x.len() / self.row_bytes() {
+            ..=FEW_ROWS => self.each_tile::<FEW_ROWS>(weight, panels, x, finished),
+            rows if rows > TILE_ROWS && self.tile_rows() > TILE_ROWS => {
+                self.each_tile::<MAX_TILE_ROWS>(weight, panels, x, finished);
+            }
+            _ => self.each_tile::<TILE_ROWS>(weight, panels, x, finished),
         }
     }
 

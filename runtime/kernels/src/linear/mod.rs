@@ -32,6 +32,9 @@ pub const TILE_ROWS: usize = 120;
 /// Rows of the largest tile of any kernel: see [`LinearNative::tile_rows`].
 pub const MAX_TILE_ROWS: usize = 256;
 
+/// So few rows have room for tiles of their own, since they do not wait until that for [`TILE_ROWS`] is cleared.
+const FEW_ROWS: usize = 8;
+
 /// From how many rows on two panels are multiplied in one call.
 const PAIR_ROWS: usize = 4;
 
@@ -128,11 +131,24 @@ impl LinearF32 {
         weight: &[u8],
         panels: Range<usize>,
         x: RowsF32<'_>,
+        finished: impl FnMut(usize, usize, &mut [Lane]),
+    ) {
+        match x.rows {
+            ..=FEW_ROWS => self.each_tile::<FEW_ROWS>(weight, panels, x, finished),
+            _ => self.each_tile::<TILE_ROWS>(weight, panels, x, finished),
+        }
+    }
+
+    fn each_tile<const ROWS: usize>(
+        &self,
+        weight: &[u8],
+        panels: Range<usize>,
+        x: RowsF32<'_>,
         mut finished: impl FnMut(usize, usize, &mut [Lane]),
     ) {
-        let mut out = [[0.0; COLUMNS]; TILE_ROWS];
-        for first in (0..x.rows).step_by(TILE_ROWS) {
-            let out = &mut out[..TILE_ROWS.min(x.rows - first)];
+        let mut out = [[0.0; COLUMNS]; ROWS];
+        for first in (0..x.rows).step_by(ROWS) {
+            let out = &mut out[..ROWS.min(x.rows - first)];
             for panel in panels.clone() {
                 self.tile(weight, panel, x, first, out);
                 finished(panel, first, out);
@@ -225,12 +241,25 @@ impl LinearInt8 {
         weight: &[u8],
         panels: Range<usize>,
         x: &[u8],
+        finished: impl FnMut(usize, usize, &mut [Lane]),
+    ) {
+        match x.len() / self.act.row_bytes() {
+            ..=FEW_ROWS => self.each_tile::<FEW_ROWS>(weight, panels, x, finished),
+            _ => self.each_tile::<TILE_ROWS>(weight, panels, x, finished),
+        }
+    }
+
+    fn each_tile<const ROWS: usize>(
+        &self,
+        weight: &[u8],
+        panels: Range<usize>,
+        x: &[u8],
         mut finished: impl FnMut(usize, usize, &mut [Lane]),
     ) {
-        let mut tiles = [[[0.0; COLUMNS]; TILE_ROWS]; 2];
-        for (i, x) in x.chunks(TILE_ROWS * self.act.row_bytes()).enumerate() {
+        let mut tiles = [[[0.0; COLUMNS]; ROWS]; 2];
+        for (i, x) in x.chunks(ROWS * self.act.row_bytes()).enumerate() {
             let rows = x.len() / self.act.row_bytes();
-            let first = i * TILE_ROWS;
+            let first = i * ROWS;
             let [a, b] = tiles.each_mut().map(|tile| &mut tile[..rows]);
             let mut panels = panels.clone();
             while let Some(panel) = panels.next() {
