@@ -4,7 +4,8 @@
     python3 tests/bench/passes.py NAME      writes tests/bench/results/NAME-passes.json, and a table on stdout
 
 All engines take turns within a round, and ratios are taken within rounds. Passes that change nothing about this model are
-found by what `inspect --kernels` says of their plan and named, not measured. Run it on a quiet machine. Python's standard library only; the model
+found by what `inspect --kernels` says of their plan and named, not measured. The last row is without any of it: the executor that takes the
+unfused graph node by node, with weights of f32 (`bench --vs interpreted`). Run it on a quiet machine. Python's standard library only; the model
 comes from `fixtures/fetch.py smollm2`.
 """
 
@@ -20,11 +21,12 @@ import tempfile
 from measure import MODEL, ROOT, cpu
 
 PASSES = ["dead-code", "fold-constants", "common-subexpressions", "qkv", "gate-up", "residual", "add-rms-norm",
-          "pointwise", "compute", "pack"]
+          "pointwise", "compute", "pack", "barriers"]
 WHOLE = "nothing"
 # What is switched off by an option of its own: nests run interpreted; weights are held in f32.
 NO_CODE = "machine code"
 NO_PRECISION = "quantised weights"
+INTERPRETED = "compilation"
 OPTIONS = {WHOLE: [], NO_CODE: ["--no-code"], NO_PRECISION: ["--precision", "f32"]}
 
 
@@ -43,7 +45,7 @@ def main() -> int:
         def run(*command: str) -> subprocess.CompletedProcess:
             return subprocess.run([bessemer, *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-        engines, hashes, absent = {}, {}, {}
+        engines, hashes, absent, barriers = {}, {}, {}, {}
         for off in [WHOLE, *PASSES, NO_CODE, NO_PRECISION]:
             engine = f"{folder}/{len(engines)}.engine"
             option = OPTIONS.get(off, ["--disable", off])
@@ -55,15 +57,19 @@ def main() -> int:
             if off in PASSES and hashes[off] == hashes[WHOLE]:
                 absent[off] = "changes nothing in this model"
                 del engines[off]
+                continue
+            barriers[off] = json.loads(run("inspect", engine, "--json").stdout)["programs"][0]["barriers"]
         rounds = []
         for number in range(args.rounds):
             samples = {}
-            for off, engine in engines.items():
+            for off, engine in [*engines.items(), (INTERPRETED, engines[WHOLE])]:
                 # A slow engine needs no long run to be seen as slow.
-                done = run("bench", engine, "-t", str(args.threads), "-r", "1", "-n", "32", "-o", "json")
+                other = ["--vs", "interpreted", "--source", str(MODEL)] if off == INTERPRETED else []
+                done = run("bench", engine, "-t", str(args.threads), "-r", "1", "-n", "32", "-o", "json", *other)
                 if done.returncode != 0:
                     raise SystemExit(f"bench without {off}: {done.stderr}")
                 found = json.loads(done.stdout)
+                found = found["interpreted"] if off == INTERPRETED else found
                 samples[off] = {phase: found[phase]["tok_s"] for phase in ("prefill", "decode")}
                 print(f"round {number + 1} of {args.rounds}, without {off}: {samples[off]}", file=sys.stderr)
             rounds.append(samples)
@@ -71,16 +77,17 @@ def main() -> int:
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "date": datetime.date.today().isoformat(),
         "threads": args.threads,
-        "without": {off: gains(rounds, off) for off in rounds[0]},
+        "without": {off: {**gains(rounds, off), "barriers": barriers.get(off)} for off in rounds[0]},
         "not_measured": absent,
     }
     path = ROOT / "tests/bench/results" / f"{args.name}-passes.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print("| without | prefill tok/s | decode tok/s | gain in prefill | gain in decode |\n|---|---|---|---|---|")
+    print("| without | prefill tok/s | decode tok/s | gain in prefill | gain in decode | barriers behind steps, a token |")
+    print("|---|---|---|---|---|---|")
     for off, found in result["without"].items():
         speeds = [f"{found[phase]['tok_s']:.0f}" for phase in ("prefill", "decode")]
         ratios = [f"{found[phase]['gain']:.2f}x" for phase in ("prefill", "decode")]
-        print(f"| {off} | " + " | ".join(speeds + ratios) + " |")
+        print(f"| {off} | " + " | ".join([*speeds, *ratios, str(found["barriers"] or "")]) + " |")
     for off, why in absent.items():
         print(f"not measured: {off} ({why})")
     print(path.relative_to(ROOT))
