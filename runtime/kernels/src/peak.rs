@@ -1,4 +1,4 @@
-//! Multiply-adds that touch no memory: what the arithmetic of this CPU gives at most, for benchmarks to compare with.
+//! What this CPU gives at most, for benchmarks to compare with: multiply-adds that touch no memory, and reads that compute nothing.
 
 use crate::isa::Isa;
 use std::hint::black_box;
@@ -35,6 +35,22 @@ pub fn multiply_adds(arithmetic: Arithmetic, rounds: u64) -> u64 {
     }
 }
 
+/// Reads all of `part` as kernels do that wait for memory: lines are asked for ahead. Gives a sum, in lanes that do not depend on each
+/// other, so that loads are all that takes time.
+pub fn read(part: &[u64]) -> u64 {
+    const LINE: usize = 8;
+    let (chunks, rest) = part.as_chunks::<{ 4 * LINE }>();
+    let mut lanes = [0_u64; 4 * LINE];
+    for chunk in chunks {
+        #[cfg(target_arch = "x86_64")]
+        for line in chunk.chunks_exact(LINE) {
+            crate::x86_64::peak::ask(line.as_ptr().cast());
+        }
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.wrapping_add(*x));
+    }
+    lanes.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
+}
+
 fn portable(arithmetic: Arithmetic, rounds: u64) -> u64 {
     const LANES: usize = 64;
     match arithmetic {
@@ -61,6 +77,14 @@ fn portable(arithmetic: Arithmetic, rounds: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn everything_is_read() {
+        let numbers: Vec<u64> = (0..1000).collect();
+        for len in [0, 1, 31, 32, 33, 1000] {
+            assert_eq!(read(&numbers[..len]), (0..len as u64).sum());
+        }
+    }
 
     #[test]
     fn the_count_grows_with_the_rounds() {

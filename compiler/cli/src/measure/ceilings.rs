@@ -2,7 +2,7 @@
 
 use super::clock::median;
 use bessemer_format::Compute;
-use bessemer_kernels::peak::{Arithmetic, multiply_adds};
+use bessemer_kernels::peak::{Arithmetic, multiply_adds, read};
 use serde::Serialize;
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -105,7 +105,7 @@ impl Sampler {
     pub fn sample(&self) -> Ceilings {
         let parts: Vec<&[u64]> = self.buffer.chunks(self.buffer.len().div_ceil(self.threads)).collect();
         let read_bytes_s = rate(parts.len(), &|thread| {
-            black_box(sum(parts[thread]));
+            black_box(read(parts[thread]));
             parts[thread].len() as u64 * 8
         });
         let peak = |arithmetic| rate(self.threads, &|_| multiply_adds(arithmetic, 20_000));
@@ -142,16 +142,6 @@ fn rate(threads: usize, work: &(dyn Fn(usize) -> u64 + Sync)) -> f64 {
     });
     let seconds = started.get().map_or(f64::INFINITY, |s: &Instant| s.elapsed().as_secs_f64());
     total.into_inner() as f64 / seconds
-}
-
-/// Adds in lanes that do not depend on each other, so that loads are all that takes time.
-fn sum(part: &[u64]) -> u64 {
-    let (chunks, rest) = part.as_chunks::<32>();
-    let mut lanes = [0_u64; 32];
-    for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.wrapping_add(*x));
-    }
-    lanes.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
 }
 
 fn buffer_bytes() -> u64 {

@@ -4,6 +4,13 @@ use crate::peak::Arithmetic;
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
+/// Asks memory for a line as kernels do that read weights once: see [`super::prefetch`].
+#[inline(always)]
+pub(crate) fn ask(line: *const u8) {
+    // SAFETY: every x86-64 has SSE.
+    unsafe { super::prefetch(line) }
+}
+
 /// With AVX-512 and VNNI. The caller has found both.
 pub(crate) fn avx512(arithmetic: Arithmetic, rounds: u64) -> u64 {
     // SAFETY: the caller has found the features.
