@@ -20,6 +20,9 @@ const BLOCK: usize = 8;
 /// every `vpdpbusd` needs a load of its own, and eight sums a step do not hide its latency. Sixteen do, for which the f32 sums go to
 /// memory between groups (Emerald Rapids, 8 rows: 7 to 13 % faster than one panel).
 const PAIR_BLOCK: usize = 8;
+/// The same where a block is not all rows, and codes are unpacked for each: f32 sums stay in registers (measured on Zen 5, whose many
+/// rows take this way).
+const ONE_OF_BLOCKS: usize = 5;
 
 /// Bytes of a matrix that is probably one of a model that the last cache holds. From there a line comes to the L1 cache in one step
 /// as soon as in two (Emerald Rapids, one row: 5 % sooner).
@@ -284,7 +287,7 @@ impl Ahead {
 }
 
 /// # Safety
-/// As [`crate::linear::LinearInt8PairFn`], for codes of 2 or 4 bits or of a table, as [`linear`].
+/// As [`crate::linear::LinearInt8PairFn`], as [`linear`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
@@ -296,7 +299,8 @@ unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
 ) {
     let mut ahead = Ahead::of(2, panels[0].len());
     // As equal as they can be: the sums of few rows do not hide the latency of their products.
-    let mut blocks = out[0].len().div_ceil(PAIR_BLOCK);
+    let most = if out[0].len() <= PAIR_BLOCK { PAIR_BLOCK } else { ONE_OF_BLOCKS };
+    let mut blocks = out[0].len().div_ceil(most);
     while !out[0].is_empty() {
         let rows = out[0].len().div_ceil(blocks);
         blocks -= 1;
