@@ -221,7 +221,6 @@ unsafe fn unpacking<const BITS: usize>(
 
 /// # Safety
 /// As [`crate::linear::LinearInt8Fn`], for codes of `BITS` in groups of `STEPS` steps along k (0: any, also short ones).
-#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn linear<const BITS: usize, const STEPS: usize>(
     layout: &PanelLayout,
@@ -288,7 +287,6 @@ impl Ahead {
 
 /// # Safety
 /// As [`crate::linear::LinearInt8PairFn`], as [`linear`].
-#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
     layout: &PanelLayout,
@@ -341,6 +339,10 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
     // SAFETY: the caller's promise.
     unsafe {
         match prefetch {
+            // Not compiled for blocks that are never one of several.
+            Prefetch::None | Prefetch::Next(_) if PANELS == 2 && ROWS > ONE_OF_BLOCKS => {
+                unreachable!("a block of {ROWS} rows is alone")
+            }
             Prefetch::None => tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, |_, _| {}),
             Prefetch::Stream if ROWS == 1 && layout.panels() * panels[0].len() < SMALL => {
                 let stream = |p: *const u8, _| prefetch_at_once(p);
