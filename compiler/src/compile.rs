@@ -220,6 +220,9 @@ fn schedule_for(
     facts: &ModelFacts,
     options: &CompileOptions,
 ) -> Result<Scheduled, CompileError> {
+    if options.disable.iter().any(|name| name == pipeline::PACK) {
+        return Err(bessemer_passes::PassError::Required { name: pipeline::PACK }.into());
+    }
     let shapes = tactics::shapes(graph);
     let chosen = tuning::chosen(&options.tactics, options.tuning.as_ref(), &target.name(), &shapes);
     // A CPU's cache is reserved, not allocated, and a block of all layers takes few of its pages.

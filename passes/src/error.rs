@@ -15,6 +15,14 @@ pub enum PassError {
         /// All names in order.
         known: String,
     },
+    /// A plan was asked for without the pass that it stands on.
+    #[error(
+        "no plan without `{name}`: every kernel reads packed weights; switch other passes off, or look at the graph with `--stop-after quantised`"
+    )]
+    Required {
+        /// Its name.
+        name: &'static str,
+    },
     /// The graph that came in is not a legal one.
     #[error("the graph is not valid before any pass: {0}")]
     Input(GraphError),

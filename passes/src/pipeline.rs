@@ -97,7 +97,7 @@ pub const PASSES: &[Pass] = &[
     // After quantise: what a linear computes in follows from what its weights are.
     pass("compute",               Quantised, Lossy,    precision::compute::run),
     // Last: a layout depends on the scheme.
-    pass("pack",                  Packed,    BitExact, layout::run),
+    pass(PACK,                    Packed,    BitExact, layout::run),
 ];
 
 /// Folds the scales that calibration has found. Not among [`PASSES`]: it runs on a canonical graph, between the passes of that phase and
@@ -112,6 +112,9 @@ const fn pass(
 ) -> Pass {
     Pass { name, phase, effect, run }
 }
+
+/// The pass that no plan does without: no kernel reads a matrix as checkpoints have it. Only the interpreter does.
+pub const PACK: &str = "pack";
 
 /// What is switched off like a pass, though it is the schedule's and rewrites no graph: it leaves out barriers where every thread goes on
 /// with its own rows.

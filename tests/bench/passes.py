@@ -3,10 +3,10 @@
 
     python3 tests/bench/passes.py NAME      writes tests/bench/results/NAME-passes.json, and a table on stdout
 
-All engines take turns within a round, and ratios are taken within rounds. Passes that change nothing about this model are
-found by what `inspect --kernels` says of their plan and named, not measured. The last row is without any of it: the executor that takes the
-unfused graph node by node, with weights of f32 (`bench --vs interpreted`). Run it on a quiet machine. Python's standard library only; the model
-comes from `fixtures/fetch.py smollm2`.
+Each engine takes turns with the whole, who is first changes from round to round, and a ratio is one of neighbours. Passes that change
+nothing about this model are found by what `inspect --kernels` says of their plan and named, not measured. The last row is without any of it: the
+executor that takes the unfused graph node by node, with weights of f32 (`bench --vs interpreted`). Run it on a quiet machine. Python's standard
+library only; the model comes from `fixtures/fetch.py smollm2`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of the result")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     subprocess.run(["cargo", "build", "--release", "--package", "bessemer"], cwd=ROOT, check=True)
     bessemer = ROOT / "target/release/bessemer"
@@ -59,20 +59,26 @@ def main() -> int:
                 del engines[off]
                 continue
             barriers[off] = json.loads(run("inspect", engine, "--json").stdout)["programs"][0]["barriers"]
+        def sample(off: str) -> dict:
+            other = ["--vs", "interpreted", "--source", str(MODEL)] if off == INTERPRETED else []
+            engine = engines.get(off, engines[WHOLE])
+            done = run("bench", engine, "-t", str(args.threads), "-n", "32", "-o", "json", *other)
+            if done.returncode != 0:
+                raise SystemExit(f"bench without {off}: {done.stderr}")
+            found = json.loads(done.stdout)
+            found = found["interpreted"] if off == INTERPRETED else found
+            return {phase: found[phase]["tok_s"] for phase in ("prefill", "decode")}
+
         rounds = []
         for number in range(args.rounds):
-            samples = {}
-            for off, engine in [*engines.items(), (INTERPRETED, engines[WHOLE])]:
-                # A slow engine needs no long run to be seen as slow.
-                other = ["--vs", "interpreted", "--source", str(MODEL)] if off == INTERPRETED else []
-                done = run("bench", engine, "-t", str(args.threads), "-r", "1", "-n", "32", "-o", "json", *other)
-                if done.returncode != 0:
-                    raise SystemExit(f"bench without {off}: {done.stderr}")
-                found = json.loads(done.stdout)
-                found = found["interpreted"] if off == INTERPRETED else found
-                samples[off] = {phase: found[phase]["tok_s"] for phase in ("prefill", "decode")}
-                print(f"round {number + 1} of {args.rounds}, without {off}: {samples[off]}", file=sys.stderr)
-            rounds.append(samples)
+            pairs = {}
+            for off in [*engines, INTERPRETED]:
+                # What ran before leaves caches and clocks as it likes, so neither side always follows the same.
+                order = (WHOLE, off) if number % 2 == 0 else (off, WHOLE)
+                sampled = [sample(one) for one in order]
+                pairs[off] = dict(zip(("whole", "without") if number % 2 == 0 else ("without", "whole"), sampled))
+                print(f"round {number + 1} of {args.rounds}, without {off}: {pairs[off]}", file=sys.stderr)
+            rounds.append(pairs)
     result = {
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "date": datetime.date.today().isoformat(),
@@ -86,12 +92,17 @@ def main() -> int:
     print("|---|---|---|---|---|---|")
     for off, found in result["without"].items():
         speeds = [f"{found[phase]['tok_s']:.0f}" for phase in ("prefill", "decode")]
-        ratios = [f"{found[phase]['gain']:.2f}x" for phase in ("prefill", "decode")]
+        ratios = [gain(found[phase]) for phase in ("prefill", "decode")]
         print(f"| {off} | " + " | ".join([*speeds, *ratios, str(found["barriers"] or "")]) + " |")
     for off, why in absent.items():
         print(f"not measured: {off} ({why})")
     print(path.relative_to(ROOT))
     return 0
+
+
+def gain(found: dict) -> str:
+    low, high = found["range"]
+    return f"{found['gain']:.2f}x ({low:.2f} to {high:.2f})"
 
 
 def program(kernels: str) -> str:
@@ -100,11 +111,13 @@ def program(kernels: str) -> str:
 
 
 def gains(rounds: list, off: str) -> dict:
-    """The speed without something, and how much faster the whole is."""
+    """The speed without something, and how much faster the whole is: the median and the range of what neighbours show."""
     def of(phase: str) -> dict:
+        ratios = [r[off]["whole"][phase] / r[off]["without"][phase] for r in rounds]
         return {
-            "tok_s": statistics.median(r[off][phase] for r in rounds),
-            "gain": statistics.median(r[WHOLE][phase] / r[off][phase] for r in rounds),
+            "tok_s": statistics.median(r[off]["without"][phase] for r in rounds),
+            "gain": statistics.median(ratios),
+            "range": [min(ratios), max(ratios)],
         }
     return {"prefill": of("prefill"), "decode": of("decode")}
 

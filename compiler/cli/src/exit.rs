@@ -170,7 +170,7 @@ impl From<bessemer_compiler::CompileError> for Failure {
             | CompileError::Calibration(_)
             | CompileError::Statistics(_)
             | CompileError::Weight { .. } => Code::Source,
-            CompileError::Pass(PassError::Unknown { .. })
+            CompileError::Pass(PassError::Unknown { .. } | PassError::Required { .. })
             | CompileError::Target(TargetError::UnknownTarget { .. } | TargetError::Several { .. }) => {
                 Code::Usage
             }

@@ -71,6 +71,7 @@ fn wrong_usage_is_told_apart_from_wrong_files() {
     user.fails(&["compile", &model(), "-o", &out, "--group", "64"], 2, &["--group", "source"]);
     user.fails(&["compile", &model(), "-o", &out, "--target", "abacus"], 2, &["abacus", "cpu"]);
     user.fails(&["compile", &model(), "-o", &out, "--disable", "magic"], 2, &["magic"]);
+    user.fails(&["compile", &model(), "-o", &out, "--disable", "pack"], 2, &["`pack`", "--stop-after"]);
     user.fails(&["compile", &text(user.home.path()), "-o", &out], 3, &["config.json"]);
     user.fails(&["compile", "/nonexistent.gguf", "-o", &out], 3, &["/nonexistent.gguf"]);
     user.fails(&["compile", &model(), "-o", "/nonexistent/x.engine"], 1, &["/nonexistent"]);
