@@ -28,6 +28,7 @@ import bessemer
 import contest
 import llama_cpp
 import openvino_peer
+import torch_peer
 from checkpoints import checkpoint
 from loads import loads
 from measure import PeerError, machine
@@ -124,6 +125,9 @@ def prepare(args: argparse.Namespace) -> tuple:
     if "openvino" in args.peers:
         against += openvino_peer.contestants(CACHE, workload.name, file, wishes["openvino"], args.threads)
         versions["openvino"] = list(openvino_peer.PACKAGES)
+    if "torch" in args.peers:
+        against += torch_peer.contestants(CACHE, workload.name, file, wishes["torch"], args.threads)
+        versions["torch"] = list(torch_peer.PACKAGES)
     return ours, against, versions, file(args.format)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the tables of figures from the results of compare.py, so that nobody copies numbers by hand.
+"""Writes the tables of figures from the results of compare.py and passes.py, so that nobody copies numbers by hand.
 
     python3 tests/peers/tables.py            writes results/README.md, and the tables of the project's README
     python3 tests/peers/tables.py --check    ends with 1 if they do not say what the results say
@@ -9,6 +9,8 @@ the first names the results that are its columns, each behind what the column is
 
     <!-- peers: SmolLM2 = smollm2-zen5-2cores; 1B shape = w2-zen5-2cores -->
     <!-- peers end -->
+
+What passes gain stands between `<!-- passes: NAME -->` and `<!-- passes end -->`, for tests/bench/results/NAME-passes.json.
 """
 
 import argparse
@@ -19,9 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests/peers/results"
+BENCH = ROOT / "tests/bench/results"
 README = ROOT / "README.md"
 PLACE = re.compile(r"(<!-- peers: (.*?) -->\n)(.*?)(<!-- peers end -->)", re.DOTALL)
-TITLES = {"llama.cpp": "llama.cpp", "openvino": "OpenVINO"}
+PASSES_PLACE = re.compile(r"(<!-- passes: (.*?) -->\n)(.*?)(<!-- passes end -->)", re.DOTALL)
+TITLES = {"llama.cpp": "llama.cpp", "openvino": "OpenVINO", "torch": "PyTorch"}
 UNITS = {"tok/s": "", "ms": " ms", "MB": " MB"}
 
 
@@ -112,14 +116,30 @@ def read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+def passes(result: dict) -> str:
+    """What each pass gains: how many times as fast the whole is, the median of neighbours and their range."""
+    lines = [row(["without", "prefill", "decode", "barriers behind steps, a token"]), "|---" * 4 + "|"]
+    for off, found in result["without"].items():
+        cells = []
+        for phase in ("prefill", "decode"):
+            low, high = found[phase]["range"]
+            cells.append(f"{number(found[phase]['tok_s'])}: {found[phase]['gain']:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(row([off, *cells, str(found["barriers"] or "")]))
+    return "\n".join(lines) + "\n"
+
+
 def fill(text: str) -> str:
     """The text with its tables as the results have them."""
+
+    def gains(found: re.Match) -> str:
+        result = json.loads((BENCH / f"{found[2]}-passes.json").read_text())
+        return found[1] + passes(result) + found[4]
 
     def table(found: re.Match) -> str:
         columns = [part.split(" = ") for part in found[2].split(";")]
         return found[1] + overview([(label.strip(), read(name.strip())) for label, name in columns]) + found[4]
 
-    return PLACE.sub(table, text)
+    return PASSES_PLACE.sub(gains, PLACE.sub(table, text))
 
 
 def written() -> dict:

@@ -22,12 +22,12 @@ class Shape:
     qk_norm: bool = False
 
 
-PEERS = ("llama.cpp", "openvino")
+PEERS = ("llama.cpp", "openvino", "torch")
 # What Bessemer may run, and the settings of peers of the same width. `source` is the file as it is published.
 FORMATS = ("q4_0", "q4_0-mixed", "source", "q8_0", "bf16")
 SAME_WIDTH = {
-    "q8_0": {"llama.cpp": ("q8_0",), "openvino": ("int8",)},
-    "bf16": {"llama.cpp": ("bf16",), "openvino": ("fp16",)},
+    "q8_0": {"llama.cpp": ("q8_0",), "openvino": ("int8",), "torch": ()},
+    "bf16": {"llama.cpp": ("bf16",), "openvino": ("fp16",), "torch": ("bf16", "bf16:eager")},
 }
 
 
@@ -63,12 +63,19 @@ W4_SHAPE = Shape("llama", 8, 4096, 32, 8, 128, 14336, 128256, False, 500000.0, 1
 W1_SETTINGS = {
     "llama.cpp": ("q4_0", "q4_0-mixed", "source", "q8_0"),
     "openvino": ("source", "int4:32", "int4:64:all", "int8", "fp16"),
+    # Quickly shown to be the best nowhere, and slow to measure where a model is larger.
+    "torch": ("bf16",),
 }
 W2_SETTINGS = {
     "llama.cpp": ("q4_0", "q4_0-mixed", "q8_0"),
     "openvino": ("q4_0", "int4:128", "int4:128:all", "int8", "fp16"),
+    "torch": (),
 }
-W4_SETTINGS = {"llama.cpp": ("q4_0", "q4_0-mixed"), "openvino": ("q4_0", "int4:128", "int4:128:all")}
+W4_SETTINGS = {
+    "llama.cpp": ("q4_0", "q4_0-mixed"),
+    "openvino": ("q4_0", "int4:128", "int4:128:all"),
+    "torch": (),
+}
 
 WORKLOADS = {
     workload.name: workload
