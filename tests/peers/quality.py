@@ -21,6 +21,7 @@ from pathlib import Path
 import bessemer
 import llama_cpp
 import openvino_peer
+import tables
 from checkpoints import GGUF_PACKAGES, checkpoint, environment, quantized
 from compare import CACHE, RESULTS, file_name, positive
 from measure import PeerError, failure, machine, run
@@ -142,14 +143,6 @@ def check(found: dict) -> None:
         raise PeerError(f"the bases differ: tokens {tokens}, perplexities {perplexities}")
 
 
-def table(found: dict) -> str:
-    lines = ["| | mean KL | KL at 99 % | same first choice | perplexity |", "|---|---|---|---|---|"]
-    for name, side in found.items():
-        cells = [f"{side['mean_kl']:.2e}", f"{side['p99_kl']:.2e}", f"{100 * side['top1']:.2f} %", f"{side['ppl']:.3f}"]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines)
-
-
 def main(given=None) -> int:
     args = arguments(given)
     try:
@@ -159,7 +152,7 @@ def main(given=None) -> int:
         return error.exit_code
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result["quality"]))
+    print(tables.divergences(result))
     return 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the tables of figures from the results of compare.py and passes.py, so that nobody copies numbers by hand.
+"""Writes the tables of figures from the results of compare.py, quality.py and passes.py, so that nobody copies numbers by hand.
 
     python3 tests/peers/tables.py            writes results/README.md, and the tables of the project's README
     python3 tests/peers/tables.py --check    ends with 1 if they do not say what the results say
@@ -112,6 +112,23 @@ def details(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def divergences(result: dict) -> str:
+    """What the speed of everyone costs in accuracy."""
+    settings = result["settings"]
+    lines = [
+        f"Workload `{result['workload']}`: divergence from the same weights in f32 over {settings['max_tokens']} tokens of "
+        f"`{result['text']}` in windows of {settings['window']}, weights of `{result['base']}`; {result['machine']['cpu']}; "
+        f"{result['date'][:10]}, commit {result['bessemer']}.",
+        "",
+        row(["", "mean KL", "KL at 99 %", "same first choice", "perplexity"]),
+        "|---" * 5 + "|",
+    ]
+    for name, found in result["quality"].items():
+        first, perplexity = f"{100 * found['top1']:.2f} %", f"{found['ppl']:.3f}"
+        lines.append(row([name, f"{found['mean_kl']:.2e}", f"{found['p99_kl']:.2e}", first, perplexity]))
+    return "\n".join(lines) + "\n"
+
+
 def read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -144,11 +161,13 @@ def fill(text: str) -> str:
 
 def written() -> dict:
     """What each file should hold."""
-    parts = ["# Results\n\nWritten by `python3 tests/peers/tables.py` from the files beside it, which `compare.py` wrote.\n"]
+    parts = ["# Results\n\nWritten by `python3 tests/peers/tables.py` from the files beside it, which `compare.py` and `quality.py` wrote.\n"]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
         if "metrics" in result:
             parts.append(f"## {path.stem}\n\n{details(result)}")
+        if "quality" in result:
+            parts.append(f"## {path.stem}\n\n{divergences(result)}")
     return {RESULTS / "README.md": "\n".join(parts), README: fill(README.read_text())}
 
 

@@ -254,13 +254,24 @@ class Tables(unittest.TestCase):
         self.assertEqual(tables.main(["--check"]), 0, "run tests/peers/tables.py")
 
     def test_another_figure_is_noticed(self):
-        place = tables.PLACE.search(tables.README.read_text())
-        self.assertTrue(place, "no table in the README")
-        text = place[0]
-        self.assertEqual(tables.fill(text), text)
-        figure = tables.re.search(r"\d\.\d\d ×", text)[0]
-        changed = text.replace(figure, "9.99 ×")
-        self.assertEqual(tables.fill(changed), text)
+        for kind, figure in ((tables.PLACE, r"\d\.\d\d ×"), (tables.PASSES_PLACE, r"\d\.\d\d \(")):
+            place = kind.search(tables.README.read_text())
+            self.assertTrue(place, f"no table in the README: {kind.pattern}")
+            text = place[0]
+            self.assertEqual(tables.fill(text), text)
+            found = tables.re.search(figure, text)[0]
+            changed = text.replace(found, "9.99" + found[4:])
+            self.assertEqual(tables.fill(changed), text)
+
+    def test_a_divergence_is_told_with_what_it_was_measured_on(self):
+        side = {"mean_kl": 0.00123, "p99_kl": 0.02, "top1": 0.9612, "ppl": 31.4159}
+        result = {
+            "workload": "w9", "text": "a.txt", "base": "w9.gguf", "bessemer": "abc", "date": "2026-01-02T03:04:05",
+            "machine": {"cpu": "A"}, "settings": {"max_tokens": 7, "window": 5}, "quality": {"someone": side},
+        }
+        text = tables.divergences(result)
+        self.assertIn("| someone | 1.23e-03 | 2.00e-02 | 96.12 % | 31.416 |", text)
+        self.assertIn("7 tokens of `a.txt` in windows of 5, weights of `w9.gguf`", text)
 
 
 class Patch(unittest.TestCase):
