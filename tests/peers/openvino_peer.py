@@ -1,14 +1,12 @@
 """OpenVINO GenAI: wheels from PyPI in a virtual environment, models made of the same GGUF, token ids as prompts."""
 
-import json
 import shutil
 from pathlib import Path
 
 from checkpoints import environment
-from loads import PROMPT_IDS, Load
+from in_python import HERE, InPython
 from measure import run
 
-HERE = Path(__file__).resolve().parent
 PACKAGES = ("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "nncf==3.4.0")
 # Its paged attention is the default of LLMPipeline on a CPU, and the faster one in most places.
 BACKEND = "PA"
@@ -41,30 +39,5 @@ def contestants(cache: Path, workload: str, checkpoint, wishes: tuple, threads: 
     """OpenVINO GenAI on a model for each wish; `checkpoint` makes the GGUF in a format, where it is needed."""
     interpreter = python(cache)
     models = convert(interpreter, checkpoint, cache / "openvino" / workload, wishes)
-    return [OpenVino(interpreter, wish, model, threads) for wish, model in models.items()]
-
-
-class OpenVino:
-    """OpenVINO GenAI on one model folder."""
-
-    peer = "openvino"
-
-    def __init__(self, interpreter: Path, label: str, model: Path, threads: int):
-        self.name = f"openvino {label}"
-        self.interpreter = interpreter
-        self.model = model
-        self.threads = threads
-        self.file_bytes = (model / "openvino_model.bin").stat().st_size
-
-    def worker(self, verb: str, **ask) -> list:
-        ask = {"threads": self.threads, "backend": BACKEND, **ask}
-        return [self.interpreter, HERE / "openvino_worker.py", verb, self.model, json.dumps(ask)]
-
-    def bench(self, load: Load, repetitions: int) -> list:
-        """Tokens a second of each repetition, all sequences together."""
-        sizes = {key: getattr(load, key) for key in ("prompt", "generate", "depth", "sequences")}
-        return json.loads(run(self.worker("bench", repetitions=repetitions, **sizes)))[load.part]
-
-    def generate_command(self, repeats: int, count: int) -> list:
-        """Writes the ids that follow the prompt to stdout. Python's own start, 0.1 s or less, is in it."""
-        return self.worker("generate", ids=list(PROMPT_IDS) * repeats, count=count)
+    ask = {"threads": threads, "backend": BACKEND}
+    return [InPython("openvino", wish, interpreter, model, ask) for wish, model in models.items()]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs a model of transformers on token ids; torch_peer.py starts it in its virtual environment.
 
-    python torch_worker.py convert FOLDER '{"gguf": "model-f16.gguf"}'                -> FOLDER, in bfloat16
+    python torch_worker.py convert FOLDER '{"gguf": "model-bf16.gguf"}'               -> FOLDER, in bfloat16
     python torch_worker.py bench FOLDER '{"threads": 2, "prompt": 512, ...}'           -> JSON with tokens a second
     python torch_worker.py generate FOLDER '{"threads": 2, "ids": [1, 2], "count": 1}' -> the ids that follow
 """
