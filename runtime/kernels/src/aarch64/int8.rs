@@ -108,7 +108,7 @@ macro_rules! int8_kernel {
                             let shift = vdupq_n_s32(constant.wrapping_mul(sum_x));
                             for q in 0..QUARTERS {
                                 let isum = vcvtq_f32_s32(vsubq_s32(isum[row][q], shift));
-                                acc[row][q] = vfmaq_f32(acc[row][q], isum, vmulq_n_f32(scale[q], scale_x));
+                                acc[row][q] = vfmaq_n_f32(acc[row][q], vmulq_f32(isum, scale[q]), scale_x);
                             }
                             if float.is_some() {
                                 let product = side.add(act.products_at()).cast::<f32>().read_unaligned();

@@ -165,7 +165,7 @@ impl LinearF32 {
 ///
 /// ```text
 /// isum = sum of w * q - c * sums[g]                (i32, exact; wraps only for groups above 32768)
-/// acc  = fma(isum as f32, scale_w * scale_x[g], acc)
+/// acc  = fma(isum as f32 * scale_w, scale_x[g], acc)
 /// acc  = fma(offset_w, scale_x[g] * (sums[g] as f32), acc)      only with a floating-point offset or zero points
 /// ```
 #[derive(Clone, Debug)]

@@ -203,7 +203,7 @@ fn int8_tile(layout: &PanelLayout, act: &Int8Layout, panel: &[u8], x: &[u8], out
             let sum_x = i32::from_le_bytes(word(act.sums_at() + 4 * g));
             for c in 0..COLUMNS {
                 let isum = sums[c].wrapping_sub(constant.wrapping_mul(sum_x));
-                acc[c] = (isum as f32).mul_add(scale[c] * scale_x, acc[c]);
+                acc[c] = (isum as f32 * scale[c]).mul_add(scale_x, acc[c]);
                 if float {
                     acc[c] = offset[c].mul_add(scale_x * sum_x as f32, acc[c]);
                 }

@@ -138,8 +138,8 @@ unsafe fn linear<const BITS: usize, const PANELS: usize>(
                     let product = number(act.products_at()).cast::<f32>().read_unaligned();
                     let isum = _mm512_loadu_si512(sums.as_ptr().cast());
                     let isum = _mm512_sub_epi32(isum, _mm512_mullo_epi32(constant, sum_x));
-                    let t = _mm512_mul_ps(scale, _mm512_set1_ps(scale_x));
-                    let mut acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum), t, _mm512_loadu_ps(out.as_ptr()));
+                    let t = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), scale);
+                    let mut acc = _mm512_fmadd_ps(t, _mm512_set1_ps(scale_x), _mm512_loadu_ps(out.as_ptr()));
                     if stored.offset.is_some() {
                         acc = _mm512_fmadd_ps(offset, _mm512_set1_ps(product), acc);
                     }

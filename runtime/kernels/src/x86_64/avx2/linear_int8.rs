@@ -131,9 +131,9 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
                                     let sum = broadcast_i32(row_x.add(sums_at + 4 * g));
                                     isum = _mm256_add_epi32(isum, _mm256_mullo_epi32(sum, minus_constant));
                                 }
-                                let t =
-                                    _mm256_mul_ps(scale[half], broadcast_f32(row_x.add(scales_at + 4 * g)));
-                                let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum), t, acc[row][half]);
+                                let t = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), scale[half]);
+                                let scale_x = broadcast_f32(row_x.add(scales_at + 4 * g));
+                                let mut sum = _mm256_fmadd_ps(t, scale_x, acc[row][half]);
                                 if float.is_some() {
                                     let product = broadcast_f32(row_x.add(products_at + 4 * g));
                                     sum = _mm256_fmadd_ps(offset[half], product, sum);

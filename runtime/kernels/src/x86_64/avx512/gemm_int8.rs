@@ -5,7 +5,9 @@
 //! fills the registers: its f32 and i32 sums hide the latency of `vpdpbusd`, and a broadcast activation serves two products, since
 //! with one panel each would need a load of its own and the two load ports would limit it.
 
-use super::linear_int8::{constant, four_atoms, integers, moved};
+use super::linear_int8::{
+    BIAS, LANES, add_product, bias_is_exact, constant, four_atoms, integers, moved, scaled, starts_of,
+};
 use super::scales;
 use crate::linear::Lane;
 use crate::x86_64::{Side, TABLE, code_bits, prefetch_to_l2};
@@ -13,6 +15,7 @@ use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
 use std::arch::x86_64::*;
+use std::hint::black_box;
 use std::mem::MaybeUninit;
 
 /// Rows of a block.
@@ -22,9 +25,6 @@ pub(super) const FROM_ROWS: usize = 12;
 /// Most steps of 16 elements along k of a stretch: beside the codes of two panels the rows of a block and their sums stay in the L1 cache.
 /// Zen 5, k = 576: 32 steps 3 % slower, 36 (so that one stretch is all of k) 6 %.
 const STRETCH: usize = 20;
-
-/// Numbers of a vector.
-const LANES: usize = 16;
 
 /// Four atoms, a step along k of a panel.
 type Step = [__m512i; 4];
@@ -56,10 +56,12 @@ pub(super) unsafe fn multiply<const BITS: usize, const PANELS: usize>(
     mut out: [&mut [Lane]; PANELS],
 ) {
     let Some(stored) = Side::of(layout) else { return };
-    let shape = Shape {
-        act: *act,
-        constant: constant::<BITS>(layout),
-        float: layout.scheme().offset_type().is_some(),
+    let shape = Shape { act: *act, constant: constant::<BITS>(layout) };
+    let rows = match (layout.scheme().offset_type().is_some(), bias_is_exact::<BITS>(layout)) {
+        (false, false) => rows::<PANELS, false, false>,
+        (false, true) => rows::<PANELS, false, true>,
+        (true, false) => rows::<PANELS, true, false>,
+        (true, true) => rows::<PANELS, true, true>,
     };
     let mut stretch = MaybeUninit::<Stretch<PANELS>>::uninit();
     // SAFETY: an array of what may be uninitialised needs no initialisation.
@@ -72,7 +74,7 @@ pub(super) unsafe fn multiply<const BITS: usize, const PANELS: usize>(
         // SAFETY: the groups exist; the rest is the caller's promise. What was unpacked is what is read.
         unsafe {
             unpack::<BITS, PANELS>(stored, layout, act, panels, first..first + some, stretch);
-            rows::<PANELS>(&shape, stretch, first, some, x, &mut out);
+            rows(&shape, stretch, first, some, x, &mut out);
         }
     }
 }
@@ -82,8 +84,6 @@ struct Shape {
     act: Int8Layout,
     /// What every code is too large by.
     constant: i32,
-    /// Whether offsets are floats.
-    float: bool,
 }
 
 /// Unpacks `groups` groups from `first` on; asks for the same of the panels behind these, which are multiplied next.
@@ -154,12 +154,13 @@ unsafe fn unpack<const BITS: usize, const PANELS: usize>(
     }
 }
 
-/// All rows by a stretch, in blocks as equal as they can be.
+/// All rows by a stretch, in blocks as equal as they can be. `FLOAT`: whether offsets are floats; `BIASED`: whether sums become floats by
+/// [`BIAS`].
 ///
 /// # Safety
 /// As [`multiply`]; `groups` groups, from group `first` of the activations on, were unpacked.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn rows<const PANELS: usize>(
+unsafe fn rows<const PANELS: usize, const FLOAT: bool, const BIASED: bool>(
     shape: &Shape,
     stretch: &Stretch<PANELS>,
     first: usize,
@@ -174,22 +175,15 @@ unsafe fn rows<const PANELS: usize>(
         let at = out[0].len() - left;
         let x = x[at * shape.act.row_bytes()..].as_ptr();
         let out = out.each_mut().map(|out| out[at..][..rows].as_mut_ptr());
-        let float = shape.float;
         // SAFETY: so many rows are there, of `x` and of every output; the rest is the caller's promise.
         unsafe {
-            match (rows, float) {
-                (6, false) => tile::<PANELS, 6, false>(shape, stretch, first, groups, x, out),
-                (5, false) => tile::<PANELS, 5, false>(shape, stretch, first, groups, x, out),
-                (4, false) => tile::<PANELS, 4, false>(shape, stretch, first, groups, x, out),
-                (3, false) => tile::<PANELS, 3, false>(shape, stretch, first, groups, x, out),
-                (2, false) => tile::<PANELS, 2, false>(shape, stretch, first, groups, x, out),
-                (_, false) => tile::<PANELS, 1, false>(shape, stretch, first, groups, x, out),
-                (6, true) => tile::<PANELS, 6, true>(shape, stretch, first, groups, x, out),
-                (5, true) => tile::<PANELS, 5, true>(shape, stretch, first, groups, x, out),
-                (4, true) => tile::<PANELS, 4, true>(shape, stretch, first, groups, x, out),
-                (3, true) => tile::<PANELS, 3, true>(shape, stretch, first, groups, x, out),
-                (2, true) => tile::<PANELS, 2, true>(shape, stretch, first, groups, x, out),
-                (_, true) => tile::<PANELS, 1, true>(shape, stretch, first, groups, x, out),
+            match rows {
+                6 => tile::<PANELS, 6, FLOAT, BIASED>(shape, stretch, first, groups, x, out),
+                5 => tile::<PANELS, 5, FLOAT, BIASED>(shape, stretch, first, groups, x, out),
+                4 => tile::<PANELS, 4, FLOAT, BIASED>(shape, stretch, first, groups, x, out),
+                3 => tile::<PANELS, 3, FLOAT, BIASED>(shape, stretch, first, groups, x, out),
+                2 => tile::<PANELS, 2, FLOAT, BIASED>(shape, stretch, first, groups, x, out),
+                _ => tile::<PANELS, 1, FLOAT, BIASED>(shape, stretch, first, groups, x, out),
             }
         }
         left -= rows;
@@ -206,7 +200,7 @@ unsafe fn rows<const PANELS: usize>(
 /// As [`rows`]; `x` points to `N` rows, and each output to as many lanes.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
+unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool, const BIASED: bool>(
     shape: &Shape,
     stretch: &Stretch<PANELS>,
     first: usize,
@@ -216,7 +210,7 @@ unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
 ) {
     let act = &shape.act;
     let (row_bytes, group) = (act.row_bytes(), act.group);
-    let rows: [*const u8; N] = std::array::from_fn(|row| x.wrapping_add(row * row_bytes));
+    let rows: [*const u8; N] = black_box(std::array::from_fn(|row| x.wrapping_add(row * row_bytes)));
     let mut codes_at = first * group;
     let mut numbers_at = act.scales_at() + 4 * first;
     // From a scale to the sum and the product of its group.
@@ -227,15 +221,15 @@ unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
     // SAFETY: a row's codes, scales, sums and products of the groups are inside of it (a last group that is short reads into its
     // numbers, and multiplies them with zero); the stretch holds so many groups; the outputs are `N` lanes.
     unsafe {
-        // What the constant adds to the products their sums start without: made here for all groups, since a group has no time left on the
-        // ports of vectors, which a number from a scalar register would take too.
-        let mut starts = [[MaybeUninit::<__m512i>::uninit(); STRETCH.div_ceil(LANES)]; N];
+        // One for each panel, though they are equal: what is loaded twice is not copied, which would take the ports of products.
+        let mut starts = [[[MaybeUninit::<__m512i>::uninit(); STRETCH.div_ceil(LANES)]; PANELS]; N];
         for row in 0..N {
             let sums = rows[row].add(numbers_at + number).cast::<i32>();
             for (part, some) in (0..groups).step_by(LANES).enumerate() {
-                let mask = (0xffff_u32 >> (LANES - LANES.min(groups - some))) as u16;
-                let sums = _mm512_maskz_loadu_epi32(mask, sums.add(some));
-                starts[row][part].write(_mm512_mullo_epi32(sums, _mm512_set1_epi32(-shape.constant)));
+                let some = starts_of(sums.add(some), groups - some, shape.constant, BIASED);
+                for panel in 0..PANELS {
+                    starts[row][panel][part].write(some);
+                }
             }
         }
         let mut start = starts.as_ptr().cast::<i32>();
@@ -250,8 +244,10 @@ unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
         for _ in 0..groups {
             let mut isum = [[_mm512_setzero_si512(); PANELS]; N];
             for row in 0..N {
-                let start = start.add(row * LANES * STRETCH.div_ceil(LANES)).read();
-                isum[row] = [_mm512_set1_epi32(start); PANELS];
+                for panel in 0..PANELS {
+                    let start = start.add((row * PANELS + panel) * LANES * STRETCH.div_ceil(LANES));
+                    isum[row][panel] = _mm512_set1_epi32(start.read());
+                }
             }
             for i in 0..group / 4 {
                 for row in 0..N {
@@ -263,12 +259,17 @@ unsafe fn tile<const PANELS: usize, const N: usize, const FLOAT: bool>(
                     }
                 }
             }
+            let mut scale = [_mm512_setzero_ps(); PANELS];
+            let mut bias = scale;
+            for panel in 0..PANELS {
+                scale[panel] = *scales.add(panel);
+                bias[panel] = _mm512_mul_ps(scale[panel], _mm512_set1_ps(BIAS));
+            }
             for row in 0..N {
                 let scale_x = _mm512_set1_ps(rows[row].add(numbers_at).cast::<f32>().read_unaligned());
                 for panel in 0..PANELS {
-                    let t = _mm512_mul_ps(*scales.add(panel), scale_x);
-                    acc[row][panel] =
-                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[row][panel]), t, acc[row][panel]);
+                    let t = scaled::<BIASED>(isum[row][panel], scale[panel], bias[panel]);
+                    add_product(&mut acc[row][panel], t, scale_x);
                 }
             }
             if FLOAT {

@@ -7,9 +7,10 @@ use crate::x86_64::{
     EVEN_STEPS, PREFETCH_AHEAD, Side, TABLE, code_bits, even_groups, prefetch_at_once, prefetch_near,
     prefetch_to_l2,
 };
-use bessemer_format::PanelLayout;
 use bessemer_format::act::Int8Layout;
 use bessemer_format::panel::{K_STEP, LINE};
+use bessemer_format::{PanelLayout, ScaleType};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
@@ -20,9 +21,14 @@ const BLOCK: usize = 8;
 /// every `vpdpbusd` needs a load of its own, and eight sums a step do not hide its latency. Sixteen do, for which the f32 sums go to
 /// memory between groups (Emerald Rapids, 8 rows: 7 to 13 % faster than one panel).
 const PAIR_BLOCK: usize = 8;
+/// From how many rows of a block on what sums start with is made for many groups at once, and sums become floats by [`BIAS`].
+const MANY_ROWS: usize = 4;
 /// The same where a block is not all rows, and codes are unpacked for each: f32 sums stay in registers (measured on Zen 5, whose many
 /// rows take this way).
 const ONE_OF_BLOCKS: usize = 5;
+
+/// Numbers of a vector.
+pub(super) const LANES: usize = 16;
 
 /// Bytes of a matrix that is probably one of a model that the last cache holds. From there a line comes to the L1 cache in one step
 /// as soon as in two (Emerald Rapids, one row: 5 % sooner).
@@ -322,7 +328,7 @@ unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
     }
 }
 
-/// [`tile_with`] for what a block prefetches: within its loops nothing is asked.
+/// A block by the way its sums become floats: within its loops nothing is asked.
 ///
 /// # Safety
 /// As [`tile_with`].
@@ -338,15 +344,46 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
 ) {
     // SAFETY: the caller's promise.
     unsafe {
+        if STEPS > 0 && PANELS == 2 && ROWS >= MANY_ROWS && bias_is_exact::<BITS>(layout) {
+            return fetching::<BITS, STEPS, ROWS, PANELS, true>(layout, act, panels, x, out, prefetch);
+        }
+        fetching::<BITS, STEPS, ROWS, PANELS, false>(layout, act, panels, x, out, prefetch);
+    }
+}
+
+/// [`tile_with`] for what a block prefetches.
+///
+/// # Safety
+/// As [`tile_with`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn fetching<
+    const BITS: usize,
+    const STEPS: usize,
+    const ROWS: usize,
+    const PANELS: usize,
+    const BIASED: bool,
+>(
+    layout: &PanelLayout,
+    act: &Int8Layout,
+    panels: [&[u8]; PANELS],
+    x: &[u8],
+    out: [&mut [Lane]; PANELS],
+    prefetch: Prefetch,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
         match prefetch {
             // Not compiled for blocks that are never one of several.
             Prefetch::None | Prefetch::Next(_) if PANELS == 2 && ROWS > ONE_OF_BLOCKS => {
                 unreachable!("a block of {ROWS} rows is alone")
             }
-            Prefetch::None => tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, |_, _| {}),
+            Prefetch::None => {
+                tile_with::<BITS, STEPS, ROWS, PANELS, BIASED>(layout, act, panels, x, out, |_, _| {})
+            }
             Prefetch::Stream if ROWS == 1 && layout.panels() * panels[0].len() < SMALL => {
                 let stream = |p: *const u8, _| prefetch_at_once(p);
-                tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, stream);
+                tile_with::<BITS, STEPS, ROWS, PANELS, BIASED>(layout, act, panels, x, out, stream);
             }
             Prefetch::Stream => {
                 let (len, first) = (panels[0].len(), panels[0].as_ptr());
@@ -357,11 +394,11 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
                     prefetch_to_l2(p.wrapping_add(PREFETCH_AHEAD + beyond));
                     prefetch_near(p);
                 };
-                tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, stream);
+                tile_with::<BITS, STEPS, ROWS, PANELS, BIASED>(layout, act, panels, x, out, stream);
             }
             Prefetch::Next(distance) => {
                 let next = |p: *const u8, _| prefetch_to_l2(p.wrapping_add(distance));
-                tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, next);
+                tile_with::<BITS, STEPS, ROWS, PANELS, BIASED>(layout, act, panels, x, out, next);
             }
         }
     }
@@ -373,7 +410,13 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
 /// As [`linear`], with every `out` and at least as many rows in `x` of length `ROWS`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, const PANELS: usize>(
+unsafe fn tile_with<
+    const BITS: usize,
+    const STEPS: usize,
+    const ROWS: usize,
+    const PANELS: usize,
+    const BIASED: bool,
+>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panels: [&[u8]; PANELS],
@@ -386,6 +429,9 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
     let (table, unit) = integers(layout);
     let minus_constant = _mm512_set1_epi32(-constant);
     let minus_constant_low = _mm512_set1_epi32(i32::from(-constant as u16));
+    // One for each panel though they are equal: what is loaded twice is not copied, which would take the ports of products.
+    let mut starts = [[_mm512_setzero_si512(); PANELS]; ROWS];
+    let mut group = 0;
     let row_bytes = act.row_bytes();
     // Each row has a pointer of its own, and the compiler does not know that they are evenly spaced: else it adds up addresses where rows
     // are loaded, and loads all that it needs of a row there, long before its turn, which takes the registers of sums.
@@ -429,7 +475,21 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
             let mut step = 0;
             while step < steps {
                 let mut isum = [[_mm512_setzero_si512(); PANELS]; ROWS];
-                if constant != 0 {
+                if STEPS > 0 && ROWS >= MANY_ROWS {
+                    if group % LANES == 0 {
+                        for row in 0..ROWS {
+                            let sums = rows[row].add(sums_at).cast::<i32>();
+                            let some = starts_of(sums, act.groups() - group, constant, BIASED);
+                            starts[row] = [some; PANELS];
+                        }
+                    }
+                    for row in 0..ROWS {
+                        for panel in 0..PANELS {
+                            let start = starts[row].as_ptr().add(panel).cast::<i32>().add(group % LANES);
+                            isum[row][panel] = _mm512_set1_epi32(start.read());
+                        }
+                    }
+                } else if constant != 0 {
                     for row in 0..ROWS {
                         let sum = broadcast_i32(row, sums_at);
                         let start = if STEPS > 0 {
@@ -464,12 +524,15 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
                     codes_at += K_STEP;
                 }
                 step += group_steps;
+                let mut bias = scale;
+                for panel in 0..PANELS {
+                    bias[panel] = _mm512_mul_ps(scale[panel], _mm512_set1_ps(BIAS));
+                }
                 for row in 0..ROWS {
                     let scale_x = broadcast_f32(row, scales_at);
                     for panel in 0..PANELS {
-                        let t = _mm512_mul_ps(scale[panel], scale_x);
-                        acc[row][panel] =
-                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[row][panel]), t, acc[row][panel]);
+                        let t = scaled::<BIASED>(isum[row][panel], scale[panel], bias[panel]);
+                        acc[row][panel] = _mm512_fmadd_ps(t, scale_x, acc[row][panel]);
                     }
                 }
                 if float.is_some() {
@@ -483,6 +546,7 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
                 scales_at += 4;
                 products_at += 4;
                 sums_at += 4;
+                group += 1;
             }
             codes = side.map(|side| side.add(side_bytes));
         }
@@ -493,6 +557,68 @@ unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, co
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), acc[panel]) };
         }
     }
+}
+
+/// The float to whose bits an integer sum is added so as to become a float: where that is below 2^22 in size, the bits are those of the
+/// sum of both. `fma(BIAS + isum, scale, -BIAS * scale)` is `isum * scale` rounded once, as long as `BIAS * scale` is exact; so a group
+/// takes no conversion of its sum, and the scale of the activations one fma more.
+pub(super) const BIAS: f32 = 12_582_912.0;
+
+/// What the integer sums of up to 16 groups start with, of which `left` are there: what every code is too large by times the sum of
+/// the activations; and [`BIAS`] if they are `biased`. Made for many groups at once, since a group has no time left on the ports of
+/// vectors.
+///
+/// # Safety
+/// So many numbers are readable at `sums`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn starts_of(sums: *const i32, left: usize, constant: i32, biased: bool) -> __m512i {
+    let mask = (0xffff_u32 >> (LANES - LANES.min(left))) as u16;
+    // SAFETY: the mask selects no more than are left.
+    let sums = unsafe { _mm512_maskz_loadu_epi32(mask, sums) };
+    let bias = if biased { BIAS.to_bits().cast_signed() } else { 0 };
+    _mm512_add_epi32(_mm512_mullo_epi32(sums, _mm512_set1_epi32(-constant)), _mm512_set1_epi32(bias))
+}
+
+/// `acc += a * b`, in the register of `acc`: a compiler that chooses takes that of `a`, and copies the sums back at the end of each group.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn add_product(acc: &mut __m512, a: __m512, b: __m512) {
+    // SAFETY: arithmetic of registers alone.
+    unsafe {
+        asm!(
+            "vfmadd231ps {acc}, {a}, {b}",
+            acc = inout(zmm_reg) *acc,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+}
+
+/// A group's sum times its scale; with [`BIAS`] in it if `BIASED`, where `bias` is that times the scale.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn scaled<const BIASED: bool>(isum: __m512i, scale: __m512, bias: __m512) -> __m512 {
+    match BIASED {
+        true => _mm512_fmsub_ps(_mm512_castsi512_ps(isum), scale, bias),
+        false => _mm512_mul_ps(_mm512_cvtepi32_ps(isum), scale),
+    }
+}
+
+/// Whether [`BIAS`] times any scale is exact and finite: it has two bits, so a scale may have 22. Groups of 32 codes never sum to 2^22.
+pub(super) fn bias_is_exact<const BITS: usize>(layout: &PanelLayout) -> bool {
+    let bits = |ty| match ty {
+        ScaleType::F16 => Some(11),
+        ScaleType::U8 | ScaleType::S8 => Some(8),
+        ScaleType::E4M3 => Some(4),
+        // Too many bits, or exponents as large as those of a float.
+        ScaleType::F32 | ScaleType::Bf16 | ScaleType::E8M0 => None,
+    };
+    let levels =
+        layout.scheme().scale.map(|levels| [Some(levels.inner.ty), levels.outer.map(|outer| outer.ty)]);
+    let sum = |types: [Option<ScaleType>; 2]| types.into_iter().flatten().map(bits).sum::<Option<u32>>();
+    BITS != TABLE && levels.and_then(sum).is_some_and(|bits| bits <= 22)
 }
 
 /// What is subtracted from each unsigned code. Signed ones are biased to unsigned ones, and the bias is subtracted as the
@@ -521,4 +647,39 @@ pub(in crate::x86_64) fn moved<const BITS: u32>(v: __m512i, from: usize, to: usi
     let v =
         if from > to { _mm512_srl_epi16(v, count(from - to)) } else { _mm512_sll_epi16(v, count(to - from)) };
     _mm512_and_si512(v, _mm512_set1_epi8((((1 << BITS) - 1) << to) as i8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn biased(scheme: &str) -> bool {
+        bias_is_exact::<4>(&PanelLayout::new(&scheme.parse().unwrap(), 16, 256).unwrap())
+    }
+
+    #[test]
+    fn scales_that_sums_are_biased_for_have_exact_products_with_the_bias() {
+        let numbers = |ty: ScaleType| {
+            let codes = 0..1_u32 << (8 * ty.bytes());
+            codes.map(move |code| ty.read(&code.to_le_bytes())).filter(|x| x.is_finite())
+        };
+        let exact = |scale: f32| assert_eq!(f64::from(scale * BIAS), f64::from(scale) * f64::from(BIAS));
+        assert!(biased("u4:f16x32-8") && biased("u4:u8x32*f16x0+u8*f16"));
+        for outer in numbers(ScaleType::F16) {
+            exact(outer);
+            numbers(ScaleType::U8).for_each(|inner| exact(inner * outer));
+        }
+        // Scales that it would not hold for.
+        assert!(!biased("u4:f32x32-8") && !biased("u4:bf16x32-8"));
+    }
+
+    #[test]
+    fn sums_of_groups_stay_below_the_step_of_the_bias() {
+        let largest = (EVEN_STEPS * K_STEP) as i32 * 255 * 128;
+        assert!(largest < 1 << 22);
+        for sum in [0, 1, -1, largest, -largest] {
+            let bits = BIAS.to_bits().cast_signed() + sum;
+            assert_eq!(f32::from_bits(bits.cast_unsigned()), BIAS + sum as f32);
+        }
+    }
 }
