@@ -1,6 +1,6 @@
 //! f32 linears: a chunk of weights is dequantised once into L1, then multiplied with every row of the tile.
 
-use super::{e4m3 as e4m3_numbers, scales};
+use super::{e4m3 as e4m3_numbers, prefetch, scales};
 use crate::linear::Lane;
 use crate::x86_64::Side;
 use bessemer_format::PanelLayout;
@@ -115,6 +115,9 @@ unsafe fn linear<const KIND: u8>(
                     for (i, eight) in
                         buffer.as_chunks_mut::<STEP>().0[..len.div_ceil(STEP)].iter_mut().enumerate()
                     {
+                        for line in 0..step_bytes / LINE {
+                            prefetch(codes.add(i * step_bytes + line * LINE));
+                        }
                         eight_weights::<KIND>(codes.add(i * step_bytes), &dequant, eight);
                     }
                     buffer.as_ptr().cast()

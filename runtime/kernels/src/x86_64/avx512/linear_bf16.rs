@@ -41,6 +41,7 @@ pub(crate) fn round_native(x: &[f32], out: &mut [u8]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(crate) unsafe fn native(layout: &PanelLayout, panel: &[u8], mut x: &[u8], mut out: &mut [Lane]) {
     let row_bytes = Bf16Layout { k: layout.k() }.native_row_bytes();
+    let mut stream = true;
     while !out.is_empty() {
         let rows = match out.len() {
             BLOCK.. => BLOCK,
@@ -52,14 +53,14 @@ pub(crate) unsafe fn native(layout: &PanelLayout, panel: &[u8], mut x: &[u8], mu
         // SAFETY: `block` is `rows` long, and so are the rows from `x` on; the rest is the caller's promise.
         unsafe {
             match rows {
-                BLOCK => tile::<BLOCK, 1>(layout, [panel], x, [block]),
-                4 => tile::<4, 1>(layout, [panel], x, [block]),
-                2 => tile::<2, 1>(layout, [panel], x, [block]),
-                _ => tile::<1, 1>(layout, [panel], x, [block]),
+                BLOCK => tile::<BLOCK, 1>(layout, [panel], x, [block], stream),
+                4 => tile::<4, 1>(layout, [panel], x, [block], stream),
+                2 => tile::<2, 1>(layout, [panel], x, [block], stream),
+                _ => tile::<1, 1>(layout, [panel], x, [block], stream),
             }
         }
         x = &x[rows * row_bytes..];
-        out = rest;
+        (out, stream) = (rest, false);
     }
 }
 
@@ -72,6 +73,7 @@ pub(crate) unsafe fn native_pair(
     mut out: [&mut [Lane]; 2],
 ) {
     let row_bytes = Bf16Layout { k: layout.k() }.native_row_bytes();
+    let mut stream = true;
     while !out[0].is_empty() {
         let rows = match out[0].len() {
             PAIR_BLOCK.. => PAIR_BLOCK,
@@ -83,20 +85,22 @@ pub(crate) unsafe fn native_pair(
         // SAFETY: the blocks are `rows` long, and so are the rows from `x` on; the rest is the caller's promise.
         unsafe {
             match rows {
-                PAIR_BLOCK => tile::<PAIR_BLOCK, 2>(layout, panels, x, [a, b]),
-                4 => tile::<4, 2>(layout, panels, x, [a, b]),
-                2 => tile::<2, 2>(layout, panels, x, [a, b]),
-                _ => tile::<1, 2>(layout, panels, x, [a, b]),
+                PAIR_BLOCK => tile::<PAIR_BLOCK, 2>(layout, panels, x, [a, b], stream),
+                4 => tile::<4, 2>(layout, panels, x, [a, b], stream),
+                2 => tile::<2, 2>(layout, panels, x, [a, b], stream),
+                _ => tile::<1, 2>(layout, panels, x, [a, b], stream),
             }
         }
         x = &x[rows * row_bytes..];
-        out = [rest_a, rest_b];
+        (out, stream) = ([rest_a, rest_b], false);
     }
 }
 
 /// # Safety
 /// As [`crate::linear::LinearNativeFn`] for weights of bfloat16 and for every panel, with `ROWS` outputs each and at least as many rows
 /// in `x`.
+///
+/// `stream`: whether these rows are the first that the panels meet, and fetch them for the others.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn tile<const ROWS: usize, const PANELS: usize>(
@@ -104,6 +108,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
     panels: [&[u8]; PANELS],
     x: &[u8],
     out: [&mut [Lane]; PANELS],
+    stream: bool,
 ) {
     let row_bytes = Bf16Layout { k: layout.k() }.native_row_bytes();
     let mut acc = [[[_mm512_setzero_ps(); 2]; PANELS]; ROWS];
@@ -115,7 +120,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
             // SAFETY: panels and rows are padded to `padded_k` elements.
             unsafe {
                 let w = weights.map(|panel| {
-                    if ROWS == 1 {
+                    if stream {
                         prefetch(panel.add(i * LINE));
                     }
                     _mm512_loadu_si512(panel.add(i * LINE).cast())

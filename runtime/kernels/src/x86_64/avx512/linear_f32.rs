@@ -75,10 +75,10 @@ unsafe fn linear<const KIND: u8>(
         // SAFETY: `block` is `rows` long, and so are the rows from `x` on; the rest is the caller's promise.
         unsafe {
             match rows {
-                BLOCK => tile::<KIND, BLOCK>(layout, panel, x, stride, block),
-                4 => tile::<KIND, 4>(layout, panel, x, stride, block),
-                2 => tile::<KIND, 2>(layout, panel, x, stride, block),
-                _ => tile::<KIND, 1>(layout, panel, x, stride, block),
+                BLOCK => tile::<KIND, BLOCK>(layout, panel, x, stride, block, first == 0),
+                4 => tile::<KIND, 4>(layout, panel, x, stride, block, first == 0),
+                2 => tile::<KIND, 2>(layout, panel, x, stride, block, first == 0),
+                _ => tile::<KIND, 1>(layout, panel, x, stride, block, first == 0),
             }
         }
         first += rows;
@@ -134,6 +134,8 @@ pub(in crate::x86_64) fn step_bytes(layout: &PanelLayout) -> usize {
 
 /// # Safety
 /// As [`linear`], with `out.len() == ROWS`.
+///
+/// `stream`: whether these rows are the first that the panel meets, and fetch it for the others.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn tile<const KIND: u8, const ROWS: usize>(
@@ -142,6 +144,7 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
     x: &[f32],
     stride: usize,
     out: &mut [Lane],
+    stream: bool,
 ) {
     let stored = Side::of(layout);
     let mut dequant = Dequant::new::<KIND>(layout);
@@ -157,14 +160,14 @@ unsafe fn tile<const KIND: u8, const ROWS: usize>(
                 if let Some(stored) = stored {
                     dequant.set_scale(scales(stored, layout, panel.as_ptr(), side, r));
                 }
-                if ROWS == 1 {
+                if stream {
                     prefetch(side);
                 }
             }
             let len = layout.run_len(r);
             let mut x = x.as_ptr().add(r * layout.run());
             for _ in 0..len / STEP {
-                if ROWS == 1 {
+                if stream {
                     for line in 0..step_bytes / LINE {
                         prefetch(codes.add(line * LINE));
                     }
