@@ -5,10 +5,9 @@
 //! fills the registers: its f32 and i32 sums hide the latency of `vpdpbusd`, and a broadcast activation serves two products, since
 //! with one panel each would need a load of its own and the two load ports would limit it.
 
-use super::linear_int8::{
-    BIAS, LANES, add_product, bias_is_exact, constant, four_atoms, integers, moved, scaled, starts_of,
-};
+use super::linear_int8::{constant, four_atoms, integers, moved};
 use super::scales;
+use super::sums::{BIAS, LANES, add_product, bias_is_exact, scaled, starts_of};
 use crate::linear::Lane;
 use crate::x86_64::{Side, TABLE, code_bits, prefetch_to_l2};
 use bessemer_format::PanelLayout;

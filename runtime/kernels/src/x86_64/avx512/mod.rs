@@ -7,6 +7,7 @@ pub(crate) mod linear_bf16;
 pub(crate) mod linear_f32;
 pub(crate) mod linear_int8;
 pub(crate) mod quantise;
+mod sums;
 
 use super::{Side, prefetch};
 use crate::math::{EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY, ROUND};
