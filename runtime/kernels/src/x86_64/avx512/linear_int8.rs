@@ -1,7 +1,6 @@
 //! Integer linears by `vpdpbusd`: unsigned weight codes times a broadcast of four signed activation codes. Few rows wait for the
 //! weights, which are unpacked on their way; many rows are the matter of [`gemm`].
 
-use super::sums::{BIAS, LANES, bias_is_exact, scaled, starts_of};
 use super::{gemm_int8 as gemm, scales};
 use crate::linear::Lane;
 use crate::x86_64::{
@@ -24,9 +23,6 @@ const PAIR_BLOCK: usize = 8;
 /// The same where a block is not all rows, and codes are unpacked for each: f32 sums stay in registers (measured on Zen 5, whose many
 /// rows take this way).
 const ONE_OF_BLOCKS: usize = 5;
-
-/// From how many rows of a block on what sums start with is made for many groups at once, and sums become floats by [`BIAS`].
-const MANY_ROWS: usize = 4;
 
 /// Bytes of a matrix that is probably one of a model that the last cache holds. From there a line comes to the L1 cache in one step
 /// as soon as in two (Emerald Rapids, one row: 5 % sooner).
@@ -326,7 +322,7 @@ unsafe fn linear_pair<const BITS: usize, const STEPS: usize>(
     }
 }
 
-/// A block by the way its sums become floats: within its loops nothing is asked.
+/// [`tile_with`] for what a block prefetches: within its loops nothing is asked.
 ///
 /// # Safety
 /// As [`tile_with`].
@@ -342,46 +338,15 @@ unsafe fn tile<const BITS: usize, const STEPS: usize, const ROWS: usize, const P
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        if STEPS > 0 && PANELS == 2 && ROWS >= MANY_ROWS && bias_is_exact::<BITS>(layout) {
-            return fetching::<BITS, STEPS, ROWS, PANELS, true>(layout, act, panels, x, out, prefetch);
-        }
-        fetching::<BITS, STEPS, ROWS, PANELS, false>(layout, act, panels, x, out, prefetch);
-    }
-}
-
-/// [`tile_with`] for what a block prefetches.
-///
-/// # Safety
-/// As [`tile_with`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn fetching<
-    const BITS: usize,
-    const STEPS: usize,
-    const ROWS: usize,
-    const PANELS: usize,
-    const BIASED: bool,
->(
-    layout: &PanelLayout,
-    act: &Int8Layout,
-    panels: [&[u8]; PANELS],
-    x: &[u8],
-    out: [&mut [Lane]; PANELS],
-    prefetch: Prefetch,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
         match prefetch {
             // Not compiled for blocks that are never one of several.
             Prefetch::None | Prefetch::Next(_) if PANELS == 2 && ROWS > ONE_OF_BLOCKS => {
                 unreachable!("a block of {ROWS} rows is alone")
             }
-            Prefetch::None => {
-                tile_with::<BITS, STEPS, ROWS, PANELS, BIASED>(layout, act, panels, x, out, |_, _| {})
-            }
+            Prefetch::None => tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, |_, _| {}),
             Prefetch::Stream if ROWS == 1 && layout.panels() * panels[0].len() < SMALL => {
                 let stream = |p: *const u8, _| prefetch_at_once(p);
-                tile_with::<BITS, STEPS, ROWS, PANELS, BIASED>(layout, act, panels, x, out, stream);
+                tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, stream);
             }
             Prefetch::Stream => {
                 let (len, first) = (panels[0].len(), panels[0].as_ptr());
@@ -392,11 +357,11 @@ unsafe fn fetching<
                     prefetch_to_l2(p.wrapping_add(PREFETCH_AHEAD + beyond));
                     prefetch_near(p);
                 };
-                tile_with::<BITS, STEPS, ROWS, PANELS, BIASED>(layout, act, panels, x, out, stream);
+                tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, stream);
             }
             Prefetch::Next(distance) => {
                 let next = |p: *const u8, _| prefetch_to_l2(p.wrapping_add(distance));
-                tile_with::<BITS, STEPS, ROWS, PANELS, BIASED>(layout, act, panels, x, out, next);
+                tile_with::<BITS, STEPS, ROWS, PANELS>(layout, act, panels, x, out, next);
             }
         }
     }
@@ -408,13 +373,7 @@ unsafe fn fetching<
 /// As [`linear`], with every `out` and at least as many rows in `x` of length `ROWS`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile_with<
-    const BITS: usize,
-    const STEPS: usize,
-    const ROWS: usize,
-    const PANELS: usize,
-    const BIASED: bool,
->(
+unsafe fn tile_with<const BITS: usize, const STEPS: usize, const ROWS: usize, const PANELS: usize>(
     layout: &PanelLayout,
     act: &Int8Layout,
     panels: [&[u8]; PANELS],
@@ -427,9 +386,6 @@ unsafe fn tile_with<
     let (table, unit) = integers(layout);
     let minus_constant = _mm512_set1_epi32(-constant);
     let minus_constant_low = _mm512_set1_epi32(i32::from(-constant as u16));
-    // One for each panel though they are equal: what is loaded twice is not copied, which would take the ports of products.
-    let mut starts = [[_mm512_setzero_si512(); PANELS]; ROWS];
-    let mut group = 0;
     let row_bytes = act.row_bytes();
     // Each row has a pointer of its own, and the compiler does not know that they are evenly spaced: else it adds up addresses where rows
     // are loaded, and loads all that it needs of a row there, long before its turn, which takes the registers of sums.
@@ -473,21 +429,7 @@ unsafe fn tile_with<
             let mut step = 0;
             while step < steps {
                 let mut isum = [[_mm512_setzero_si512(); PANELS]; ROWS];
-                if STEPS > 0 && ROWS >= MANY_ROWS {
-                    if group % LANES == 0 {
-                        for row in 0..ROWS {
-                            let sums = rows[row].add(sums_at).cast::<i32>();
-                            let some = starts_of(sums, act.groups() - group, constant, BIASED);
-                            starts[row] = [some; PANELS];
-                        }
-                    }
-                    for row in 0..ROWS {
-                        for panel in 0..PANELS {
-                            let start = starts[row].as_ptr().add(panel).cast::<i32>().add(group % LANES);
-                            isum[row][panel] = _mm512_set1_epi32(start.read());
-                        }
-                    }
-                } else if constant != 0 {
+                if constant != 0 {
                     for row in 0..ROWS {
                         let sum = broadcast_i32(row, sums_at);
                         let start = if STEPS > 0 {
@@ -522,14 +464,10 @@ unsafe fn tile_with<
                     codes_at += K_STEP;
                 }
                 step += group_steps;
-                let mut bias = scale;
-                for panel in 0..PANELS {
-                    bias[panel] = _mm512_mul_ps(scale[panel], _mm512_set1_ps(BIAS));
-                }
                 for row in 0..ROWS {
                     let scale_x = broadcast_f32(row, scales_at);
                     for panel in 0..PANELS {
-                        let t = scaled::<BIASED>(isum[row][panel], scale[panel], bias[panel]);
+                        let t = _mm512_mul_ps(_mm512_cvtepi32_ps(isum[row][panel]), scale[panel]);
                         acc[row][panel] = _mm512_fmadd_ps(t, scale_x, acc[row][panel]);
                     }
                 }
@@ -544,7 +482,6 @@ unsafe fn tile_with<
                 scales_at += 4;
                 products_at += 4;
                 sums_at += 4;
-                group += 1;
             }
             codes = side.map(|side| side.add(side_bytes));
         }

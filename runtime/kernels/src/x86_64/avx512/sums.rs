@@ -1,4 +1,4 @@
-//! What integer kernels share about the sums of a group of activations: what they start with, and how they become floats.
+//! The sums of a group of activations where many rows are multiplied: what they start with, and how they become floats.
 
 use crate::x86_64::TABLE;
 use bessemer_format::{PanelLayout, ScaleType};
