@@ -41,6 +41,12 @@ fn a_bf16_cache_meets_the_reference_that_rounds_too() {
 }
 
 #[test]
+fn an_f16_cache_meets_the_reference_that_rounds_too() {
+    // As above, one part in 2048.
+    check_against_reference(Shape::default(), KvElem::F16, 2e-5);
+}
+
+#[test]
 fn a_cache_of_codes_meets_the_reference_that_rounds_too() {
     // As above; a step of a code is one part in 127, 16 or 8 of its largest neighbour.
     for (kv, tolerance) in [(KvElem::Int8, 1e-3), (KvElem::Fp8, 4e-3), (KvElem::Int4, 1e-2)] {
@@ -83,7 +89,7 @@ fn attention_in_bf16_meets_the_reference_that_rounds_too() {
     let shape = Shape { attention: Compute::Bf16, ..Shape::default() };
     let windowed = Shape { attention: Compute::Bf16, ..Shape::windowed() };
     for shape in [shape, windowed] {
-        for kv in [KvElem::F32, KvElem::Bf16] {
+        for kv in [KvElem::F32, KvElem::F16, KvElem::Bf16] {
             check_against_reference(shape.clone(), kv, 2f64.powi(-12));
         }
     }

@@ -182,7 +182,7 @@ fn the_number_of_threads_changes_no_bit() {
 #[test]
 fn generated_code_gives_the_bits_of_the_nests() {
     for (model, name) in MODELS.iter().chain(FAMILIES) {
-        for kv in [KvElem::F32, KvElem::Bf16, KvElem::Int8] {
+        for kv in [KvElem::F32, KvElem::F16, KvElem::Bf16, KvElem::Int8] {
             let g = golden(name, "");
             let options = options(PrecisionPolicy::Source);
             let mut interpreted = Worker::new(&engine(model, &options), f32_worker().kv(kv)).unwrap();

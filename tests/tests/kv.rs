@@ -83,7 +83,7 @@ fn a_report_states_what_each_cache_costs() {
     assert_eq!(Some(&quality), compiled.quality.as_ref());
     assert_eq!(quality.default_kv, KvElem::DEFAULT);
     let names: Vec<&str> = quality.kv.iter().map(|(kv, _)| kv.name()).collect();
-    assert_eq!(names, ["bf16", "int8", "fp8", "int4"]);
+    assert_eq!(names, ["f16", "bf16", "int8", "fp8", "int4"]);
     for (kv, stated) in quality.kv {
         // The engine's kernels lose what the eager executor said, but for the order of sums.
         let costs = tokens.chunks(32).map(|window| {
@@ -98,8 +98,10 @@ fn a_report_states_what_each_cache_costs() {
 #[test]
 #[ignore = "minutes: six contexts of a real model in f32, with each cache"]
 fn what_each_cache_costs_on_a_real_model() {
-    let caches = [KvElem::Bf16, KvElem::Int8, KvElem::Fp8, KvElem::Int4];
-    let Some([bf16, int8, fp8, int4]) = costs(6, caches) else { return };
+    let caches = [KvElem::F16, KvElem::Bf16, KvElem::Int8, KvElem::Fp8, KvElem::Int4];
+    let Some([f16, bf16, int8, fp8, int4]) = costs(6, caches) else { return };
+    // Three bits more: errors an eighth as large, whose squares count.
+    assert!(f16 < bf16 / 16.0, "{f16} {bf16}");
     assert!(bf16 < 1e-4 && int8 < 0.002 && fp8 < 0.005, "{bf16} {int8} {fp8}");
     // Four bits are reported; they must not be noise either.
     assert!(int4 > fp8 && int4 < 1.0, "{int4}");
@@ -110,9 +112,13 @@ fn fewer_bits_take_less_memory() {
     let engine = compiled(&fixture("gqa_tied"), PrecisionPolicy::Source);
     let bytes = |kv| engine.memory(256, kv, 1).cache as f64;
     // Heads of 16 elements: a scale of four bytes for as many.
-    for (kv, share) in
-        [(KvElem::F32, 2.0), (KvElem::Int8, 0.625), (KvElem::Fp8, 0.625), (KvElem::Int4, 0.375)]
-    {
+    for (kv, share) in [
+        (KvElem::F32, 2.0),
+        (KvElem::F16, 1.0),
+        (KvElem::Int8, 0.625),
+        (KvElem::Fp8, 0.625),
+        (KvElem::Int4, 0.375),
+    ] {
         assert_eq!(bytes(kv) / bytes(KvElem::Bf16), share, "{}", kv.name());
     }
 }

@@ -185,6 +185,7 @@ fn state_is_kept_beside_caches_of_every_type() {
         // Only one layer has a cache; int4 holds its keys to a few percent.
         let bound = match kv {
             KvElem::F32 => 1e-4,
+            KvElem::F16 => 3e-3,
             KvElem::Bf16 => 2e-2,
             KvElem::Int8 | KvElem::Fp8 => 5e-2,
             KvElem::Int4 => 0.3,

@@ -29,7 +29,7 @@
 //! that are keys and values at once stay as they are.
 
 use crate::manifest::KvElem;
-use crate::scheme::E4M3_NUMBERS;
+use crate::scheme::{E4M3_NUMBERS, round_f16};
 
 /// Tokens of a block.
 pub const TOKENS: usize = 32;
@@ -84,7 +84,7 @@ pub fn scale(elem: KvElem, x: &[f32]) -> f32 {
         }
     }
     match elem {
-        KvElem::Bf16 | KvElem::F32 => 1.0,
+        KvElem::F16 | KvElem::Bf16 | KvElem::F32 => 1.0,
         KvElem::Int8 => extreme.abs() / 127.0,
         KvElem::Fp8 => fp8_scale(extreme.abs(), x),
         KvElem::Int4 => extreme / -8.0,
@@ -220,6 +220,7 @@ pub fn stored_key(elem: KvElem, x: &mut [f32]) {
 pub fn stored(elem: KvElem, x: &mut [f32]) {
     match elem {
         KvElem::F32 => {}
+        KvElem::F16 => x.iter_mut().for_each(|x| *x = half::f16::from_bits(round_f16(*x)).to_f32()),
         KvElem::Bf16 => x.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32()),
         KvElem::Int8 | KvElem::Fp8 | KvElem::Int4 => {
             let scale = scale(elem, x);

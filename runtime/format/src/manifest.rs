@@ -126,11 +126,13 @@ pub enum KvElem {
     Fp8,
     /// Four bits, with a scale a token and head.
     Int4,
+    /// binary16; what lies beyond its range is its largest number.
+    F16,
 }
 
 impl KvElem {
     /// All of them, the narrowest last.
-    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::Int8, Self::Fp8, Self::Int4];
+    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Fp8, Self::Int4];
 
     /// What a run has unless it asks for another: the narrowest that costs no text anything.
     pub const DEFAULT: Self = Self::Bf16;
@@ -139,7 +141,7 @@ impl KvElem {
     pub const fn bits(self) -> usize {
         match self {
             KvElem::F32 => 32,
-            KvElem::Bf16 => 16,
+            KvElem::F16 | KvElem::Bf16 => 16,
             KvElem::Int8 | KvElem::Fp8 => 8,
             KvElem::Int4 => 4,
         }
@@ -160,6 +162,7 @@ impl KvElem {
         match self {
             KvElem::Bf16 => "bf16",
             KvElem::F32 => "f32",
+            KvElem::F16 => "f16",
             KvElem::Int8 => "int8",
             KvElem::Fp8 => "fp8",
             KvElem::Int4 => "int4",

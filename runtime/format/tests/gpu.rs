@@ -88,6 +88,7 @@ fn variants_agree() {
 fn kernels_and_launches() {
     refused(&[
         ("cuda, kernels", "cache of int8", |p| p.code().kv = KvElem::Int8),
+        ("cuda, kernels", "cache of f16", |p| p.code().kv = KvElem::F16),
         ("kernels", "no name", |p| p.code().kernels[0].name = String::new()),
         ("kernels", "no name", |p| p.code().kernels[0].name = "1st".into()),
         ("kernels", "no name", |p| p.code().kernels[0].name = "a\0b".into()),

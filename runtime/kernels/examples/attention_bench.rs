@@ -7,6 +7,7 @@
 //! first. GB/s counts the bytes of keys and values once; G counts multiply-adds of visible tokens only.
 
 use bessemer_format::kv::{self, TOKENS};
+use bessemer_format::scheme::round_f16;
 use bessemer_kernels::attention::{Attention, KvBlock, OnlineSoftmax, Queries, round_queries};
 use bessemer_kernels::peak::{Arithmetic, multiply_adds};
 use bessemer_kernels::{Isa, KernelSet, KvElem};
@@ -91,6 +92,7 @@ impl Cache {
         while bytes.len() < FAR {
             let v = noise.next().unwrap_or(0) as f32 / u32::MAX as f32 - 0.5;
             match elem {
+                KvElem::F16 => bytes.extend_from_slice(&round_f16(v).to_le_bytes()),
                 KvElem::Bf16 => bytes.extend_from_slice(&v.to_le_bytes()[2..]),
                 // Any bytes are codes, and these are scales too.
                 _ => bytes.extend_from_slice(&v.to_le_bytes()),

@@ -3,6 +3,7 @@
 use super::{NestError, WIDTH};
 use crate::exec::ViewBinding;
 use bessemer_format::nest::{Base, Index};
+use bessemer_format::scheme::round_f16;
 use half::{bf16, f16};
 
 /// How elements are stored, with the cache's type resolved.
@@ -164,7 +165,7 @@ impl Access {
                 Elem::F32 => view.bytes.get_mut(at..at + n).copy_from_slice(values),
                 Elem::F16 => {
                     let bits = view.bytes.get_mut::<u16>(at..at + n);
-                    bits.iter_mut().zip(values).for_each(|(b, v)| *b = f16::from_f32(*v).to_bits());
+                    bits.iter_mut().zip(values).for_each(|(b, v)| *b = round_f16(*v));
                 }
                 Elem::Bf16 => {
                     let bits = view.bytes.get_mut::<u16>(at..at + n);
@@ -175,7 +176,7 @@ impl Access {
         }
         self.places(positions, axis, n, len, |i, at| match self.elem {
             Elem::F32 => view.bytes.get_mut::<f32>(at..at + 1)[0] = values[i],
-            Elem::F16 => view.bytes.get_mut::<u16>(at..at + 1)[0] = f16::from_f32(values[i]).to_bits(),
+            Elem::F16 => view.bytes.get_mut::<u16>(at..at + 1)[0] = round_f16(values[i]),
             Elem::Bf16 => view.bytes.get_mut::<u16>(at..at + 1)[0] = bf16::from_f32(values[i]).to_bits(),
         })
     }

@@ -41,13 +41,17 @@ impl Random {
 
 /// Bits of f32s or halves with all NaNs made one.
 fn classes(bytes: &[u8], elem: ViewElem, kv: KvElem) -> Vec<u32> {
+    let is_nan = |bits: u16| match kv {
+        KvElem::F16 => half::f16::from_bits(bits).is_nan(),
+        _ => half::bf16::from_bits(bits).is_nan(),
+    };
     let wide = elem == ViewElem::F32 || (elem == ViewElem::Kv && kv == KvElem::F32);
     if wide {
         let bits = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         bits.map(|b| if f32::from_bits(b).is_nan() { u32::MAX } else { b }).collect()
     } else {
         let bits = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-        bits.map(|b| if half::bf16::from_bits(b).is_nan() { u32::MAX } else { u32::from(b) }).collect()
+        bits.map(|b| if is_nan(b) { u32::MAX } else { u32::from(b) }).collect()
     }
 }
 
@@ -136,7 +140,7 @@ fn odd_lengths() {
 #[test]
 fn sines_and_scattered_halves() {
     let mut r = Random(2);
-    for kv in [KvElem::Bf16, KvElem::F32] {
+    for kv in [KvElem::Bf16, KvElem::F16, KvElem::F32] {
         for n in [2i64, 6, 64] {
             let mut b = NestBuilder::new("scatter");
             let x = b.input("x", ViewElem::F32);
@@ -260,7 +264,7 @@ fn random_nests() {
         let memory =
             [floats(&mut r, rows * n as usize), floats(&mut r, n as usize), vec![0.0; rows * n as usize]];
         let ids = (0..rows).map(|_| r.below(n as u64) as i32).collect();
-        let kv = if r.below(2) == 0 { KvElem::F32 } else { KvElem::Bf16 };
+        let kv = [KvElem::F32, KvElem::F16, KvElem::Bf16][r.below(3) as usize];
         compare(&nest, kv, rows, &memory, &[ids], [rows as i64, 0, 0, 0]);
     }
 }

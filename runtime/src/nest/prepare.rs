@@ -88,8 +88,11 @@ impl Parser<'_> {
             ViewElem::F32 => Elem::F32,
             ViewElem::F16 => Elem::F16,
             ViewElem::Bf16 => Elem::Bf16,
-            ViewElem::Kv if self.kv == KvElem::F32 => Elem::F32,
-            ViewElem::Kv => Elem::Bf16,
+            ViewElem::Kv => match self.kv.written() {
+                KvElem::F32 => Elem::F32,
+                KvElem::F16 => Elem::F16,
+                _ => Elem::Bf16,
+            },
             ViewElem::I32 | ViewElem::Panel => return Err(format!("view {name} holds no plain numbers")),
         };
         let stride = match vector {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::pool::SharedBytes;
 use bessemer_format::nest::{Extent, Index, Int, Op, ReduceKind, Reg, Stmt, View, ViewElem, ViewId};
+use bessemer_format::scheme::round_f16;
 
 fn view(name: &str, elem: ViewElem, store: bool) -> View {
     View { name: name.into(), elem, store }
@@ -111,7 +112,7 @@ fn halves_round_to_nearest_even() {
     };
     for (elem, round) in [
         (ViewElem::Kv, (|v: f32| half::bf16::from_f32(v).to_bits()) as fn(f32) -> u16),
-        (ViewElem::F16, |v: f32| half::f16::from_f32(v).to_bits()),
+        (ViewElem::F16, round_f16),
     ] {
         let views = [bind(SharedBytes::read_only(&x)), bind(SharedBytes::read_write(&mut bits))];
         run(&copy(ViewElem::F32, elem), 1, &views).unwrap();

@@ -106,8 +106,9 @@ impl BlockLayout {
         };
         if !known.iter().zip(&plan.states).all(is_known) || read_by_nests(plan) {
             return Err(format!(
-                "this model's cache is read by loop nests, which know no scales; run it with {} or {}",
+                "this model's cache is read by loop nests, which know no scales; run it with {}, {} or {}",
                 KvElem::Bf16.name(),
+                KvElem::F16.name(),
                 KvElem::F32.name()
             ));
         }

@@ -28,6 +28,7 @@ const fn kv_number(kv: KvElem) -> u32 {
         KvElem::Int8 => 3,
         KvElem::Fp8 => 4,
         KvElem::Int4 => 5,
+        KvElem::F16 => 6,
     }
 }
 

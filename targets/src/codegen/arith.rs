@@ -228,4 +228,50 @@ impl Arith<'_, '_> {
         let nan = self.b.ins().bor(top, quiet);
         self.select(FloatCC::Unordered, x, x, nan, rounded)
     }
+
+    /// Of four halves in the low bits of i32s, the first two in the first i32 and the other two in the third.
+    pub(super) fn join_halves(&mut self, halves: Value) -> Value {
+        let wide = self.cast(types::I64X2, halves);
+        let sixteen = self.b.ins().iconst(types::I32, 16);
+        let odd = self.b.ins().ushr(wide, sixteen);
+        let both = self.b.ins().bor(wide, odd);
+        self.cast(types::I32X4, both)
+    }
+
+    /// `bessemer_format::scheme::round_f16` of each f32 of `x`, in the low bits of as many i32.
+    pub(super) fn narrow_f16(&mut self, x: Value) -> Value {
+        use cranelift_codegen::ir::condcodes::IntCC;
+        let (ty, ity) = (self.ty(x), int_of(self.ty(x)));
+        let [thirteen, sixteen] = [13, 16].map(|by| self.b.ins().iconst(types::I32, by));
+        let bits = self.cast(ity, x);
+        let infinity = f32::INFINITY.to_bits();
+        let [sizes, largest, infinity] =
+            [0x7fff_ffff, 65504.0f32.to_bits(), infinity].map(|c| self.int(ity, c));
+        let size = self.b.ins().band(bits, sizes);
+        let is_infinite = self.b.ins().icmp(IntCC::Equal, size, infinity);
+        let size = self.b.ins().smin(size, largest);
+        // Normal numbers: another bias of the exponent, and ten bits of the mantissa.
+        let last = self.b.ins().ushr(size, thirteen);
+        let one = self.int(ity, 1);
+        let odd = self.b.ins().band(last, one);
+        let rebias = self.int(ity, (0xfff_u32).wrapping_sub(112 << 23));
+        let normal = self.b.ins().iadd(size, rebias);
+        let normal = self.b.ins().iadd(normal, odd);
+        let normal = self.b.ins().ushr(normal, thirteen);
+        // Multiples of 2^-24, which is how far numbers around a half are apart: the sum rounds.
+        let half = self.float(ty, 0.5);
+        let small = self.cast(ty, size);
+        let small = self.b.ins().fadd(small, half);
+        let (small, half) = (self.cast(ity, small), self.cast(ity, half));
+        let subnormal = self.b.ins().isub(small, half);
+        let least = self.int(ity, 0x3880_0000);
+        let is_small = self.b.ins().icmp(IntCC::SignedLessThan, size, least);
+        let rounded = self.choose(is_small, subnormal, normal);
+        let [infinity, nan, signs] = [0x7c00, 0x7e00, 0x8000].map(|c| self.int(ity, c));
+        let rounded = self.choose(is_infinite, infinity, rounded);
+        let rounded = self.select(FloatCC::Unordered, x, x, nan, rounded);
+        let sign = self.b.ins().ushr(bits, sixteen);
+        let sign = self.b.ins().band(sign, signs);
+        self.b.ins().bor(rounded, sign)
+    }
 }

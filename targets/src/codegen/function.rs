@@ -2,7 +2,7 @@
 
 use super::CodegenError;
 use super::arith::Arith;
-use super::memory::{contiguous, lanes, resolve, stride, vectorises};
+use super::memory::{contiguous, in_pairs, lanes, resolve, stride, vectorises};
 use bessemer_format::manifest::KvElem;
 use bessemer_format::nest::{
     Base, Extent, Index, LANES, MAX_AXES, MAX_REGS, Nest, Op, ReduceKind, Stmt, ViewElem,
@@ -365,12 +365,11 @@ impl Emitter<'_, '_> {
                         let v = self.one(usize::from(src.0))?;
                         self.b.ins().store(plain(), v, address, 0);
                     }
-                    (Mode::Scalar, ViewElem::Bf16) => {
+                    (Mode::Scalar, half) => {
                         let v = self.one(usize::from(src.0))?;
-                        let bits = Arith { b: &mut self.b }.narrow_bf16(v);
+                        let bits = self.narrow(half, v)?;
                         self.b.ins().istore16(plain(), bits, address, 0);
                     }
-                    (Mode::Scalar, _) => return Err(CodegenError::Unsupported("a store of binary16")),
                 }
             }
             Stmt::LoadInt { dst, view, index, limit } => {
@@ -413,20 +412,35 @@ impl Emitter<'_, '_> {
                 self.b.ins().store(plain(), v, address, at(4 * p)?);
                 continue;
             }
-            let v = match elem {
-                ViewElem::Bf16 => Arith { b: &mut self.b }.narrow_bf16(v),
-                _ => v,
-            };
+            let v = if elem == ViewElem::F32 { v } else { self.narrow(elem, v)? };
+            if elem != ViewElem::F32 && in_pairs(lanes) {
+                let both = Arith { b: &mut self.b }.join_halves(v);
+                for lane in [0, 2] {
+                    let one = self.b.ins().extractlane(both, lane as u8);
+                    self.b.ins().store(plain(), one, address, at(4 * p + lane)?);
+                }
+                continue;
+            }
             for lane in 0..4 {
                 let one = self.b.ins().extractlane(v, lane as u8);
                 let place = at(4 * p + lane)?;
                 match elem {
-                    ViewElem::Bf16 => self.b.ins().istore16(plain(), one, address, place),
-                    _ => self.b.ins().store(plain(), one, address, place),
+                    ViewElem::F32 => self.b.ins().store(plain(), one, address, place),
+                    _ => self.b.ins().istore16(plain(), one, address, place),
                 };
             }
         }
         Ok(())
+    }
+
+    /// The halves of type `elem` nearest to numbers, in the low bits of as many i32.
+    fn narrow(&mut self, elem: ViewElem, v: Value) -> Result<Value, CodegenError> {
+        let mut arith = Arith { b: &mut self.b };
+        match elem {
+            ViewElem::Bf16 => Ok(arith.narrow_bf16(v)),
+            ViewElem::F16 => Ok(arith.narrow_f16(v)),
+            _ => Err(CodegenError::Unsupported("a store of such elements")),
+        }
     }
 
     fn address(&mut self, view: usize, elem: ViewElem, index: &Index) -> Result<Value, CodegenError> {

@@ -35,11 +35,17 @@ pub(super) fn contiguous(lanes: &[i64; LANES]) -> bool {
     lanes.iter().enumerate().all(|(lane, at)| *at == lane as i64)
 }
 
+/// Whether each even iteration and the next one have neighbours: two halves that one store writes.
+pub(super) fn in_pairs(lanes: &[i64; LANES]) -> bool {
+    lanes.as_chunks::<2>().0.iter().all(|[even, odd]| *odd == even + 1)
+}
+
 /// How elements of a view are stored once the cache's type is known.
 pub(super) fn resolve(elem: ViewElem, kv: KvElem) -> ViewElem {
     match (elem, kv) {
         (ViewElem::Kv, KvElem::F32) => ViewElem::F32,
         (ViewElem::Kv, KvElem::Bf16) => ViewElem::Bf16,
+        (ViewElem::Kv, KvElem::F16) => ViewElem::F16,
         (other, _) => other,
     }
 }
@@ -52,7 +58,8 @@ pub(super) fn vectorises(nest: &Nest, body: &[Stmt], axis: u8, kv: KvElem) -> bo
         Stmt::Load { index, .. } => matches!(stride(index, axis), Some(0 | 1)),
         Stmt::Store { view, index, .. } => {
             let elem = nest.views.get(usize::from(view.0)).map(|v| resolve(v.elem, kv));
-            lanes(index, axis).is_some() && matches!(elem, Some(ViewElem::F32 | ViewElem::Bf16))
+            lanes(index, axis).is_some()
+                && matches!(elem, Some(ViewElem::F32 | ViewElem::F16 | ViewElem::Bf16))
         }
         _ => false,
     })

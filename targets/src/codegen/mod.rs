@@ -121,7 +121,7 @@ pub fn section(
         for (id, nest) in nests.iter().enumerate() {
             let touches = nest.views.iter().any(|v| v.elem == ViewElem::Kv);
             let variants: &[Option<KvElem>] =
-                if touches { &[Some(KvElem::Bf16), Some(KvElem::F32)] } else { &[None] };
+                if touches { &[Some(KvElem::Bf16), Some(KvElem::F16), Some(KvElem::F32)] } else { &[None] };
             for &kv in variants {
                 let code = match generator.compile(nest, kv.unwrap_or(KvElem::Bf16)) {
                     Ok(code) => code,

@@ -133,6 +133,8 @@ struct Sampling {
 pub enum Kv {
     /// Half the memory of f32
     Bf16,
+    /// As bf16, with three more bits of precision; numbers beyond 65504 become that
+    F16,
     /// Exact
     F32,
     /// About half of bf16: a scale for each token and head
@@ -147,6 +149,7 @@ impl Kv {
     /// What the runtime takes unless it is told otherwise.
     pub const DEFAULT: Self = match KvElem::DEFAULT {
         KvElem::Bf16 => Self::Bf16,
+        KvElem::F16 => Self::F16,
         KvElem::F32 => Self::F32,
         KvElem::Int8 => Self::Int8,
         KvElem::Fp8 => Self::Fp8,
@@ -158,6 +161,7 @@ impl From<Kv> for KvElem {
     fn from(kv: Kv) -> Self {
         match kv {
             Kv::Bf16 => Self::Bf16,
+            Kv::F16 => Self::F16,
             Kv::F32 => Self::F32,
             Kv::Int8 => Self::Int8,
             Kv::Fp8 => Self::Fp8,

@@ -340,6 +340,14 @@ pub fn widen_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
+/// Rounds to binary16, to nearest and ties to even; numbers beyond its range become its largest. Infinities and NaNs stay such: they are
+/// somebody's mistake, which must not pass unseen.
+#[inline]
+pub fn round_f16(v: f32) -> u16 {
+    let largest = half::f16::MAX.to_f32_const();
+    half::f16::from_f32(if v.is_finite() { v.clamp(-largest, largest) } else { v }).to_bits()
+}
+
 /// Rounds one activation group to signed bytes: THE definition of [`Compute::Int8`]'s rounding.
 ///
 /// `scale = amax / 127`, `inverse = 1 / scale` (0 for an all-zero group), `code = round_ties_even(x * inverse)`,
@@ -390,6 +398,20 @@ mod tests {
         assert_eq!(s, 1.0 / 127.0);
         assert!(quantise_int8(&[f32::INFINITY, 0.0], &mut q[..2]).is_nan());
         assert_eq!(quantise_int8(&[0.0; 4], &mut q[..4]), 0.0);
+    }
+
+    #[test]
+    fn f16_rounding_is_that_of_ieee_but_at_its_end() {
+        for bits in (0..=u32::MAX).step_by(4093) {
+            let v = f32::from_bits(bits);
+            let want = half::f16::from_f32(v);
+            let beyond = want.is_infinite() && v.is_finite();
+            let want =
+                if beyond { half::f16::MAX.to_bits() | want.to_bits() & 0x8000 } else { want.to_bits() };
+            assert_eq!(round_f16(v), want, "{v}");
+        }
+        assert_eq!([65519.0, 65520.0, 1e30, f32::INFINITY].map(round_f16), [0x7bff, 0x7bff, 0x7bff, 0x7c00]);
+        assert_eq!([f32::NEG_INFINITY, -1e30, -0.0, 3e-8].map(round_f16), [0xfc00, 0xfbff, 0x8000, 1]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{At, Check, MAX_GRID, MAX_KERNELS, MAX_LAUNCHES, MAX_PARAMS, MAX_THREADS, ensure};
 use crate::error::FormatError;
 use crate::gpu::{GpuArg, GpuCode, GpuKernel, Groups, Launch};
-use crate::manifest::Manifest;
+use crate::manifest::{KvElem, Manifest};
 use crate::plan::{Plan, Program};
 use crate::variant::{CudaBinary, DeviceCode, VariantPlan};
 use std::collections::BTreeSet;
@@ -61,8 +61,8 @@ pub(super) fn code(plan: &Plan, code: Option<&GpuCode>, device: &DeviceCode) -> 
 
 fn kernels(code: &GpuCode) -> Check {
     ensure!(
-        !code.kv.is_scaled(),
-        "kernels for a cache of {}: those of GPUs read and write elements without a scale",
+        matches!(code.kv, KvElem::F32 | KvElem::Bf16),
+        "kernels for a cache of {}: those of GPUs read and write f32 or bf16",
         code.kv.name()
     );
     ensure!(code.kernels.len() <= MAX_KERNELS, "{} kernels, at most {MAX_KERNELS}", code.kernels.len());

@@ -15,7 +15,7 @@ pub fn keys_as_values(elem: KvElem, head_dim: usize, keys: &[u8], values: &mut [
     let ((keys, key_scales), (values, value_scales)) = (keys.split_at(scales), values.split_at_mut(scales));
     value_scales.copy_from_slice(key_scales);
     match elem {
-        KvElem::Bf16 => turn::<2>(head_dim, keys, values),
+        KvElem::F16 | KvElem::Bf16 => turn::<2>(head_dim, keys, values),
         KvElem::F32 => turn::<4>(head_dim, keys, values),
         KvElem::Int8 | KvElem::Fp8 => turn::<1>(head_dim, keys, values),
         KvElem::Int4 => turn_halves(head_dim, keys, values),

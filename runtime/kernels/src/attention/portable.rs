@@ -18,6 +18,7 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
         let (keys, values) = (block.keys, block.values);
         let mut p = match block.elem {
             KvElem::F32 => scores(keys, q, |k: &[u8; 8]| f32_pair(k)),
+            KvElem::F16 => scores(keys, q, f16_pair),
             KvElem::Bf16 => scores(keys, q, bf16_pair),
             elem @ (KvElem::Int8 | KvElem::Fp8) => scores(keys, q, |k: &[u8; 2]| k.map(|k| number(elem, k))),
             KvElem::Int4 => scores(keys, q, nibbles),
@@ -49,6 +50,7 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
         }
         match block.elem {
             KvElem::F32 => weigh(values, hidden, p, acc, |v: &[u8; 8]| f32_pair(v)),
+            KvElem::F16 => weigh(values, hidden, p, acc, f16_pair),
             KvElem::Bf16 => weigh(values, hidden, p, acc, bf16_pair),
             elem @ (KvElem::Int8 | KvElem::Fp8) => {
                 weigh(values, hidden, p, acc, |v: &[u8; 2]| v.map(|v| number(elem, v)));
@@ -61,6 +63,11 @@ pub(crate) fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &m
 #[inline(always)]
 fn f32_pair(b: &[u8; 8]) -> [f32; 2] {
     [[b[0], b[1], b[2], b[3]], [b[4], b[5], b[6], b[7]]].map(f32::from_le_bytes)
+}
+
+#[inline(always)]
+fn f16_pair(b: &[u8; 4]) -> [f32; 2] {
+    [[b[0], b[1]], [b[2], b[3]]].map(|b| half::f16::from_le_bytes(b).to_f32_const())
 }
 
 #[inline(always)]

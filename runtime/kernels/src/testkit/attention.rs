@@ -6,9 +6,10 @@ use crate::attention::{Attention, AttentionFn, KvBlock, KvElem, OnlineSoftmax, Q
 use crate::attention::{round_queries, rounded};
 use crate::table::{KernelSet, Row};
 use bessemer_format::kv::{self, TOKENS};
+use bessemer_format::scheme::round_f16;
 use std::f64::consts::LN_2;
 
-const ELEMS: [KvElem; 5] = KvElem::ALL;
+const ELEMS: [KvElem; 6] = KvElem::ALL;
 
 /// What is done to a product of query and key.
 #[derive(Clone, Copy)]
@@ -57,6 +58,7 @@ impl Cache {
         let mut blocks = vec![(head.clone(), head); tokens.div_ceil(TOKENS)];
         let put = |out: &mut [u8], at: usize, x: f32, scale: f32| match elem {
             KvElem::F32 => out[4 * at..][..4].copy_from_slice(&x.to_le_bytes()),
+            KvElem::F16 => out[2 * at..][..2].copy_from_slice(&round_f16(x).to_le_bytes()),
             KvElem::Bf16 => out[2 * at..][..2].copy_from_slice(&half::bf16::from_f32(x).to_le_bytes()),
             KvElem::Int4 => {
                 let (byte, shift) = (&mut out[at / 2], at % 2 * 4);

@@ -18,12 +18,15 @@ mod kv_elem {
     pub(super) const INT8: u8 = 2;
     pub(super) const FP8: u8 = 3;
     pub(super) const INT4: u8 = 4;
+    pub(super) const F16: u8 = 5;
+    /// Numbers of binary32 that a kernel made of another type: of sixteen pairs all even ones, then all odd ones.
+    pub(super) const WIDENED: u8 = 6;
 
     /// Bytes of two elements.
     pub(super) const fn pair_bytes(elem: u8) -> usize {
         match elem {
-            F32 => 8,
-            BF16 => 4,
+            F32 | WIDENED => 8,
+            F16 | BF16 => 4,
             INT8 | FP8 => 2,
             _ => 1,
         }

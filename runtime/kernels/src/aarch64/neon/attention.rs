@@ -8,14 +8,20 @@ use std::arch::aarch64::*;
 
 const LANES: usize = 4;
 
+// Element types of a cache as const parameters.
+const BF16: u8 = 0;
+const F16: u8 = 1;
+const F32: u8 = 2;
+
 /// [`crate::attention::AttentionFn`].
 #[target_feature(enable = "neon")]
 pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     // SAFETY: the caller's promises are those of `attend`.
     unsafe {
         match block.elem {
-            KvElem::Bf16 => attend::<true>(block, queries, state),
-            KvElem::F32 => attend::<false>(block, queries, state),
+            KvElem::F16 => attend::<F16>(block, queries, state),
+            KvElem::Bf16 => attend::<BF16>(block, queries, state),
+            KvElem::F32 => attend::<F32>(block, queries, state),
             KvElem::Int8 | KvElem::Fp8 | KvElem::Int4 => {
                 crate::attention::portable::attend_block(block, queries, state);
             }
@@ -26,14 +32,10 @@ pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, st
 /// Splits the queries into runs of up to four that see the same tokens and share every load.
 ///
 /// # Safety
-/// As [`crate::attention::AttentionFn`], for the element type of `BF16`.
+/// As [`crate::attention::AttentionFn`], for the element type `ELEM`.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn attend<const BF16: bool>(
-    block: &KvBlock<'_>,
-    queries: &Queries<'_>,
-    state: &mut OnlineSoftmax<'_>,
-) {
+unsafe fn attend<const ELEM: u8>(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     let mut first = 0;
     for same in queries.visible.chunk_by(|a, b| a == b) {
         for some in same.chunks(4) {
@@ -41,10 +43,10 @@ unsafe fn attend<const BF16: bool>(
             unsafe {
                 match some.len() {
                     _ if some[0] == 0 => {}
-                    4 => attend_some::<BF16, 4>(block, queries, first, state),
-                    3 => attend_some::<BF16, 3>(block, queries, first, state),
-                    2 => attend_some::<BF16, 2>(block, queries, first, state),
-                    _ => attend_some::<BF16, 1>(block, queries, first, state),
+                    4 => attend_some::<ELEM, 4>(block, queries, first, state),
+                    3 => attend_some::<ELEM, 3>(block, queries, first, state),
+                    2 => attend_some::<ELEM, 2>(block, queries, first, state),
+                    _ => attend_some::<ELEM, 1>(block, queries, first, state),
                 }
             }
             first += some.len();
@@ -56,7 +58,7 @@ unsafe fn attend<const BF16: bool>(
 /// As [`attend`]; the `N` queries from `first` exist and see the same tokens, at least one.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn attend_some<const BF16: bool, const N: usize>(
+unsafe fn attend_some<const ELEM: u8, const N: usize>(
     block: &KvBlock<'_>,
     queries: &Queries<'_>,
     first: usize,
@@ -77,7 +79,7 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
             for pair in 0..d / 2 {
                 let line = block.keys.as_ptr().add((panel * d / 2 + pair) * 2 * COLUMNS * bytes);
                 for part in 0..QUARTERS {
-                    let (even, odd) = load_pairs::<BF16>(line.add(part * 2 * LANES * bytes));
+                    let (even, odd) = load_pairs::<ELEM>(line.add(part * 2 * LANES * bytes));
                     for i in 0..N {
                         let q = q.add(i * d + 2 * pair);
                         let s = vfmaq_n_f32(scores[i][part], even, *q);
@@ -138,7 +140,7 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
             }
             for pair in 0..visible.div_ceil(2) {
                 let line = block.values.as_ptr().add((pair * d + at) * 2 * bytes);
-                let (even, odd) = if half { load_two_pairs::<BF16>(line) } else { load_pairs::<BF16>(line) };
+                let (even, odd) = if half { load_two_pairs::<ELEM>(line) } else { load_pairs::<ELEM>(line) };
                 for i in 0..N {
                     sums[i] = vfmaq_n_f32(sums[i], even, weights[i][2 * pair]);
                     // The other token of the last pair may be invisible, and any bytes.
@@ -161,14 +163,19 @@ unsafe fn attend_some<const BF16: bool, const N: usize>(
 /// 8 elements are readable at `p`.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn load_pairs<const BF16: bool>(p: *const u8) -> (float32x4_t, float32x4_t) {
+unsafe fn load_pairs<const ELEM: u8>(p: *const u8) -> (float32x4_t, float32x4_t) {
     // SAFETY: the caller promises what is read.
     unsafe {
-        if BF16 {
-            widen(vld1q_u32(p.cast()))
-        } else {
-            let float32x4x2_t(even, odd) = vld2q_f32(p.cast());
-            (even, odd)
+        match ELEM {
+            BF16 => widen(vld1q_u32(p.cast())),
+            F16 => {
+                let uint16x4x2_t(even, odd) = vld2_u16(p.cast());
+                (widen_f16(even), widen_f16(odd))
+            }
+            _ => {
+                let float32x4x2_t(even, odd) = vld2q_f32(p.cast());
+                (even, odd)
+            }
         }
     }
 }
@@ -179,15 +186,20 @@ unsafe fn load_pairs<const BF16: bool>(p: *const u8) -> (float32x4_t, float32x4_
 /// 4 elements are readable at `p`.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn load_two_pairs<const BF16: bool>(p: *const u8) -> (float32x4_t, float32x4_t) {
+unsafe fn load_two_pairs<const ELEM: u8>(p: *const u8) -> (float32x4_t, float32x4_t) {
     // SAFETY: the caller promises what is read.
     unsafe {
-        if BF16 {
-            widen(vcombine_u32(vld1_u32(p.cast()), vdup_n_u32(0)))
-        } else {
-            let float32x2x2_t(even, odd) = vld2_f32(p.cast());
-            let zero = vdup_n_f32(0.0);
-            (vcombine_f32(even, zero), vcombine_f32(odd, zero))
+        match ELEM {
+            BF16 => widen(vcombine_u32(vld1_u32(p.cast()), vdup_n_u32(0))),
+            F16 => {
+                let (two, zero) = (vld1_u16(p.cast()), vdup_n_u16(0));
+                (widen_f16(vuzp1_u16(two, zero)), widen_f16(vuzp2_u16(two, zero)))
+            }
+            _ => {
+                let float32x2x2_t(even, odd) = vld2_f32(p.cast());
+                let zero = vdup_n_f32(0.0);
+                (vcombine_f32(even, zero), vcombine_f32(odd, zero))
+            }
         }
     }
 }
@@ -198,4 +210,11 @@ unsafe fn load_two_pairs<const BF16: bool>(p: *const u8) -> (float32x4_t, float3
 fn widen(pairs: uint32x4_t) -> (float32x4_t, float32x4_t) {
     let odd = vandq_u32(pairs, vdupq_n_u32(0xffff_0000));
     (vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs)), vreinterpretq_f32_u32(odd))
+}
+
+/// Four halves of binary16.
+#[inline]
+#[target_feature(enable = "neon")]
+fn widen_f16(halves: uint16x4_t) -> float32x4_t {
+    vcvt_f32_f16(vreinterpret_f16_u16(halves))
 }

@@ -11,11 +11,12 @@ const LANES: usize = 8;
 const WIDE: usize = 2 * LANES;
 
 /// [`crate::attention::AttentionFn`].
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     // SAFETY: the caller's promises are those of `attend`.
     unsafe {
         match block.elem {
+            KvElem::F16 => attend::<F16>(block, queries, state),
             KvElem::Bf16 => attend::<BF16>(block, queries, state),
             KvElem::F32 => attend::<F32>(block, queries, state),
             KvElem::Int8 => attend::<INT8>(block, queries, state),
@@ -36,7 +37,7 @@ pub(crate) fn masked(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut Onl
 /// # Safety
 /// As [`crate::attention::AttentionFn`], for the element type `ELEM`.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn attend<const ELEM: u8>(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     let mut first = 0;
     for same in queries.visible.chunk_by(|a, b| a == b) {
@@ -59,7 +60,7 @@ unsafe fn attend<const ELEM: u8>(block: &KvBlock<'_>, queries: &Queries<'_>, sta
 /// # Safety
 /// As [`attend`]; the `N` queries from `first` exist and see the same tokens, at least one.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn attend_some<const ELEM: u8, const N: usize>(
     block: &KvBlock<'_>,
     queries: &Queries<'_>,
@@ -262,7 +263,7 @@ fn first_lanes(count: usize) -> __m256i {
 /// # Safety
 /// `2 * count` elements are readable at `p`, and `count` is at most 8.
 #[inline]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,f16c")]
 unsafe fn load_pairs<const ELEM: u8>(p: *const u8, count: usize) -> (__m256, __m256) {
     // SAFETY: whole vectors are read for 8 pairs; else the masks select, and the copies take, the promised elements only.
     unsafe {
@@ -274,6 +275,18 @@ unsafe fn load_pairs<const ELEM: u8>(p: *const u8, count: usize) -> (__m256, __m
                 };
                 let odd = _mm256_and_si256(v, _mm256_set1_epi32(-65536));
                 (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)), _mm256_castsi256_ps(odd))
+            }
+            F16 => {
+                let v = match count {
+                    LANES => _mm256_loadu_si256(p.cast()),
+                    _ => _mm256_maskload_epi32(p.cast(), first_lanes(count)),
+                };
+                // Within 128-bit halves the even ones first, whose quarters then trade places.
+                let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+                let v = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(order));
+                let v = _mm256_permute4x64_epi64::<0b11_01_10_00>(v);
+                let odd = _mm256_extracti128_si256::<1>(v);
+                (_mm256_cvtph_ps(_mm256_castsi256_si128(v)), _mm256_cvtph_ps(odd))
             }
             INT8 => {
                 let v = _mm256_cvtepi16_epi32(few_bytes(p, 2 * count));

@@ -3,7 +3,7 @@
 //! One row has few queries and waits for memory, so each line that is read asks for its like of the next block. Many rows
 //! wait for arithmetic, so up to [`QUERIES`] of them share each line, and what softmax does for a query alone stays short.
 
-use super::{e4m3, exp};
+use super::{attention_widened, e4m3, exp};
 use crate::attention::{KvBlock, KvElem, OnlineSoftmax, Queries};
 use crate::math::LOG2_E;
 use crate::x86_64::kv_elem::*;
@@ -18,17 +18,22 @@ pub(in crate::x86_64) const QUERIES: usize = 8;
 /// Lines of the next block's values that are asked for between the two products: softmax waits for itself there, memory need not.
 const AMID: usize = 16;
 
+/// [`KvBlock::scales`].
+type Scales<'a> = Option<[&'a [[u8; 4]]; 2]>;
+
 /// [`crate::attention::AttentionFn`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) unsafe fn attend_block(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
     // SAFETY: the caller's promises are those of `attend`.
     unsafe {
         match block.elem {
-            KvElem::Bf16 => attend::<BF16>(block, queries, state),
-            KvElem::F32 => attend::<F32>(block, queries, state),
-            KvElem::Int8 => attend::<INT8>(block, queries, state),
-            KvElem::Fp8 => attend::<FP8>(block, queries, state),
-            KvElem::Int4 => attend::<INT4>(block, queries, state),
+            KvElem::F16 => attend_or_widen::<F16>(block, queries, state),
+            // Two instructions make numbers of a line, which is no more than it takes to put them elsewhere and to read more bytes.
+            KvElem::Bf16 => attend::<BF16>(block, None, queries, state),
+            KvElem::F32 => attend::<F32>(block, None, queries, state),
+            KvElem::Int8 => attend_or_widen::<INT8>(block, queries, state),
+            KvElem::Fp8 => attend_or_widen::<FP8>(block, queries, state),
+            KvElem::Int4 => attend_or_widen::<INT4>(block, queries, state),
         }
     }
 }
@@ -39,13 +44,36 @@ pub(crate) fn masked(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut Onl
     crate::attention::portable::attend_block(block, queries, state);
 }
 
-/// Splits the queries into runs that see the same tokens and share every load.
-///
 /// # Safety
 /// As [`crate::attention::AttentionFn`], for the element type `ELEM`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn attend<const ELEM: u8>(block: &KvBlock<'_>, queries: &Queries<'_>, state: &mut OnlineSoftmax<'_>) {
+unsafe fn attend_or_widen<const ELEM: u8>(
+    block: &KvBlock<'_>,
+    queries: &Queries<'_>,
+    state: &mut OnlineSoftmax<'_>,
+) {
+    // SAFETY: the caller's promises are the same.
+    unsafe {
+        match attention_widened::pays(block, queries) {
+            true => attention_widened::attend::<ELEM>(block, queries, state),
+            false => attend::<ELEM>(block, block.scales(), queries, state),
+        }
+    }
+}
+
+/// Splits the queries into runs that see the same tokens and share every load.
+///
+/// # Safety
+/// As [`crate::attention::AttentionFn`], for the element type `ELEM`, whose scales are `scales`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn attend<const ELEM: u8>(
+    block: &KvBlock<'_>,
+    scales: Scales<'_>,
+    queries: &Queries<'_>,
+    state: &mut OnlineSoftmax<'_>,
+) {
     let mut first = 0;
     for same in queries.visible.chunk_by(|a, b| a == b) {
         for some in same.chunks(QUERIES) {
@@ -53,14 +81,14 @@ unsafe fn attend<const ELEM: u8>(block: &KvBlock<'_>, queries: &Queries<'_>, sta
             unsafe {
                 match some.len() {
                     _ if some[0] == 0 => {}
-                    8 => attend_some::<ELEM, 8, 2>(block, queries, first, state),
-                    7 => attend_some::<ELEM, 7, 2>(block, queries, first, state),
-                    6 => attend_some::<ELEM, 6, 2>(block, queries, first, state),
-                    5 => attend_some::<ELEM, 5, 2>(block, queries, first, state),
-                    4 => attend_some::<ELEM, 4, 4>(block, queries, first, state),
-                    3 => attend_some::<ELEM, 3, 4>(block, queries, first, state),
-                    2 => attend_some::<ELEM, 2, 4>(block, queries, first, state),
-                    _ => attend_some::<ELEM, 1, 4>(block, queries, first, state),
+                    8 => attend_some::<ELEM, 8, 2>(block, scales, queries, first, state),
+                    7 => attend_some::<ELEM, 7, 2>(block, scales, queries, first, state),
+                    6 => attend_some::<ELEM, 6, 2>(block, scales, queries, first, state),
+                    5 => attend_some::<ELEM, 5, 2>(block, scales, queries, first, state),
+                    4 => attend_some::<ELEM, 4, 4>(block, scales, queries, first, state),
+                    3 => attend_some::<ELEM, 3, 4>(block, scales, queries, first, state),
+                    2 => attend_some::<ELEM, 2, 4>(block, scales, queries, first, state),
+                    _ => attend_some::<ELEM, 1, 4>(block, scales, queries, first, state),
                 }
             }
             first += some.len();
@@ -74,6 +102,7 @@ unsafe fn attend<const ELEM: u8>(block: &KvBlock<'_>, queries: &Queries<'_>, sta
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn attend_some<const ELEM: u8, const N: usize, const LINES: usize>(
     block: &KvBlock<'_>,
+    scales: Scales<'_>,
     queries: &Queries<'_>,
     first: usize,
     state: &mut OnlineSoftmax<'_>,
@@ -88,7 +117,7 @@ unsafe fn attend_some<const ELEM: u8, const N: usize, const LINES: usize>(
         for line in 0..AMID {
             fetch::<ELEM>(values.as_ptr(), line * COLUMNS * pair_bytes(ELEM));
         }
-        weigh_tokens(block, queries, first, &mut scores, state, &mut weights, &mut corrections);
+        weigh_tokens(scales, queries, first, &mut scores, state, &mut weights, &mut corrections);
         let acc = &mut state.acc[first * d..][..N * d];
         weigh::<ELEM, N, LINES>(block, &weights, &corrections, queries.visible[first] as usize, acc);
     }
@@ -102,7 +131,7 @@ unsafe fn attend_some<const ELEM: u8, const N: usize, const LINES: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn weigh_tokens<const N: usize>(
-    block: &KvBlock<'_>,
+    scales: Scales<'_>,
     queries: &Queries<'_>,
     first: usize,
     scores: &mut [[__m512; 2]; N],
@@ -113,7 +142,7 @@ fn weigh_tokens<const N: usize>(
     let masks = masks(&[queries.visible[first]; N]);
     let (m, l) = (&mut state.m[first..][..N], &mut state.l[first..][..N]);
     let Queries { scale, softcap, rounds, .. } = *queries;
-    if let Some([keys, values]) = block.scales() {
+    if let Some([keys, values]) = scales {
         let (keys, values) = (halves(keys), halves(values));
         for s in scores.iter_mut() {
             s[0] = _mm512_mul_ps(s[0], keys[0]);
@@ -391,6 +420,9 @@ unsafe fn weigh<const ELEM: u8, const N: usize, const LINES: usize>(
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn fetch<const ELEM: u8>(p: *const u8, offset: usize) {
+    if ELEM == WIDENED {
+        return;
+    }
     _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset).cast());
     if ELEM == F32 {
         _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(offset + 64).cast());
@@ -455,13 +487,25 @@ pub(crate) fn merge(state: &mut OnlineSoftmax<'_>, later: &OnlineSoftmax<'_>) {
     }
 }
 
+/// Where the halves of 16 pairs lie, the even ones first.
+const EVEN_THEN_ODD: [u16; 2 * COLUMNS] = {
+    let mut order = [0; 2 * COLUMNS];
+    let mut i = 0;
+    while i < COLUMNS {
+        order[i] = 2 * i as u16;
+        order[COLUMNS + i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    order
+};
+
 /// The even and the odd elements of `lanes` pairs (the rest zero).
 ///
 /// # Safety
 /// `2 * lanes` elements are readable at `p`, and `lanes` is at most 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn load_pairs<const ELEM: u8>(p: *const u8, lanes: usize) -> (__m512, __m512) {
+pub(super) unsafe fn load_pairs<const ELEM: u8>(p: *const u8, lanes: usize) -> (__m512, __m512) {
     let mask = first_lanes(lanes);
     // SAFETY: the masks select the promised elements only.
     unsafe {
@@ -470,6 +514,18 @@ unsafe fn load_pairs<const ELEM: u8>(p: *const u8, lanes: usize) -> (__m512, __m
                 let v = _mm512_maskz_loadu_epi32(mask, p.cast());
                 let odd = _mm512_and_si512(v, _mm512_set1_epi32(-65536));
                 (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)), _mm512_castsi512_ps(odd))
+            }
+            // Only whole lines are widened.
+            WIDENED => (
+                _mm512_maskz_loadu_ps(mask, p.cast()),
+                _mm512_maskz_loadu_ps(mask, p.cast::<f32>().wrapping_add(COLUMNS)),
+            ),
+            F16 => {
+                let v = _mm512_maskz_loadu_epi32(mask, p.cast());
+                let order = std::mem::transmute::<[u16; 2 * COLUMNS], __m512i>(EVEN_THEN_ODD);
+                let v = _mm512_permutexvar_epi16(order, v);
+                let odd = _mm512_extracti64x4_epi64::<1>(v);
+                (_mm512_cvtph_ps(_mm512_castsi512_si256(v)), _mm512_cvtph_ps(odd))
             }
             INT8 => {
                 let v = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast()));

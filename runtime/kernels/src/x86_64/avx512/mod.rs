@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod attention_bf16;
+mod attention_widened;
 mod gemm_int8;
 pub(crate) mod linear_bf16;
 pub(crate) mod linear_f32;
