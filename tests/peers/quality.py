@@ -75,10 +75,9 @@ class Judge:
         return json.loads(done.stdout)
 
 
-def ours(program: Path, model: Path, engine: Path, base: Path, text: Path, args: argparse.Namespace) -> dict:
-    bessemer.compile_model(program, model, engine, "cpu")
-    sizes = ["--ctx", args.window, "--max-tokens", args.max_tokens, "--threads", args.threads]
-    return json.loads(run([program, "eval", engine, "--trust", "--text", text, "--base", base, *sizes, "--json"]))
+def ours(program: Path, engine: Path, cache: str, base: Path, text: Path, args: argparse.Namespace) -> dict:
+    options = ["--kv", cache, "--ctx", args.window, "--max-tokens", args.max_tokens, "--threads", args.threads]
+    return json.loads(run([program, "eval", engine, "--trust", "--text", text, "--base", base, *options, "--json"]))
 
 
 def default_text() -> Path:
@@ -104,9 +103,13 @@ def compare(args: argparse.Namespace) -> dict:
         base, formats, wishes = file("q4_0"), ("q4_0",), ("q4_0",)
     found = {}
     for name in formats:
-        print(f"bessemer {name}", file=sys.stderr)
         engine = CACHE / f"{workload.name}-{name}.engine"
-        found[f"bessemer {name}"] = ours(program, file(name), engine, base, text, args)
+        bessemer.compile_model(program, file(name), engine, "cpu")
+        # What a run has unless it asks for another, and what llama.cpp has.
+        for cache in ("bf16", "f16"):
+            contestant = f"bessemer {name} --kv {cache}"
+            print(contestant, file=sys.stderr)
+            found[contestant] = ours(program, engine, cache, base, text, args)
     with tempfile.TemporaryDirectory(dir=CACHE) as work:
         interpreter = environment(CACHE / "gguf-venv", GGUF_PACKAGES)
         judge = Judge(llama_cpp.build_logits(built), interpreter, text, Path(work), args)
