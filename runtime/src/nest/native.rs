@@ -254,6 +254,30 @@ fn random_nest(r: &mut Random, n: i64) -> Nest {
     b.finish()
 }
 
+/// Numbers of every binade beside the borders of rounding, in vectors and one by one (the rest of 40 behind two sixteens).
+#[test]
+fn halves_of_every_binade_round_alike() {
+    const MANTISSAS: [u32; 10] = [0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x3001, 0x7f_f000, 0x7f_ffff];
+    let sizes = (0..256u32).flat_map(|exponent| MANTISSAS.map(|mantissa| exponent << 23 | mantissa));
+    let mut numbers: Vec<f32> = sizes.flat_map(|bits| [bits, bits | 1 << 31]).map(f32::from_bits).collect();
+    let mut b = NestBuilder::new("copy");
+    let x = b.input("x", ViewElem::F32);
+    let cache = b.output("cache", ViewElem::Kv);
+    b.for_each(Extent::constant(40), |b, j| {
+        let v = b.load(x, b.row() * 40 + Index::axis(j));
+        b.store(cache, b.row() * 40 + Index::axis(j), v);
+    });
+    let nest = b.finish();
+    let rows = numbers.len() / 40;
+    for kv in [KvElem::F16, KvElem::Bf16] {
+        for _ in 0..2 {
+            numbers.rotate_left(20);
+            let memory = [numbers.clone(), vec![0.0; numbers.len()]];
+            compare(&nest, kv, rows, &memory, &[], [rows as i64, 0, 0, 0]);
+        }
+    }
+}
+
 #[test]
 fn random_nests() {
     let mut r = Random(3);
