@@ -126,7 +126,7 @@ pub enum KvElem {
     Fp8,
     /// Four bits, with a scale a token and head.
     Int4,
-    /// binary16; what lies beyond its range is its largest number.
+    /// binary16; finite numbers beyond its range are its largest.
     F16,
 }
 

@@ -269,18 +269,12 @@ unsafe fn load_pairs<const ELEM: u8>(p: *const u8, count: usize) -> (__m256, __m
     unsafe {
         match ELEM {
             BF16 => {
-                let v = match count {
-                    LANES => _mm256_loadu_si256(p.cast()),
-                    _ => _mm256_maskload_epi32(p.cast(), first_lanes(count)),
-                };
+                let v = pairs_of_halves(p, count);
                 let odd = _mm256_and_si256(v, _mm256_set1_epi32(-65536));
                 (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)), _mm256_castsi256_ps(odd))
             }
             F16 => {
-                let v = match count {
-                    LANES => _mm256_loadu_si256(p.cast()),
-                    _ => _mm256_maskload_epi32(p.cast(), first_lanes(count)),
-                };
+                let v = pairs_of_halves(p, count);
                 // Within 128-bit halves the even ones first, whose quarters then trade places.
                 let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
                 let v = _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(order));
@@ -322,6 +316,22 @@ unsafe fn load_pairs<const ELEM: u8>(p: *const u8, count: usize) -> (__m256, __m
                     _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(odd)),
                 )
             }
+        }
+    }
+}
+
+/// `count` pairs of elements of 16 bits, at most 8, the rest zero.
+///
+/// # Safety
+/// They are readable at `p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn pairs_of_halves(p: *const u8, count: usize) -> __m256i {
+    // SAFETY: a whole vector is read for 8 pairs; else the mask selects the promised ones only.
+    unsafe {
+        match count {
+            LANES => _mm256_loadu_si256(p.cast()),
+            _ => _mm256_maskload_epi32(p.cast(), first_lanes(count)),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 
 /// The largest head: keys and values are 32 KB then, which leaves some of the L1 cache to queries and sums.
 const LARGEST: usize = 128;
-/// The fewest queries: two runs of as many as share a load would pay as much for the stores as they save.
+/// The fewest queries: by the count of instructions, two runs of as many as share a load save no more than the stores take.
 const FEWEST: usize = 2 * QUERIES + 1;
 
 /// Lines of 16 pairs: their even elements, then the odd ones.
