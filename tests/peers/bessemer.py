@@ -61,8 +61,10 @@ class Bessemer:
             raise PeerError(f"bessemer ran its kernels for {report['kernels']}, not for {self.kernels}")
         self.ceilings.append(report["ceilings"])
         self.open_ms.append(report["open_ms"])
-        self.shares.setdefault(load.name, []).append(report[load.part]["share_of_ceiling"])
-        return report[load.part]["samples"]
+        part = report[load.part]
+        shares = {key: value for key, value in part.items() if key.startswith("share_of_")}
+        self.shares.setdefault(load.name, []).append(shares)
+        return part["samples"]
 
     def generate_command(self, repeats: int, count: int) -> list:
         """Writes the `count` tokens that follow the prompt, and nothing else, to stdout."""

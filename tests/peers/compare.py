@@ -145,7 +145,7 @@ def compare(args: argparse.Namespace) -> None:
     peer_of = {contestant.name: contestant.peer for contestant in against}
     metrics = {load.name: contest.judge(load, samples[load.name], ours.name, peer_of) for load in wanted}
     for name, shares in ours.shares.items():
-        metrics[name]["share_of_ceiling"] = statistics.median(shares)
+        metrics[name] |= contest.medians(shares)
     with model.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     settings = ("format", "threads", "prompt", "generate", "sequences", "rounds", "repetitions", "finalists")

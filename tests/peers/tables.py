@@ -86,20 +86,24 @@ def details(result: dict) -> str:
     where = f"{machine['cpu']} (family {machine['cpu_family']}, model {machine['model']}), {settings['threads']} threads"
     how = f"{settings['rounds']} rounds of {settings['repetitions']} samples, load before {machine['load_before']:.1f}"
     ceilings = result["ceilings"]
+    tile = ceilings.get("tile_multiply_adds_s")
+    beside = f", the tile loop of prompts fed from a core's cache {tile / 1e9:.0f} G of its own" if tile else ""
     lines = [
         f"{workload['title']}, `{settings['format']}`{', AVX2 on both sides' if llama == 'avx2' else ''}; {where}; "
         f"{result['date'][:10]}, commit {result['versions']['bessemer']}, {how}. Ceilings of the same run: "
         f"{ceilings['read_bytes_s'] / 1e9:.1f} GB/s, {ceilings['int8_multiply_adds_s'] / 1e9:.0f} G int8 and "
-        f"{ceilings['f32_multiply_adds_s'] / 1e9:.0f} G f32 multiply-adds a second. `Engine::open` took "
+        f"{ceilings['f32_multiply_adds_s'] / 1e9:.0f} G f32 multiply-adds a second{beside}. `Engine::open` took "
         f"{result['bessemer_open_ms']:.1f} ms.",
         "",
         row(["", "Bessemer", "of ceiling", *(f"{TITLES[peer]}, best setting | ratio, of rounds" for peer in peers)]),
         "|---" * (3 + 2 * len(peers)) + "|",
     ]
     for metric, found in result["metrics"].items():
-        ceiling = found.get("share_of_ceiling")
+        ceiling, of_tile = found.get("share_of_ceiling"), found.get("share_of_tile")
         unit = UNITS[found["unit"]]
         cells = [title(metric), number(found["bessemer"]["median"]) + unit, f"{100 * ceiling:.0f} %" if ceiling else ""]
+        if of_tile:
+            cells[-1] += f", {100 * of_tile:.0f} % of the tile loop"
         for peer in peers:
             best, ratio = found["best"].get(peer), found["ratio"].get(peer)
             if best is None:

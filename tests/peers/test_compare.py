@@ -33,7 +33,7 @@ BATCHED_BENCH = """warning: something
 """
 BESSEMER_BENCH = {
     "nests": "generated",
-    "prefill": {"tok_s": 800.0, "samples": [790.0, 810.0], "share_of_ceiling": 0.3},
+    "prefill": {"tok_s": 800.0, "samples": [790.0, 810.0], "share_of_ceiling": 0.3, "share_of_tile": 0.5},
     "decode": {"tok_s": 120.0, "samples": [119.0, 121.0], "share_of_ceiling": 0.4},
     "open_ms": 2.5,
     "ceilings": {"read_bytes_s": 27e9, "int8_multiply_adds_s": 5e12},
@@ -65,7 +65,9 @@ class Parsing(unittest.TestCase):
             ours = bessemer.Bessemer(program, "q4_0", engine, 2)
             self.assertEqual(ours.bench(Load("decode_8", "decode", generate=8), 2), [119.0, 121.0])
             self.assertEqual(ours.bench(Load("prefill_8", "prefill", prompt=8), 2), [790.0, 810.0])
-        self.assertEqual((ours.file_bytes, ours.shares), (5, {"decode_8": [0.4], "prefill_8": [0.3]}))
+        of_prefill = {"share_of_ceiling": 0.3, "share_of_tile": 0.5}
+        self.assertEqual(ours.shares, {"decode_8": [{"share_of_ceiling": 0.4}], "prefill_8": [of_prefill]})
+        self.assertEqual(ours.file_bytes, 5)
         self.assertEqual(contest.medians(ours.ceilings), BESSEMER_BENCH["ceilings"])
         self.assertEqual(ours.open_ms, [2.5, 2.5])
 

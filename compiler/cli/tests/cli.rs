@@ -312,7 +312,9 @@ fn bench_has_stable_keys() {
     let engine = user.engine();
     let args = ["bench", &engine, "-p", "16", "-n", "8", "-r", "2", "-b", "2", "-d", "32"];
     let json = user.json(&[&args[..], &["-o", "json"]].concat());
-    for path in ["/prefill/tok_s", "/decode/tok_s", "/open_ms", "/first_token_ms", "/ceilings/read_bytes_s"] {
+    let mut paths = vec!["/prefill/tok_s", "/decode/tok_s", "/open_ms", "/first_token_ms"];
+    paths.extend(["/ceilings/read_bytes_s", "/ceilings/tile_multiply_adds_s", "/prefill/share_of_tile"]);
+    for path in paths {
         assert!(json.pointer(path).and_then(Value::as_f64).is_some_and(|v| v > 0.0), "{path}: {json}");
     }
     assert_eq!(json["file_bytes"], fs::metadata(&engine).unwrap().len());
@@ -320,7 +322,8 @@ fn bench_has_stable_keys() {
     if cfg!(target_os = "linux") {
         assert!(json["peak_anon_bytes"].as_u64().unwrap() > 0);
     }
-    assert!(user.ok(&args).contains("| prefill 16 |"));
+    let table = user.ok(&args);
+    assert!(table.contains("| prefill 16 |") && table.contains("the tile loop of prompts"), "{table}");
     let csv = user.ok(&[&args[..], &["-o", "csv"]].concat());
     assert_eq!(csv.lines().count(), 2);
     let older = user.json(&[&args[..], &["-o", "json", "--kernels", "portable"]].concat());

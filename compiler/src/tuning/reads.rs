@@ -4,14 +4,11 @@
 //! that fits a cache is read from there, again and again.
 
 use crate::error::CompileError;
-use bessemer_format::act::{Bf16Layout, Int8Layout};
-use bessemer_format::{Compute, PanelLayout, QuantScheme};
+use bessemer_format::{PanelLayout, QuantScheme};
 use bessemer_ir::{Graph, Op, TargetInfo};
 use bessemer_kernels::KernelSet;
-use bessemer_kernels::linear::{LinearBf16, RowsF32};
+use bessemer_kernels::linear::Product;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hint::black_box;
-use std::ops::Range;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -83,7 +80,8 @@ pub(super) fn nanoseconds(
     let error = |why: String| CompileError::Calibration(format!("{scheme} is not timed: {why}"));
     let n = (weights.min(MOST) as usize).div_ceil(K).next_multiple_of(16 * threads);
     let layout = PanelLayout::new(scheme, n, K).map_err(error)?;
-    let product = Product::new(&layout, target.default_compute(scheme, K as u64)).map_err(error)?;
+    let compute = target.default_compute(scheme, K as u64);
+    let product = Product::new(KernelSet::host(), &layout, compute, &[1.0; K]).map_err(error)?;
     let weight = vec![PATTERN; layout.total_bytes()];
     let barrier = Barrier::new(threads);
     let share = layout.panels() / threads;
@@ -106,52 +104,6 @@ pub(super) fn nanoseconds(
     times.remove(0);
     times.sort();
     Ok(times[times.len() / 2].as_nanos() as u64)
-}
-
-/// A row and the kernel that multiplies it.
-enum Product {
-    F32(bessemer_kernels::LinearF32, Vec<f32>),
-    Int8(bessemer_kernels::LinearInt8, Vec<u8>),
-    Bf16(bessemer_kernels::linear::LinearNative, Vec<u8>),
-}
-
-impl Product {
-    fn new(layout: &PanelLayout, compute: Compute) -> Result<Self, String> {
-        let (kernels, x) = (KernelSet::host(), vec![1.0; K]);
-        Ok(match compute {
-            Compute::Int8 { group } => {
-                let act = Int8Layout::new(layout, group as usize)?;
-                let mut row = vec![0; act.row_bytes()];
-                kernels.quantise().row(&act, &x, &mut row);
-                Self::Int8(kernels.linear_int8(layout, group as usize)?, row)
-            }
-            Compute::Bf16 => match kernels.linear_bf16(layout) {
-                LinearBf16::Widened(linear) => Self::F32(linear, x),
-                LinearBf16::Native(linear) => {
-                    let (round, of) = (kernels.round_bf16(), Bf16Layout { k: K });
-                    let mut row = vec![0; round.row_bytes(&of)];
-                    round.row(&of, &x, &mut row);
-                    Self::Bf16(linear, row)
-                }
-            },
-            Compute::F32 => Self::F32(kernels.linear_f32(layout), x),
-        })
-    }
-
-    fn run(&self, weight: &[u8], panels: Range<usize>) {
-        match self {
-            Self::F32(linear, x) => {
-                let x = RowsF32 { data: x, rows: 1, stride: K };
-                linear.for_each_tile(weight, panels, x, |_, _, tile| _ = black_box(tile));
-            }
-            Self::Int8(linear, x) => {
-                linear.for_each_tile(weight, panels, x, |_, _, tile| _ = black_box(tile))
-            }
-            Self::Bf16(linear, x) => {
-                linear.for_each_tile(weight, panels, x, |_, _, tile| _ = black_box(tile))
-            }
-        }
-    }
 }
 
 #[cfg(test)]

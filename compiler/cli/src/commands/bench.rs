@@ -171,6 +171,9 @@ struct Measured {
     /// Of the CPU's memory bandwidth (decode) or of the arithmetic that the plan declares (prefill); a GPU has other ceilings.
     #[serde(skip_serializing_if = "Option::is_none")]
     share_of_ceiling: Option<f64>,
+    /// Of the rate of the tile loop that prompts run, fed from a core's own cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_tile: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -230,7 +233,7 @@ impl Args {
         let (mut ours, mut theirs, mut limits) = (Vec::new(), Vec::new(), Vec::new());
         // What a GPU runs has other ceilings.
         let on_cpu = engine.worker().kind() == DeviceKind::Cpu;
-        let sampler = on_cpu.then(|| Sampler::new(threads));
+        let sampler = on_cpu.then(|| Sampler::new(threads, &model.engine));
         let meter = Meter::new(Unit::Items);
         meter.start("bench", self.r.into());
         for _ in 0..self.r {
@@ -248,11 +251,18 @@ impl Args {
         };
         let work = Work::of(&model.engine, kv, load);
         // Each sample against the ceilings that were found just before it.
-        let measured = |samples: Vec<f64>, share: &dyn Fn(f64, &Ceilings) -> f64| Measured {
+        type Share<'a> = &'a dyn Fn(f64, &Ceilings) -> Option<f64>;
+        let share = |samples: &[f64], of: Share<'_>| {
+            let shares = samples.iter().zip(&limits).map(|(tok_s, at)| of(*tok_s, at));
+            shares
+                .collect::<Option<Vec<_>>>()
+                .filter(|shares| !shares.is_empty())
+                .map(|shares| median(&shares))
+        };
+        let measured = |samples: Vec<f64>, ceiling: Share<'_>, tile: Share<'_>| Measured {
             tok_s: median(&samples),
-            share_of_ceiling: on_cpu.then(|| {
-                median(&samples.iter().zip(&limits).map(|(tok_s, at)| share(*tok_s, at)).collect::<Vec<_>>())
-            }),
+            share_of_ceiling: share(&samples, ceiling),
+            share_of_tile: share(&samples, tile),
             samples,
         };
         let step_bytes = work.decode_step_bytes as f64 / load.sequences as f64;
@@ -267,11 +277,14 @@ impl Args {
             threads,
             load,
             repetitions: self.r,
-            prefill: measured(ours.iter().map(|s| s.prefill).collect(), &|tok_s, at| {
-                tok_s * work.seconds_per_prefill_token(at)
+            prefill: measured(
+                ours.iter().map(|s| s.prefill).collect(),
+                &|tok_s, at| Some(tok_s * work.seconds_per_prefill_token(at)),
+                &|tok_s, at| Some(tok_s * work.tile_seconds_per_prefill_token(at)?),
+            ),
+            decode: decoded(&ours).map(|samples| {
+                measured(samples, &|tok_s, at| Some(tok_s * step_bytes / at.read_bytes_s), &|_, _| None)
             }),
-            decode: decoded(&ours)
-                .map(|samples| measured(samples, &|tok_s, at| tok_s * step_bytes / at.read_bytes_s)),
             ceilings,
             open_ms,
             first_token_ms: first_token.warm_ms,
@@ -429,6 +442,14 @@ impl Output {
                 c.bf16_multiply_adds_s / 1e9,
                 c.int8_multiply_adds_s / 1e9
             )?;
+            if let (Some(tile), Some(share)) = (c.tile_multiply_adds_s, self.prefill.share_of_tile) {
+                out!(
+                    "the tile loop of prompts, fed from a core's own cache: {:.0} G multiply-adds a second; \
+                     prefill reaches {:.0} % of it",
+                    tile / 1e9,
+                    100.0 * share
+                )?;
+            }
         }
         let ms = |v: Option<f64>| v.map_or("unknown".into(), |v| format!("{v:.0} ms"));
         let cold = match &self.first_token_cold_absent {

@@ -1,8 +1,10 @@
 //! What this machine can do at most: how fast it reads memory, and how fast it multiplies.
 
 use super::clock::median;
+use super::tile::Tile;
 use bessemer_format::Compute;
 use bessemer_kernels::peak::{Arithmetic, multiply_adds, read};
+use bessemer_runtime::Engine;
 use serde::Serialize;
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -30,6 +32,9 @@ pub struct Ceilings {
     pub bf16_multiply_adds_s: f64,
     /// Multiply-adds of bytes a second.
     pub int8_multiply_adds_s: f64,
+    /// Multiply-adds a second of the engine's own [`Tile`]: what prompts could reach if nothing but their products took time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tile_multiply_adds_s: Option<f64>,
 }
 
 /// Multiply-adds, by what is multiplied.
@@ -84,6 +89,9 @@ impl Ceilings {
             f32_multiply_adds_s: of(|c| c.f32_multiply_adds_s),
             bf16_multiply_adds_s: of(|c| c.bf16_multiply_adds_s),
             int8_multiply_adds_s: of(|c| c.int8_multiply_adds_s),
+            tile_multiply_adds_s: samples[0]
+                .tile_multiply_adds_s
+                .map(|_| of(|c| c.tile_multiply_adds_s.unwrap_or(0.0))),
         }
     }
 }
@@ -93,15 +101,18 @@ impl Ceilings {
 pub struct Sampler {
     threads: usize,
     buffer: Vec<u64>,
+    tiles: Vec<Tile>,
 }
 
 impl Sampler {
-    /// Of so many threads.
-    pub fn new(threads: usize) -> Self {
-        Self { threads, buffer: vec![1; buffer_bytes() as usize / 8] }
+    /// Of so many threads, for an engine.
+    pub fn new(threads: usize, engine: &Engine) -> Self {
+        let buffer = vec![1; buffer_bytes() as usize / 8];
+        // Every thread has its own, as every core has its own cache.
+        Self { threads, buffer, tiles: (0..threads).filter_map(|_| Tile::of(engine)).collect() }
     }
 
-    /// Half a second's look.
+    /// Half a second's look, and a little more.
     pub fn sample(&self) -> Ceilings {
         let parts: Vec<&[u64]> = self.buffer.chunks(self.buffer.len().div_ceil(self.threads)).collect();
         let read_bytes_s = rate(parts.len(), &|thread| {
@@ -115,6 +126,8 @@ impl Sampler {
             f32_multiply_adds_s: peak(Arithmetic::F32),
             bf16_multiply_adds_s: peak(Arithmetic::Bf16),
             int8_multiply_adds_s: peak(Arithmetic::Int8),
+            tile_multiply_adds_s: (self.tiles.len() == self.threads)
+                .then(|| rate(self.threads, &|thread| self.tiles[thread].run())),
         }
     }
 }

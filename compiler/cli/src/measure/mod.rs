@@ -15,3 +15,4 @@ pub mod profile;
 #[cfg(feature = "compile")]
 pub mod quality;
 pub mod speed;
+pub mod tile;

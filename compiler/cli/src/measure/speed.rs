@@ -201,6 +201,11 @@ impl Work {
     pub fn seconds_per_prefill_token(&self, ceilings: &Ceilings) -> f64 {
         self.multiply_adds.seconds(ceilings)
     }
+
+    /// Seconds that it takes at the rate of the engine's tile, where that was measured.
+    pub fn tile_seconds_per_prefill_token(&self, ceilings: &Ceilings) -> Option<f64> {
+        Some(self.multiply_adds.total() as f64 / ceilings.tile_multiply_adds_s?)
+    }
 }
 
 /// Bytes of the weights that a program's linears read for one row.

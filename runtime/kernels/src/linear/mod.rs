@@ -11,12 +11,14 @@
 mod bf16;
 pub(crate) mod gate;
 pub(crate) mod portable;
+mod product;
 pub(crate) mod store;
 
 pub use bf16::{Bf16Form, LinearBf16, LinearNative, RoundBf16};
 pub(crate) use bf16::{LinearNativeFn, LinearNativePairFn, RoundBf16Fn};
 pub use gate::Gated;
 pub(crate) use gate::GatedFn;
+pub use product::Product;
 pub(crate) use store::StoreFn;
 pub use store::{Places, Store};
 
