@@ -167,6 +167,40 @@ fn sines_and_scattered_halves() {
     }
 }
 
+/// Neighbours are rotated and stored side by side: next to each other, and as pairs that lie apart.
+#[test]
+fn rotated_neighbours() {
+    let mut r = Random(4);
+    for kv in [KvElem::Bf16, KvElem::F16, KvElem::F32] {
+        for n in [2i64, 15, 16, 32, 39] {
+            for apart in [2, 32] {
+                let mut b = NestBuilder::new("rotate");
+                let (x, angles) = (b.input("x", ViewElem::F32), b.input("angles", ViewElem::F32));
+                let (out, cache) = (b.output("out", ViewElem::F32), b.output("cache", ViewElem::Kv));
+                for view in [out, cache] {
+                    b.for_each(Extent::constant(n), |b, j| {
+                        let [even, odd] = [0, 1].map(|i| {
+                            b.load(x, b.row() * (2 * n) + Index::of(Base::Axis(j)) * 2 + Index::constant(i))
+                        });
+                        let [cos, sin] = [0, n].map(|i| b.load(angles, Index::axis(j).plus(i)));
+                        let (c, s) = (b.mul(even, cos), b.mul(odd, sin));
+                        let (d, t) = (b.mul(odd, cos), b.mul(even, sin));
+                        let (first, second) = (b.sub(c, s), b.add(d, t));
+                        let at = b.row() * (apart * n) + Index::of(Base::Axis(j)) * apart;
+                        b.store(view, at.clone(), first);
+                        b.store(view, at.plus(1), second);
+                    });
+                }
+                let nest = b.finish();
+                let stored = vec![0.0; (3 * apart * n) as usize];
+                let memory =
+                    [floats(&mut r, 6 * n as usize), floats(&mut r, 2 * n as usize), stored.clone(), stored];
+                compare(&nest, kv, 3, &memory, &[], [3, 0, 0, 0]);
+            }
+        }
+    }
+}
+
 #[test]
 fn integers_beyond_their_limit_stop_both() {
     let gather = |limit: Index| {

@@ -238,6 +238,22 @@ impl Arith<'_, '_> {
         self.cast(types::I32X4, both)
     }
 
+    /// An i32 for each lane: the halves in the low bits of `low` and, above them, those of `high`.
+    pub(super) fn pair_halves(&mut self, low: Value, high: Value) -> Value {
+        let sixteen = self.b.ins().iconst(types::I32, 16);
+        let above = self.b.ins().ishl(high, sixteen);
+        self.b.ins().bor(low, above)
+    }
+
+    /// Four of the eight numbers of two vectors.
+    pub(super) fn pick(&mut self, of: [Value; 2], order: [u8; 4]) -> Value {
+        let bytes: Vec<u8> = order.iter().flat_map(|lane| [0, 1, 2, 3].map(|byte| 4 * lane + byte)).collect();
+        let order = self.b.func.dfg.immediates.push(bytes.as_slice().into());
+        let [a, b] = of.map(|v| self.cast(types::I8X16, v));
+        let picked = self.b.ins().shuffle(a, b, order);
+        self.cast(types::F32X4, picked)
+    }
+
     /// `bessemer_format::scheme::round_f16` of each f32 of `x`, in the low bits of as many i32.
     pub(super) fn narrow_f16(&mut self, x: Value) -> Value {
         use cranelift_codegen::ir::condcodes::IntCC;

@@ -52,6 +52,16 @@ fn plain() -> MemFlagsData {
     MemFlagsData::new().with_notrap()
 }
 
+/// Bytes of an element.
+fn bytes_of(elem: ViewElem) -> i64 {
+    if matches!(elem, ViewElem::F32 | ViewElem::I32) { 4 } else { 2 }
+}
+
+/// A distance in bytes as instructions hold it.
+fn offset(bytes: i64) -> Result<i32, CodegenError> {
+    i32::try_from(bytes).map_err(|_| CodegenError::Unsupported("so wide a store"))
+}
+
 /// Emits the whole function.
 pub(super) fn emit(
     mut b: FunctionBuilder<'_>,
@@ -172,6 +182,10 @@ impl Emitter<'_, '_> {
         let nest = self.nest;
         let mut at = range.start;
         while at < range.end {
+            if self.store_pair(at..range.end, mode)? {
+                at += 2;
+                continue;
+            }
             match &nest.body[at] {
                 Stmt::For { extent } => at = self.open(at, extent, None, depth)?,
                 Stmt::Reduce { dst, kind, value, extent } => {
@@ -348,6 +362,14 @@ impl Emitter<'_, '_> {
                             self.load(types::F32X4, elem, address, 4 * p as i32)
                         }))
                     }
+                    Mode::Vector(axis) if stride(index, axis) == Some(2) => {
+                        // The second four begin at the last of the first, so that nothing behind the last is touched.
+                        Reg::Many(std::array::from_fn(|p| {
+                            let [a, b] = [8 * p as i32, 8 * p as i32 + 3]
+                                .map(|at| self.load(types::F32X4, elem, address, at));
+                            Arith { b: &mut self.b }.pick([a, b], [0, 2, 5, 7])
+                        }))
+                    }
                     _ => Reg::One(self.load(types::F32, elem, address, 0)),
                 };
                 self.regs[usize::from(dst.0)] = Some(value);
@@ -395,6 +417,49 @@ impl Emitter<'_, '_> {
         Ok(())
     }
 
+    /// Whether `range` begins with two stores, the second to the elements behind those of the first: then both are done at once.
+    fn store_pair(&mut self, range: Range<usize>, mode: Mode) -> Result<bool, CodegenError> {
+        let (Mode::Vector(axis), [Stmt::Store { view, index, src }, second, ..]) =
+            (mode, &self.nest.body[range])
+        else {
+            return Ok(false);
+        };
+        let next = Index { constant: index.constant + 1, ..index.clone() };
+        let other = match second {
+            Stmt::Store { view: other, index, src } if other == view && *index == next => src,
+            _ => return Ok(false),
+        };
+        let elem = resolve(self.nest.views[usize::from(view.0)].elem, self.kv);
+        let lanes = lanes(index, axis).ok_or(CodegenError::Unsupported("such a store"))?;
+        let address = self.address(usize::from(view.0), elem, index)?;
+        let (first, second) = (self.many(usize::from(src.0))?, self.many(usize::from(other.0))?);
+        let neighbours = lanes.array_windows().all(|[a, b]| *b == a + 2);
+        for (p, (a, b)) in first.into_iter().zip(second).enumerate() {
+            // Vectors of pairs: two of floats, or four of halves.
+            let vectors = if elem == ViewElem::F32 {
+                let mut arith = Arith { b: &mut self.b };
+                let pairs = [[0, 4, 1, 5], [2, 6, 3, 7]].map(|order| arith.pick([a, b], order));
+                pairs.map(|pairs| arith.cast(types::I64X2, pairs)).to_vec()
+            } else {
+                let (low, high) = (self.narrow(elem, a)?, self.narrow(elem, b)?);
+                vec![Arith { b: &mut self.b }.pair_halves(low, high)]
+            };
+            let each = 4 / vectors.len();
+            for (v, pairs) in vectors.into_iter().enumerate() {
+                let place = |i: usize| offset(lanes[4 * p + v * each + i] * bytes_of(elem));
+                if neighbours {
+                    self.b.ins().store(plain(), pairs, address, place(0)?);
+                    continue;
+                }
+                for i in 0..each {
+                    let pair = self.b.ins().extractlane(pairs, i as u8);
+                    self.b.ins().store(plain(), pair, address, place(i)?);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Stores sixteen numbers, each at its distance from `address`.
     fn store_lanes(
         &mut self,
@@ -403,10 +468,7 @@ impl Emitter<'_, '_> {
         lanes: &[i64; LANES],
         values: [Value; PARTS],
     ) -> Result<(), CodegenError> {
-        let bytes = if elem == ViewElem::F32 { 4 } else { 2 };
-        let at = |lane: usize| {
-            i32::try_from(lanes[lane] * bytes).map_err(|_| CodegenError::Unsupported("so wide a store"))
-        };
+        let at = |lane: usize| offset(lanes[lane] * bytes_of(elem));
         for (p, v) in values.into_iter().enumerate() {
             if elem == ViewElem::F32 && contiguous(lanes) {
                 self.b.ins().store(plain(), v, address, at(4 * p)?);
@@ -445,8 +507,7 @@ impl Emitter<'_, '_> {
 
     fn address(&mut self, view: usize, elem: ViewElem, index: &Index) -> Result<Value, CodegenError> {
         let index = self.index(index)?;
-        let shift = if matches!(elem, ViewElem::F32 | ViewElem::I32) { 2 } else { 1 };
-        let shift = self.b.ins().iconst(types::I64, shift);
+        let shift = self.b.ins().iconst(types::I64, i64::from(bytes_of(elem).ilog2()));
         let offset = self.b.ins().ishl(index, shift);
         Ok(self.b.ins().iadd(self.views[view], offset))
     }

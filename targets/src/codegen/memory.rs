@@ -50,12 +50,18 @@ pub(super) fn resolve(elem: ViewElem, kv: KvElem) -> ViewElem {
     }
 }
 
-/// Whether a vector loop's body can work on vectors: contiguous or constant loads, stores at places that are known from the
-/// first, no sines.
+/// Whether a vector loop's body can work on vectors: loads of neighbours, of every other float or of one for all, stores at places
+/// that are known from the first, no sines.
 pub(super) fn vectorises(nest: &Nest, body: &[Stmt], axis: u8, kv: KvElem) -> bool {
     body.iter().all(|stmt| match stmt {
         Stmt::Let { op, .. } => !matches!(op, Op::Sin(_) | Op::Cos(_)),
-        Stmt::Load { index, .. } => matches!(stride(index, axis), Some(0 | 1)),
+        Stmt::Load { view, index, .. } => match stride(index, axis) {
+            Some(0 | 1) => true,
+            Some(2) => {
+                nest.views.get(usize::from(view.0)).is_some_and(|v| resolve(v.elem, kv) == ViewElem::F32)
+            }
+            _ => false,
+        },
         Stmt::Store { view, index, .. } => {
             let elem = nest.views.get(usize::from(view.0)).map(|v| resolve(v.elem, kv));
             lanes(index, axis).is_some()
