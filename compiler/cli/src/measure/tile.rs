@@ -3,7 +3,7 @@
 use bessemer_format::plan::{Linear, RowCount, StepKind, WeightLayout, WeightSlice};
 use bessemer_format::{Compute, PanelLayout, panel};
 use bessemer_kernels::KernelSet;
-use bessemer_kernels::linear::{Product, TILE_ROWS};
+use bessemer_kernels::linear::{LinearBf16, Product, TILE_ROWS};
 use bessemer_runtime::Engine;
 use std::collections::BTreeMap;
 
@@ -47,9 +47,14 @@ impl Tile {
         let panels = (WEIGHT_BYTES / whole.panel_bytes()).clamp(2, whole.panels().max(2)) & !1;
         let weight = engine.file().weight(id).get(..panels * whole.panel_bytes())?.to_vec();
         let layout = PanelLayout::new(&slice.scheme, panels * panel::COLUMNS, k).ok()?;
-        let x: Vec<f32> = noise().take(TILE_ROWS * k).collect();
-        let product = Product::new(KernelSet::for_isa(engine.isa())?, &layout, compute, &x).ok()?;
-        let multiply_adds = (TILE_ROWS * panels * panel::COLUMNS * k) as u64;
+        let kernels = KernelSet::for_isa(engine.isa())?;
+        let rows = match kernels.linear_bf16(&layout) {
+            LinearBf16::Native(linear) if compute == Compute::Bf16 => linear.tile_rows(),
+            _ => TILE_ROWS,
+        };
+        let x: Vec<f32> = noise().take(rows * k).collect();
+        let product = Product::new(kernels, &layout, compute, &x).ok()?;
+        let multiply_adds = (rows * panels * panel::COLUMNS * k) as u64;
         Some(Self { product, weight, panels, multiply_adds })
     }
 
