@@ -1,7 +1,7 @@
 //! Which loops can work on sixteen iterations at a time, and where their elements lie.
 
 use bessemer_format::manifest::KvElem;
-use bessemer_format::nest::{Base, Index, LANES, Nest, Op, Stmt, ViewElem};
+use bessemer_format::nest::{Base, Index, LANES, Nest, Op, Stmt, ViewElem, ViewId};
 
 /// The stride of `index` along `axis`, in elements; `None` where elements are not evenly spaced.
 pub(super) fn stride(index: &Index, axis: u8) -> Option<i64> {
@@ -53,19 +53,17 @@ pub(super) fn resolve(elem: ViewElem, kv: KvElem) -> ViewElem {
 /// Whether a vector loop's body can work on vectors: loads of neighbours, of every other float or of one for all, stores at places
 /// that are known from the first, no sines.
 pub(super) fn vectorises(nest: &Nest, body: &[Stmt], axis: u8, kv: KvElem) -> bool {
+    let elem = |view: &ViewId| nest.views.get(usize::from(view.0)).map(|v| resolve(v.elem, kv));
     body.iter().all(|stmt| match stmt {
         Stmt::Let { op, .. } => !matches!(op, Op::Sin(_) | Op::Cos(_)),
         Stmt::Load { view, index, .. } => match stride(index, axis) {
             Some(0 | 1) => true,
-            Some(2) => {
-                nest.views.get(usize::from(view.0)).is_some_and(|v| resolve(v.elem, kv) == ViewElem::F32)
-            }
+            Some(2) => elem(view) == Some(ViewElem::F32),
             _ => false,
         },
         Stmt::Store { view, index, .. } => {
-            let elem = nest.views.get(usize::from(view.0)).map(|v| resolve(v.elem, kv));
             lanes(index, axis).is_some()
-                && matches!(elem, Some(ViewElem::F32 | ViewElem::F16 | ViewElem::Bf16))
+                && matches!(elem(view), Some(ViewElem::F32 | ViewElem::F16 | ViewElem::Bf16))
         }
         _ => false,
     })

@@ -101,15 +101,13 @@ impl Ceilings {
 pub struct Sampler {
     threads: usize,
     buffer: Vec<u64>,
-    tiles: Vec<Tile>,
+    tile: Option<Tile>,
 }
 
 impl Sampler {
     /// Of so many threads, for an engine.
     pub fn new(threads: usize, engine: &Engine) -> Self {
-        let buffer = vec![1; buffer_bytes() as usize / 8];
-        // Every thread has its own, as every core has its own cache.
-        Self { threads, buffer, tiles: (0..threads).filter_map(|_| Tile::of(engine)).collect() }
+        Self { threads, buffer: vec![1; buffer_bytes() as usize / 8], tile: Tile::of(engine) }
     }
 
     /// Half a second's look, and a little more.
@@ -126,8 +124,8 @@ impl Sampler {
             f32_multiply_adds_s: peak(Arithmetic::F32),
             bf16_multiply_adds_s: peak(Arithmetic::Bf16),
             int8_multiply_adds_s: peak(Arithmetic::Int8),
-            tile_multiply_adds_s: (self.tiles.len() == self.threads)
-                .then(|| rate(self.threads, &|thread| self.tiles[thread].run())),
+            // One for all threads: they only read it, each from its core's own cache.
+            tile_multiply_adds_s: self.tile.as_ref().map(|tile| rate(self.threads, &|_| tile.run())),
         }
     }
 }
